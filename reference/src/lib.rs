@@ -1,0 +1,3 @@
+//! The exact maths, on the CPU, to be read next to the papers.
+#![forbid(unsafe_code)]
+pub mod spec;
