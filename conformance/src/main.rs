@@ -1,2 +1,6 @@
-//! The command line.
-fn main() {}
+//! `conform`: see [`plumbline_conformance::cli`].
+#![forbid(unsafe_code)]
+
+fn main() -> std::process::ExitCode {
+    plumbline_conformance::cli::main()
+}

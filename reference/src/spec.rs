@@ -119,7 +119,7 @@ impl QuantSpec {
     /// `group_size: None` means one group per row.
     ///
     /// # Errors
-    /// `OutOfRange` for an empty row or group; `GroupDoesNotDivide` where a group would cross a row.
+    /// `OutOfRange` for an empty row or group; `GroupDoesNotDivide` where one would cross a row.
     pub fn new(
         bits: Bits,
         group_size: Option<usize>,

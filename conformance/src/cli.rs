@@ -1,0 +1,317 @@
+//! The command line of `conform`.
+//!
+//! Exit codes: 0 everything conforms, 1 something does not, 2 bad use or unreadable input.
+
+use clap::{Args, Parser, Subcommand};
+use serde_json::{Value, json};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use crate::case::{self, Case, FORMAT, container, container::Container, prefixed};
+use crate::collect::{Collected, collect};
+use crate::error::Error;
+use crate::generate::generate;
+use crate::judge::report::{CaseReport, Counts, Status};
+use crate::judge::{judge, run};
+use crate::ops::{self, Class, OPERATIONS, Operation};
+use crate::precision::Precision;
+use crate::subject::{self, BUILT_IN, Subject, SubjectError, Support};
+
+/// Judges implementations of the operations against the reference and golden vectors.
+#[derive(Parser)]
+#[command(name = "conform", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs one case and writes its outputs, comparing nothing.
+    Eval(Eval),
+    /// Judges every case under the paths.
+    Check(Check),
+    /// Writes fresh cases whose expected outputs come from the f64 reference.
+    Generate(Generate),
+    /// Shows the operations and which subject implements which.
+    List(List),
+}
+
+#[derive(Args)]
+struct SubjectArgs {
+    /// reference, or exec:COMMAND LINE for anything outside.
+    #[arg(long)]
+    subject: String,
+    /// Precision of the arithmetic; without it, the subject's first (see list).
+    #[arg(long)]
+    precision: Option<Precision>,
+    /// Seconds that an outside subject has for one case.
+    #[arg(long, default_value_t = 60.0, value_parser = seconds)]
+    timeout: f64,
+}
+
+#[derive(Args)]
+struct Eval {
+    /// The case, .safetensors or .toml.
+    case: PathBuf,
+    #[command(flatten)]
+    subject: SubjectArgs,
+    /// Which case of a file with several.
+    #[arg(long = "case", value_name = "ID")]
+    id: Option<String>,
+    /// Where the outputs go.
+    #[arg(long)]
+    out: PathBuf,
+}
+
+#[derive(Args)]
+struct Check {
+    /// Case files, and folders with case files.
+    #[arg(required = true)]
+    paths: Vec<PathBuf>,
+    #[command(flatten)]
+    subject: SubjectArgs,
+    /// Writes cases.jsonl there, one line per case.
+    #[arg(long, value_name = "DIR")]
+    report: Option<PathBuf>,
+    /// Prints one JSON object instead of text.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+struct Generate {
+    /// Folder for the case files.
+    #[arg(long)]
+    out: PathBuf,
+    /// Operations; all of them without it.
+    #[arg(long = "op", value_name = "NAME")]
+    ops: Vec<String>,
+    /// Cases per operation.
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..))]
+    count: u64,
+    /// The same seed gives the same files.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+}
+
+#[derive(Args)]
+struct List {
+    /// Prints one JSON object instead of text.
+    #[arg(long)]
+    json: bool,
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        // Longer than a Duration can hold is surely a slip.
+        Ok(seconds) if seconds > 0.0 && seconds <= 1e6 => Ok(seconds),
+        _ => Err("expected a number of seconds above 0".to_owned()),
+    }
+}
+
+/// Parses the arguments and runs the command.
+pub fn main() -> ExitCode {
+    // Clap itself exits with 2 for arguments that it cannot parse, and with 0 for help.
+    let done = match Cli::parse().command {
+        Command::Eval(args) => eval(&args),
+        Command::Check(args) => check(&args),
+        Command::Generate(args) => generate_cases(&args),
+        Command::List(args) => list(&args),
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("conform: {error}");
+        ExitCode::from(2)
+    })
+}
+
+/// Prints a line; a reader that went away is no reason to fail.
+fn say(text: impl std::fmt::Display) {
+    _ = writeln!(std::io::stdout(), "{text}");
+}
+
+fn select(args: &SubjectArgs) -> Result<(Box<dyn Subject>, Precision), Error> {
+    let subject = subject::select(&args.subject, Duration::from_secs_f64(args.timeout))?;
+    let precision = subject::precision_of(subject.as_ref(), args.precision)?;
+    Ok((subject, precision))
+}
+
+fn eval(args: &Eval) -> Result<ExitCode, Error> {
+    let (mut subject, precision) = select(&args.subject)?;
+    let case = one_case(&args.case, args.id.as_deref())?;
+    if let Support::No(why) = subject.supports(case.request.op, precision) {
+        return Err(Error::Usage(format!(
+            "{} skips {}: {why}",
+            subject.name(),
+            case.request.op.name
+        )));
+    }
+    let request = case.request.to_precision(precision);
+    let outputs = match run(subject.as_mut(), &request, precision) {
+        Ok(outputs) => outputs,
+        // A request that is refused is input that cannot be used; a broken subject does not conform.
+        Err(error @ (SubjectError::Refused(_) | SubjectError::Skip(_))) => {
+            return Err(Error::Usage(format!("{}: {} {error}", case.label(), subject.name())));
+        }
+        Err(SubjectError::Broken(what)) => {
+            eprintln!("conform: {}: {} {what}", case.label(), subject.name());
+            return Ok(ExitCode::from(1));
+        }
+    };
+    let mut metadata = vec![
+        ("format", FORMAT.to_owned()),
+        ("op", case.request.op.name.to_owned()),
+        ("params", case.request.params.to_json()),
+        ("origin", format!("{} {precision}", subject.name())),
+    ];
+    metadata.extend(case.note.map(|note| ("note", note)));
+    let container = Container {
+        metadata: metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
+        tensors: prefixed("out.", &outputs).collect(),
+    };
+    container::write(&args.out, &container)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn one_case(file: &Path, id: Option<&str>) -> Result<Case, Error> {
+    let mut cases = case::load(file)?;
+    let ids = cases.iter().map(|case| case.id.clone()).collect::<Vec<_>>().join(", ");
+    if let Some(id) = id {
+        cases.retain(|case| case.id == id);
+    }
+    match (cases.len(), cases.pop(), id) {
+        (1, Some(case), _) => Ok(case),
+        (_, None, Some(id)) => {
+            Err(Error::case(file, format!("there is no case {id:?}, only {ids}")))
+        }
+        _ => Err(Error::case(file, format!("there are several cases, choose one: --case {ids}"))),
+    }
+}
+
+fn check(args: &Check) -> Result<ExitCode, Error> {
+    let (mut subject, precision) = select(&args.subject)?;
+    let Collected { cases, mut errors } = collect(&args.paths);
+    let (mut counts, mut reports) = (Counts::default(), Vec::new());
+    for case in &cases {
+        if precision == Precision::F32
+            && let Some(problem) = case.not_f32_exact()
+        {
+            let problem = format!("case {}: {problem}, and the subject computes in f32", case.id);
+            errors.push(Error::case(&case.file, problem));
+            continue;
+        }
+        let report = judge(case, subject.as_mut(), precision);
+        counts.add(&report);
+        if !args.json && !matches!(report.status, Status::Pass) {
+            say(&report);
+        }
+        reports.push(report);
+    }
+    if reports.is_empty() && errors.is_empty() {
+        errors.push(Error::Usage("there is no case under the given paths".to_owned()));
+    }
+    if let Some(folder) = &args.report {
+        write_report(folder, &reports)?;
+    }
+    if args.json {
+        say(json!({
+            "subject": subject.name(),
+            "precision": precision.to_string(),
+            "counts": counts,
+            "cases": reports.iter().map(CaseReport::to_json).collect::<Vec<_>>(),
+            "unreadable": errors.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        }));
+    } else {
+        say(format!("{} {precision}: {counts}", subject.name()));
+    }
+    for error in &errors {
+        eprintln!("conform: {error}");
+    }
+    Ok(match (errors.is_empty(), counts.fail) {
+        (false, _) => ExitCode::from(2),
+        (true, 0) => ExitCode::SUCCESS,
+        (true, _) => ExitCode::from(1),
+    })
+}
+
+fn write_report(folder: &Path, reports: &[CaseReport]) -> Result<(), Error> {
+    std::fs::create_dir_all(folder).map_err(|source| Error::io(folder, source))?;
+    let lines: String = reports.iter().map(|report| format!("{}\n", report.to_json())).collect();
+    container::write_bytes(&folder.join("cases.jsonl"), lines.as_bytes())
+}
+
+fn generate_cases(args: &Generate) -> Result<ExitCode, Error> {
+    let operations: Vec<&'static Operation> = if args.ops.is_empty() {
+        OPERATIONS.iter().collect()
+    } else {
+        let found = args.ops.iter().map(|name| ops::find(name));
+        found.collect::<Result<_, _>>().map_err(Error::Usage)?
+    };
+    let files = generate(&args.out, &operations, args.count, args.seed)?;
+    say(format!("wrote {} cases to {}, seed {}", files.len(), args.out.display(), args.seed));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn list(args: &List) -> Result<ExitCode, Error> {
+    let mut subjects = Vec::new();
+    for name in BUILT_IN {
+        subjects.push(subject::select(name, Duration::from_secs(60))?);
+    }
+    if args.json {
+        let operations: Vec<_> = OPERATIONS.iter().map(|op| list_json(op, &subjects)).collect();
+        say(json!({ "format": FORMAT, "operations": operations }));
+        return Ok(ExitCode::SUCCESS);
+    }
+    let header: Vec<_> = subjects.iter().map(|subject| format!("{:<16}", subject.name())).collect();
+    say(format!("{:<28}{}", "operation", header.join("").trim_end()));
+    for op in OPERATIONS {
+        let cells = subjects.iter().map(|subject| {
+            let precisions = supported(subject.as_ref(), op);
+            format!(
+                "{:<16}",
+                if precisions.is_empty() { "-".to_owned() } else { precisions.join(" ") }
+            )
+        });
+        say(format!("{:<28}{}", op.name, cells.collect::<String>().trim_end()));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn supported(subject: &dyn Subject, op: &Operation) -> Vec<String> {
+    let precisions = subject.precisions().iter();
+    precisions
+        .filter(|precision| subject.supports(op, **precision) == Support::Yes)
+        .map(ToString::to_string)
+        .collect()
+}
+
+fn list_json(op: &Operation, subjects: &[Box<dyn Subject>]) -> Value {
+    let names = |specs: &[ops::TensorSpec]| -> Vec<String> {
+        let mut names: Vec<_> = specs.iter().map(|spec| spec.name.to_string()).collect();
+        if op.weights.is_some() {
+            names.push("(weights named by params)".to_owned());
+        }
+        names
+    };
+    let judged = op.outputs.iter().map(|spec| {
+        let rule = match spec.class {
+            Class::Bounded(formula) => formula,
+            Class::Codes => "equal, or the neighbour across a tie that the precision leaves open",
+            Class::Given => "not judged",
+        };
+        (spec.name.to_string(), json!(rule))
+    });
+    let by_subject = subjects
+        .iter()
+        .map(|subject| (subject.name().to_owned(), json!(supported(subject.as_ref(), op))));
+    json!({
+        "op": op.name,
+        "params": op.params,
+        "in": names(op.inputs),
+        "out": names(op.outputs),
+        "judged": judged.collect::<serde_json::Map<_, _>>(),
+        "subjects": by_subject.collect::<serde_json::Map<_, _>>(),
+    })
+}

@@ -1,0 +1,235 @@
+//! The judgement: what came out against what must come out.
+
+pub mod bound;
+pub mod compare;
+pub mod report;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Instant;
+
+use crate::case::{Case, Expected, Request};
+use crate::ops::{Class, TensorSpec, TensorSpecs};
+use crate::precision::{Precision, Unit};
+use crate::subject::{Subject, SubjectError, Support};
+use crate::tensor::{Data, Tensor, Tensors};
+use bound::{Bounds, Evidence};
+use compare::Verdict;
+use report::{CaseReport, Failure, Status};
+
+/// Runs one case on one subject and judges the answer.
+pub fn judge(case: &Case, subject: &mut dyn Subject, precision: Precision) -> CaseReport {
+    let started = Instant::now();
+    let (status, tensors) = match run_and_judge(case, subject, precision) {
+        Ok(verdicts) => {
+            let failures: Vec<_> =
+                verdicts.iter().filter_map(|verdict| verdict.failure.clone()).collect();
+            let status = if failures.is_empty() { Status::Pass } else { Status::Fail { failures } };
+            (status, verdicts)
+        }
+        Err(Stop::Skip(why)) => (Status::Skip { why }, Vec::new()),
+        Err(Stop::Fail(what)) => {
+            (Status::Fail { failures: vec![Failure::Case { what }] }, Vec::new())
+        }
+    };
+    CaseReport {
+        file: case.file.clone(),
+        id: case.id.clone(),
+        op: case.request.op.name,
+        subject: subject.name().to_owned(),
+        precision,
+        note: case.note.clone(),
+        seconds: started.elapsed().as_secs_f64(),
+        status,
+        tensors,
+    }
+}
+
+enum Stop {
+    Skip(String),
+    Fail(String),
+}
+
+fn run_and_judge(
+    case: &Case,
+    subject: &mut dyn Subject,
+    precision: Precision,
+) -> Result<Vec<Verdict>, Stop> {
+    if let Support::No(why) = subject.supports(case.request.op, precision) {
+        return Err(Stop::Skip(why));
+    }
+    let request = case.request.to_precision(precision);
+    let answer = run(subject, &request, precision);
+    match (&case.expected, answer) {
+        (_, Err(SubjectError::Skip(why))) => Err(Stop::Skip(why)),
+        (_, Err(SubjectError::Broken(what))) => Err(Stop::Fail(what)),
+        (Expected::Refusal(text), Err(SubjectError::Refused(message))) => {
+            if message.contains(text.as_str()) {
+                Ok(Vec::new())
+            } else {
+                Err(Stop::Fail(format!("refused with {message:?}, expected {text:?} in it")))
+            }
+        }
+        (Expected::Refusal(text), Ok(_)) => {
+            Err(Stop::Fail(format!("answered, expected a refusal with {text:?} in it")))
+        }
+        (Expected::Outputs(_), Err(SubjectError::Refused(message))) => {
+            Err(Stop::Fail(format!("refused a valid case: {message}")))
+        }
+        (Expected::Outputs(outputs), Ok(actual)) => {
+            let own_type = !subject.answers_in_any_type();
+            judge_outputs(&request, outputs, &actual, own_type.then_some(precision), precision)
+                .map_err(Stop::Fail)
+        }
+    }
+}
+
+/// A panic of a subject inside this process is the failure of one case.
+pub fn run(
+    subject: &mut dyn Subject,
+    request: &Request,
+    precision: Precision,
+) -> Result<Tensors, SubjectError> {
+    catch_unwind(AssertUnwindSafe(|| subject.run(request, precision))).unwrap_or_else(|panic| {
+        let message = panic
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or_else(|| panic.downcast_ref::<&str>().copied())
+            .unwrap_or("no message");
+        Err(SubjectError::Broken(format!("panicked: {message}")))
+    })
+}
+
+/// Judges outputs without running anything.
+///
+/// `required` is the type that floats must have; without it any float type is accepted and judged
+/// by its own rounding errors.
+///
+/// # Errors
+/// Where the reference cannot say what must come out.
+pub fn judge_outputs(
+    request: &Request,
+    golden: &Tensors,
+    actual: &Tensors,
+    required: Option<Precision>,
+    precision: Precision,
+) -> Result<Vec<Verdict>, String> {
+    let request = request.to_precision(Precision::F64);
+    let specs = request.op.tensors(&request.params)?;
+    let expected = complete(&request, golden, &specs)?;
+    let mut judgement = Judgement { request, expected, actual, required, precision, codes: None };
+    let mut verdicts = Vec::new();
+    // Codes first: everything downstream is judged with the codes that were accepted.
+    let is_codes = |spec: &&TensorSpec| spec.class == Class::Codes;
+    for spec in specs.outputs.iter().filter(is_codes) {
+        verdicts.push(judgement.codes(spec)?);
+    }
+    for spec in specs.outputs.iter().filter(|spec| !is_codes(spec)) {
+        verdicts.push(judgement.floats(spec)?);
+    }
+    for name in actual.keys() {
+        if !specs.outputs.iter().any(|spec| *spec.name == **name) {
+            verdicts.push(Verdict::rejected(name, "is no output of the operation".to_owned()));
+        }
+    }
+    Ok(verdicts)
+}
+
+/// Golden values where the case has them, the f64 reference for the rest.
+fn complete(request: &Request, golden: &Tensors, specs: &TensorSpecs) -> Result<Tensors, String> {
+    if specs.outputs.iter().all(|spec| golden.contains_key(&*spec.name)) {
+        return Ok(golden.clone());
+    }
+    let mut expected = (request.op.f64)(request)
+        .map_err(|message| format!("the f64 reference refuses this case: {message}"))?;
+    expected.extend(golden.iter().map(|(name, tensor)| (name.clone(), tensor.clone())));
+    Ok(expected)
+}
+
+struct Judgement<'a> {
+    request: Request,
+    expected: Tensors,
+    actual: &'a Tensors,
+    required: Option<Precision>,
+    precision: Precision,
+    codes: Option<Vec<i8>>,
+}
+
+impl Judgement<'_> {
+    /// The tensor, if it is there with the right shape and type; otherwise the verdict.
+    fn present(&self, spec: &TensorSpec) -> Result<(&Tensor, &Tensor), Verdict> {
+        let expected = &self.expected[&*spec.name];
+        let Some(actual) = self.actual.get(&*spec.name) else {
+            return Err(Verdict::rejected(&spec.name, "is missing".to_owned()));
+        };
+        if actual.shape() != expected.shape() {
+            let (is, should) = (actual.shape(), expected.shape());
+            let what = format!("has shape {is:?}, expected {should:?}");
+            return Err(Verdict::rejected(&spec.name, what));
+        }
+        let right_type = match (self.required, actual.data()) {
+            (Some(Precision::F64), Data::F64(_)) | (Some(Precision::F32), Data::F32(_)) => true,
+            (Some(_), Data::F64(_) | Data::F32(_) | Data::F16(_) | Data::Bf16(_)) => false,
+            _ => spec.kind.accepts(actual.dtype()),
+        };
+        if right_type {
+            return Ok((expected, actual));
+        }
+        let should = match (self.required, spec.class) {
+            (Some(precision), Class::Bounded(_)) => precision.to_string(),
+            _ => spec.kind.expected().to_owned(),
+        };
+        let what = format!("has dtype {}, expected {should}", actual.dtype());
+        Err(Verdict::rejected(&spec.name, what))
+    }
+
+    /// The precision whose rounding errors the floats of an answer carry.
+    fn coarsest(&self) -> Precision {
+        let floats = self.actual.values().filter_map(computed_in);
+        floats.min().unwrap_or(self.precision)
+    }
+
+    fn codes(&mut self, spec: &TensorSpec) -> Result<Verdict, String> {
+        let (expected, actual) = match self.present(spec) {
+            Ok(pair) => pair,
+            Err(verdict) => return Ok(verdict),
+        };
+        let grid = self.request.op.grid.ok_or("an operation with codes has a grid")?;
+        let grid = grid(&self.request, Unit::of(self.coarsest()))?;
+        let verdict = compare::codes(&spec.name, &grid, expected, actual);
+        if verdict.failure.is_none()
+            && verdict.flips > 0
+            && let Data::I8(codes) = actual.data()
+        {
+            self.codes = Some(codes.clone());
+        }
+        Ok(verdict)
+    }
+
+    fn floats(&self, spec: &TensorSpec) -> Result<Verdict, String> {
+        let (expected, actual) = match self.present(spec) {
+            Ok(pair) => pair,
+            Err(verdict) => return Ok(verdict),
+        };
+        let unit = Unit::of(computed_in(actual).unwrap_or(self.precision));
+        let evidence = Evidence {
+            request: &self.request,
+            expected: &self.expected,
+            codes: self.codes.as_deref(),
+            unit,
+        };
+        let bounds: Bounds = (self.request.op.bounds)(&evidence)?;
+        let allowance = bounds
+            .get(&*spec.name)
+            .ok_or_else(|| format!("no allowance is derived for out.{}", spec.name))?;
+        Ok(compare::floats(&spec.name, allowance, expected, actual))
+    }
+}
+
+/// Results in a narrow type come from f32 arithmetic and one more rounding.
+fn computed_in(tensor: &Tensor) -> Option<Precision> {
+    match tensor.data() {
+        Data::F64(_) => Some(Precision::F64),
+        Data::F32(_) | Data::F16(_) | Data::Bf16(_) => Some(Precision::F32),
+        Data::I8(_) | Data::U8(_) | Data::I32(_) => None,
+    }
+}

@@ -1,0 +1,166 @@
+//! The comparators. They are code under test: `tests/comparators.rs` shows what they reject.
+
+use serde::Serialize;
+
+use super::bound::Allowance;
+use super::report::{Failure, Mismatch};
+use crate::ops::quantizer::Grid;
+use crate::tensor::{Data, Tensor};
+
+/// Mismatches that are kept in full; all are counted.
+const SHOWN: usize = 8;
+
+/// What was found out about one output.
+#[derive(Debug, Clone, Serialize)]
+pub struct Verdict {
+    /// The output's name.
+    pub tensor: String,
+    /// Elements compared.
+    pub elements: usize,
+    /// Largest difference over its allowance; at most 1 in a tensor that passes.
+    pub worst_ratio: f64,
+    /// Codes that the subject's rounding errors leave open.
+    pub open: usize,
+    /// Codes that are the other neighbour.
+    pub flips: usize,
+    /// Why the tensor is rejected.
+    #[serde(skip)]
+    pub failure: Option<Failure>,
+}
+
+impl Verdict {
+    fn new(tensor: &str, elements: usize) -> Self {
+        let tensor = tensor.to_owned();
+        Self { tensor, elements, worst_ratio: 0.0, open: 0, flips: 0, failure: None }
+    }
+
+    /// A tensor that cannot be compared at all.
+    pub fn rejected(tensor: &str, what: String) -> Self {
+        let failure = Failure::Tensor { tensor: tensor.to_owned(), what };
+        Self { failure: Some(failure), ..Self::new(tensor, 0) }
+    }
+
+    fn reject(mut self, mismatches: Vec<Mismatch>, count: usize) -> Self {
+        if count > 0 {
+            let tensor = self.tensor.clone();
+            let elements = self.elements;
+            self.failure = Some(Failure::Elements { tensor, elements, count, mismatches });
+        }
+        self
+    }
+}
+
+/// What rounding to the stored types adds: the expected value where it is stored narrowly, the
+/// actual one where the subject answers in a narrow type.
+fn stored_rounding(expected: &Tensor, actual: &Tensor, value: f64) -> f64 {
+    let narrow = |tensor: &Tensor| match tensor.data() {
+        Data::F16(_) => 2_f64.powi(-11) * value.abs() + 2_f64.powi(-25),
+        Data::Bf16(_) => 2_f64.powi(-8) * value.abs() + 2_f64.powi(-134),
+        _ => 0.0,
+    };
+    let in_file = match expected.data() {
+        Data::F32(_) => 2_f64.powi(-24) * value.abs() + 2_f64.powi(-150),
+        _ => narrow(expected),
+    };
+    // An actual F32 or F64 is the type of the arithmetic, whose roundings the allowance counts.
+    in_file + narrow(actual)
+}
+
+/// Floats: every element finite and within its allowance of the expected value, or of one of the
+/// alternatives. Shapes must have been compared.
+///
+/// # Panics
+/// Where the allowance has another number of elements than the tensors.
+pub fn floats(name: &str, allowance: &Allowance, expected: &Tensor, actual: &Tensor) -> Verdict {
+    assert_eq!(allowance.bound.len(), actual.len(), "allowances of {name}");
+    assert_eq!(expected.len(), actual.len(), "elements of {name}");
+    let mut verdict = Verdict { open: allowance.open, ..Verdict::new(name, actual.len()) };
+    let mut values: Vec<f64> = expected.values().collect();
+    for (index, value) in &allowance.replaced {
+        values[*index] = *value;
+    }
+    let mut alternatives = allowance.alternatives.clone();
+    alternatives.sort_by_key(|(index, _)| *index);
+    let (mut mismatches, mut count) = (Vec::new(), 0);
+    for (index, value) in values.into_iter().enumerate() {
+        let is = actual.value(index);
+        let start = alternatives.partition_point(|(at, _)| *at < index);
+        let others = alternatives[start..].iter().take_while(|(at, _)| *at == index);
+        let bound = allowance.bound[index];
+        let ratio = std::iter::once(value)
+            .chain(others.map(|(_, value)| *value))
+            .map(|value| excess(is, value, bound + stored_rounding(expected, actual, value)))
+            .fold(f64::INFINITY, f64::min);
+        verdict.worst_ratio = verdict.worst_ratio.max(ratio);
+        if ratio <= 1.0 {
+            continue;
+        }
+        count += 1;
+        if mismatches.len() < SHOWN {
+            mismatches.push(Mismatch {
+                index: actual.position(index),
+                expected: describe(value, index, expected),
+                actual: actual.describe(index),
+                bound: bound + stored_rounding(expected, actual, value),
+                detail: None,
+            });
+        }
+    }
+    verdict.reject(mismatches, count)
+}
+
+/// Difference over allowance; infinite for a NaN, an infinity, or any difference without allowance.
+fn excess(actual: f64, expected: f64, bound: f64) -> f64 {
+    let difference = (actual - expected).abs();
+    if !actual.is_finite() || !difference.is_finite() {
+        f64::INFINITY
+    } else if difference == 0.0 {
+        0.0
+    } else {
+        difference / bound
+    }
+}
+
+fn describe(value: f64, index: usize, expected: &Tensor) -> String {
+    if expected.value(index) == value {
+        return expected.describe(index);
+    }
+    format!("{value:?} (0x{:016x}, from the subject's codes)", value.to_bits())
+}
+
+/// Codes: equal, or the neighbour across a tie that the argument may lie on either side of.
+pub fn codes(name: &str, grid: &Grid, expected: &Tensor, actual: &Tensor) -> Verdict {
+    assert_eq!(grid.elements.len(), actual.len(), "elements of {name}");
+    assert_eq!(expected.len(), actual.len(), "elements of {name}");
+    let mut verdict = Verdict::new(name, actual.len());
+    let (mut mismatches, mut count) = (Vec::new(), 0);
+    for (index, element) in grid.elements.iter().enumerate() {
+        let (is, should) = (actual.value(index), expected.value(index));
+        let (distance, other) = element.nearest_tie(&grid.spec);
+        let open = element.at_tie(&grid.spec);
+        verdict.open += usize::from(open);
+        if is == should {
+            continue;
+        }
+        let neighbours = [element.code, other];
+        if open && neighbours.contains(&is) && neighbours.contains(&should) {
+            verdict.flips += 1;
+            continue;
+        }
+        verdict.worst_ratio = f64::INFINITY;
+        count += 1;
+        if mismatches.len() < SHOWN {
+            mismatches.push(Mismatch {
+                index: actual.position(index),
+                expected: expected.describe(index),
+                actual: actual.describe(index),
+                bound: 0.0,
+                detail: Some(format!(
+                    "argument {:?} lies {distance:e} from its nearest tie, and is known to {:e}",
+                    element.argument, element.error
+                )),
+            });
+        }
+    }
+    verdict.reject(mismatches, count)
+}

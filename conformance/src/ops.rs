@@ -1,0 +1,231 @@
+//! The registry: every operation of the case protocol, what it takes, and how it is judged.
+//!
+//! A row is the only place that knows an operation. Parsing, linting, judging, generating and
+//! listing iterate over the rows; a subject looks its operations up by name.
+
+pub mod adamw;
+pub mod attention;
+pub mod cross_entropy;
+pub mod fake_quantize;
+pub mod init_scale;
+pub mod l4q;
+pub mod llama;
+pub mod lora;
+pub mod quantizer;
+pub mod rms_norm;
+pub mod rope;
+pub mod swiglu;
+mod table;
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use crate::case::Request;
+use crate::judge::bound::{Bounds, Evidence};
+use crate::params::Params;
+use crate::precision::Unit;
+use crate::sampler::Sampler;
+use crate::tensor::{Kind, Tensor, Tensors};
+
+pub use table::OPERATIONS;
+
+/// Runs the reference on a request; a refusal is its message.
+pub type Run = fn(&Request) -> Result<Tensors, String>;
+
+/// Sizes that the parameters fix before the inputs are looked at.
+pub type SizesOf = fn(&Request) -> Result<Vec<(&'static str, usize)>, String>;
+
+/// How large a difference the subject's precision explains, per element.
+pub type BoundsOf = fn(&Evidence) -> Result<Bounds, String>;
+
+/// The quantizer arguments of an operation that answers codes.
+pub type GridOf = fn(&Request, Unit) -> Result<quantizer::Grid, String>;
+
+/// A fresh random request.
+pub type SampleOf = fn(&mut Sampler) -> Result<(Params, Tensors), String>;
+
+/// Tensors whose names depend on the parameters: inputs, then outputs.
+pub type WeightsOf = fn(&Params) -> Result<TensorSpecs, String>;
+
+/// One operation of the protocol.
+pub struct Operation {
+    /// Its name in case files.
+    pub name: &'static str,
+    /// Keys that `params` may have.
+    pub params: &'static [&'static str],
+    /// Inputs, in the protocol's order.
+    pub inputs: &'static [TensorSpec],
+    /// Outputs, in the protocol's order.
+    pub outputs: &'static [TensorSpec],
+    /// Further tensors, where the parameters name them.
+    pub weights: Option<WeightsOf>,
+    /// Parses the parameters; the sizes that they fix.
+    pub sizes: SizesOf,
+    /// The reference in binary64.
+    pub f64: Run,
+    /// The reference in binary32.
+    pub f32: Run,
+    /// Quantizer arguments, where an output is of class `Codes`.
+    pub grid: Option<GridOf>,
+    /// Allowances of the float outputs.
+    pub bounds: BoundsOf,
+    /// Fresh requests for `conform generate`.
+    pub sample: SampleOf,
+}
+
+impl std::fmt::Debug for Operation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+/// Name, type and shape of one tensor of an operation.
+#[derive(Debug, Clone)]
+pub struct TensorSpec {
+    /// Name without `in.` or `out.`.
+    pub name: Cow<'static, str>,
+    /// What it may hold.
+    pub kind: Kind,
+    /// Its sizes.
+    pub shape: Shape,
+    /// Whether an input may be left out.
+    pub optional: bool,
+    /// How an output is judged.
+    pub class: Class,
+}
+
+/// Sizes of a tensor.
+#[derive(Debug, Clone)]
+pub enum Shape {
+    /// Words of the protocol; the same word means the same size in one case.
+    Words(&'static [&'static str]),
+    /// Numbers, where the parameters give them.
+    Exact(Vec<usize>),
+    /// Any.
+    Any,
+    /// That of the input so named.
+    Like(&'static str),
+}
+
+/// How a tensor is judged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// An input is given, not judged.
+    Given,
+    /// Equal; or the neighbour, where binary64 puts the argument within the derived error of the
+    /// tie between the two. See [`quantizer::Grid`].
+    Codes,
+    /// Within the per-element allowance, which this text states.
+    Bounded(&'static str),
+}
+
+/// Every tensor of one case.
+#[derive(Debug, Clone, Default)]
+pub struct TensorSpecs {
+    /// Inputs.
+    pub inputs: Vec<TensorSpec>,
+    /// Outputs.
+    pub outputs: Vec<TensorSpec>,
+}
+
+/// The operation of that name.
+///
+/// # Errors
+/// For a name that is not in the registry.
+pub fn find(name: &str) -> Result<&'static Operation, String> {
+    OPERATIONS
+        .iter()
+        .find(|op| op.name == name)
+        .ok_or_else(|| format!("op is {name:?}, which this version does not know (conform list)"))
+}
+
+impl Operation {
+    /// The tensors of a case with these parameters.
+    ///
+    /// # Errors
+    /// Where the parameters that name tensors are wrong.
+    pub fn tensors(&self, params: &Params) -> Result<TensorSpecs, String> {
+        let mut specs = match self.weights {
+            Some(weights) => weights(params)?,
+            None => TensorSpecs::default(),
+        };
+        specs.inputs.splice(0..0, self.inputs.iter().cloned());
+        specs.outputs.splice(0..0, self.outputs.iter().cloned());
+        Ok(specs)
+    }
+
+    /// What a tensor of that name holds; tensors named by the parameters are weights.
+    pub fn kind_of(&self, name: &str) -> Kind {
+        let known = self.inputs.iter().chain(self.outputs).find(|spec| *spec.name == *name);
+        known.map_or(Kind::Float, |spec| spec.kind)
+    }
+
+    /// Parses the parameters and checks the shape of every input.
+    ///
+    /// # Errors
+    /// One line naming the parameter or tensor, what it is and what was expected.
+    pub fn check_inputs(&self, request: &Request, specs: &TensorSpecs) -> Result<Sizes, String> {
+        let words = (self.sizes)(request)?.into_iter().collect();
+        let mut sizes = Sizes { words, shapes: BTreeMap::new() };
+        for spec in &specs.inputs {
+            let Some(tensor) = request.inputs.get(&*spec.name) else { continue };
+            sizes.check(spec, tensor, true).map_err(|e| format!("in.{e}"))?;
+            sizes.shapes.insert(spec.name.to_string(), tensor.shape().to_vec());
+        }
+        Ok(sizes)
+    }
+}
+
+/// What the words of the shapes stand for in one case.
+#[derive(Debug, Default)]
+pub struct Sizes {
+    words: BTreeMap<&'static str, usize>,
+    shapes: BTreeMap<String, Vec<usize>>,
+}
+
+impl Sizes {
+    /// # Errors
+    /// Names the tensor, its shape and the expected one.
+    pub fn check_output(&self, spec: &TensorSpec, tensor: &Tensor) -> Result<(), String> {
+        let mut words = Self { words: self.words.clone(), shapes: self.shapes.clone() };
+        words.check(spec, tensor, false)
+    }
+
+    fn check(&mut self, spec: &TensorSpec, tensor: &Tensor, bind: bool) -> Result<(), String> {
+        let actual = tensor.shape();
+        let wrong = |expected: String| {
+            Err(format!("{} has shape {actual:?}, expected {expected}", spec.name))
+        };
+        match &spec.shape {
+            Shape::Any => Ok(()),
+            Shape::Exact(shape) if shape == actual => Ok(()),
+            Shape::Exact(shape) => wrong(format!("{shape:?}")),
+            Shape::Like(other) => match self.shapes.get(*other) {
+                Some(shape) if shape == actual => Ok(()),
+                Some(shape) => wrong(format!("{shape:?} like {other}")),
+                None => wrong(format!("that of {other}, which is missing")),
+            },
+            Shape::Words(words) => {
+                if bind && actual.len() == words.len() {
+                    for (word, &size) in words.iter().zip(actual) {
+                        self.words.entry(word).or_insert(size);
+                    }
+                }
+                let sizes: Vec<_> = words.iter().map(|word| self.words.get(word)).collect();
+                if sizes.iter().copied().eq(actual.iter().map(Some)) {
+                    return Ok(());
+                }
+                let shown = words.iter().zip(&sizes).map(|(word, size)| match size {
+                    Some(size) => format!("{word} {size}"),
+                    None => (*word).to_owned(),
+                });
+                wrong(format!("[{}]", shown.collect::<Vec<_>>().join(", ")))
+            }
+        }
+    }
+}
+
+/// Outputs under their names.
+pub(crate) fn tensors<const N: usize>(pairs: [(&str, Tensor); N]) -> Tensors {
+    pairs.into_iter().map(|(name, tensor)| (name.to_owned(), tensor)).collect()
+}

@@ -1,0 +1,299 @@
+//! Where binary64 puts every quantizer argument, and how far the subject's may be from it.
+//!
+//! `argument = (weight + lora_scaling * (lora_b @ lora_a) - offset) / scale`, in this order, each
+//! step rounded: the contract of every backend. With `n` roundings before the division,
+//!
+//! ```text
+//! error = gamma(n) * (|weight| + |lora_scaling| * (|lora_b| @ |lora_a|) + |offset|) / scale
+//!       + 2 * roundoff * |argument|
+//! ```
+//!
+//! Where every step is exact in binary32 the error is zero, so that a tie must go to the even
+//! code and an argument on the edge of the grid must pass its gradient.
+
+use ndarray::Array2;
+use plumbline_reference::spec::{QuantSpec, SCALE_FLOOR};
+
+use crate::case::Request;
+use crate::params::{self, Quantizer};
+use crate::precision::Unit;
+
+/// One weight of a quantizer.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Element {
+    /// The argument before clamping and rounding.
+    pub argument: f64,
+    /// Bound of what the subject's argument may differ by.
+    pub error: f64,
+    /// The code of the argument.
+    pub code: f64,
+    /// Whether the argument lies on the closed interval of the grid.
+    pub in_range: bool,
+    /// Whether the error reaches from the argument to an end of that interval.
+    pub at_edge: bool,
+}
+
+/// A quantizer over one weight matrix, in binary64.
+#[derive(Debug, Clone)]
+pub struct Grid {
+    /// Width and groups.
+    pub spec: QuantSpec,
+    /// `[out, groups]`, raised to the floor.
+    pub scale: Array2<f64>,
+    /// `[out, groups]`.
+    pub offset: Array2<f64>,
+    /// `[out, groups]`, whether the floor raised it.
+    pub raised: Array2<bool>,
+    /// `[out, in]`.
+    pub elements: Array2<Element>,
+}
+
+impl Element {
+    /// Distance of the argument to the tie between its code and the nearest other code of the
+    /// grid, and that other code.
+    pub fn nearest_tie(&self, spec: &QuantSpec) -> (f64, f64) {
+        let (qmin, qmax) = (f64::from(spec.qmin()), f64::from(spec.qmax()));
+        let other = if self.argument >= self.code { self.code + 1.0 } else { self.code - 1.0 };
+        if other < qmin || other > qmax {
+            // Beyond the end of the grid everything has the same code.
+            return (f64::INFINITY, self.code);
+        }
+        let tie = f64::midpoint(self.code, other);
+        ((self.argument - tie).abs(), other)
+    }
+
+    /// Whether the error reaches from the argument to that tie.
+    pub fn at_tie(&self, spec: &QuantSpec) -> bool {
+        self.error > 0.0 && self.nearest_tie(spec).0 <= self.error
+    }
+}
+
+impl Grid {
+    /// Reads `weight`, `scale`, `offset` and, where the operation has them, the low-rank factors.
+    ///
+    /// # Errors
+    /// One line naming the tensor or parameter that is missing or wrong.
+    pub fn new(request: &Request, unit: Unit) -> Result<Self, String> {
+        let weight: Array2<f64> = request.array("weight")?;
+        let quantizer = Quantizer::read(&request.params)?;
+        let spec = quantizer.spec(weight.ncols())?;
+        let given_scale: Array2<f64> = request.array("scale")?;
+        let offset: Array2<f64> = request.array("offset")?;
+        let low_rank = LowRank::read(request)?;
+        let raised = given_scale.mapv(|scale| scale < SCALE_FLOOR);
+        let scale = given_scale.mapv(|scale| scale.max(SCALE_FLOOR));
+        let elements = Array2::from_shape_fn(weight.dim(), |(o, i)| {
+            let g = i / spec.group_size();
+            let place = Place { o, i, unit, raised: raised[[o, g]], spec: &spec };
+            element(&place, weight[[o, i]], scale[[o, g]], offset[[o, g]], low_rank.as_ref())
+        });
+        Ok(Self { spec, scale, offset, raised, elements })
+    }
+
+    /// Roundings of `code * scale + offset`, and one for a scale that is the rounded floor.
+    pub fn dequantize_roundings(&self) -> f64 {
+        if self.raised.iter().any(|raised| *raised) { 3.0 } else { 2.0 }
+    }
+
+    /// `code * scale + offset` with the given codes, or with the argument's own.
+    pub fn dequantized(&self, codes: Option<&[i8]>) -> Array2<f64> {
+        self.dequantized_with(codes, |product, offset| product + offset)
+    }
+
+    /// `|code * scale| + |offset|`, what the rounding errors of the former are relative to.
+    pub fn dequantized_magnitude(&self, codes: Option<&[i8]>) -> Array2<f64> {
+        self.dequantized_with(codes, |product, offset| product.abs() + offset.abs())
+    }
+
+    fn dequantized_with(&self, codes: Option<&[i8]>, sum: fn(f64, f64) -> f64) -> Array2<f64> {
+        let in_features = self.spec.in_features();
+        Array2::from_shape_fn(self.elements.dim(), |(o, i)| {
+            let g = i / self.spec.group_size();
+            let own = codes.and_then(|codes| codes.get(o * in_features + i));
+            let code = own.map_or(self.elements[[o, i]].code, |code| f64::from(*code));
+            sum(code * self.scale[[o, g]], self.offset[[o, g]])
+        })
+    }
+}
+
+struct LowRank {
+    lora_a: Array2<f64>,
+    lora_b: Array2<f64>,
+    lora_scaling: f64,
+}
+
+impl LowRank {
+    fn read(request: &Request) -> Result<Option<Self>, String> {
+        if !request.inputs.contains_key("lora_a") {
+            return Ok(None);
+        }
+        Ok(Some(Self {
+            lora_a: request.array("lora_a")?,
+            lora_b: request.array("lora_b")?,
+            lora_scaling: params::lora_scaling(&request.params)?,
+        }))
+    }
+}
+
+struct Place<'a> {
+    o: usize,
+    i: usize,
+    unit: Unit,
+    raised: bool,
+    spec: &'a QuantSpec,
+}
+
+fn element(
+    place: &Place,
+    weight: f64,
+    scale: f64,
+    offset: f64,
+    low_rank: Option<&LowRank>,
+) -> Element {
+    let mut effective = Steps::start(weight);
+    let mut magnitude = weight.abs() + offset.abs();
+    let mut roundings = 1.0;
+    if let Some(LowRank { lora_a, lora_b, lora_scaling }) = low_rank {
+        let mut dot = Steps::start(0.0);
+        let mut dot_magnitude = 0.0;
+        for r in 0..lora_a.nrows() {
+            let (b, a) = (lora_b[[place.o, r]], lora_a[[r, place.i]]);
+            dot = dot.plus(Steps::start(b).times(Steps::start(a)));
+            dot_magnitude += (b * a).abs();
+        }
+        effective = effective.plus(dot.times(Steps::start(*lora_scaling)));
+        magnitude += lora_scaling.abs() * dot_magnitude;
+        // Products and sums of the rank, the scaling and its constant, the sum, the difference.
+        roundings = lora_a.nrows() as f64 + 4.0;
+    }
+    let argument = effective.plus(Steps::start(-offset)).over(Steps::start(scale));
+    let value = argument.value;
+    let relative = if place.raised { 3.0 } else { 2.0 };
+    let unit = place.unit;
+    let error = if argument.exact_in_f32 {
+        0.0
+    } else if low_rank.is_none() {
+        unit.gamma(relative) * value.abs() + roundings * unit.tiny / scale
+    } else {
+        (unit.gamma(roundings) * magnitude + roundings * unit.tiny) / scale
+            + relative * unit.roundoff * value.abs()
+    };
+    let (qmin, qmax) = (f64::from(place.spec.qmin()), f64::from(place.spec.qmax()));
+    let to_edge = (value - qmin).abs().min((value - qmax).abs());
+    Element {
+        argument: value,
+        error,
+        code: value.clamp(qmin, qmax).round_ties_even(),
+        in_range: (qmin..=qmax).contains(&value),
+        at_edge: error > 0.0 && to_edge <= error,
+    }
+}
+
+/// A chain of operations in binary64 that knows whether binary32 would have computed the same.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Steps {
+    pub(super) value: f64,
+    pub(super) exact_in_f32: bool,
+}
+
+fn fits_f32(value: f64) -> bool {
+    f64::from(value as f32) == value
+}
+
+impl Steps {
+    pub(super) fn start(value: f64) -> Self {
+        Self { value, exact_in_f32: fits_f32(value) }
+    }
+
+    pub(super) fn plus(self, other: Self) -> Self {
+        let value = self.value + other.value;
+        // Knuth's two-sum: what the binary64 sum itself lost.
+        let back = value - self.value;
+        let lost = (self.value - (value - back)) + (other.value - back);
+        let exact = self.exact_in_f32 && other.exact_in_f32 && lost == 0.0 && fits_f32(value);
+        Self { value, exact_in_f32: exact }
+    }
+
+    pub(super) fn times(self, other: Self) -> Self {
+        // The product of two binary32 numbers is exact in binary64.
+        let value = self.value * other.value;
+        Self { value, exact_in_f32: self.exact_in_f32 && other.exact_in_f32 && fits_f32(value) }
+    }
+
+    pub(super) fn over(self, other: Self) -> Self {
+        let value = self.value / other.value;
+        let exact = self.exact_in_f32
+            && other.exact_in_f32
+            && fits_f32(value)
+            && value * other.value == self.value;
+        Self { value, exact_in_f32: exact }
+    }
+
+    /// Powers 1 and 2 are exact where the number and its square are; others never.
+    pub(super) fn power(self, p: f64) -> Self {
+        let value = self.value.powf(p);
+        let exact = match p {
+            1.0 => self.exact_in_f32,
+            2.0 => self.exact_in_f32 && fits_f32(value),
+            _ => false,
+        };
+        Self { value, exact_in_f32: exact }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::precision::Precision;
+
+    fn place(spec: &QuantSpec) -> Place<'_> {
+        Place { o: 0, i: 0, unit: Unit::of(Precision::F32), raised: false, spec }
+    }
+
+    fn spec() -> QuantSpec {
+        Quantizer::read(&params::Params::from_json(r#"{"bits": 4}"#).unwrap())
+            .and_then(|quantizer| quantizer.spec(1))
+            .unwrap()
+    }
+
+    #[test]
+    fn an_exact_tie_leaves_no_choice() {
+        let spec = spec();
+        let tie = element(&place(&spec), 1.25, 0.5, 0.0, None);
+        assert_eq!((tie.argument, tie.error, tie.code), (2.5, 0.0, 2.0));
+        assert!(!tie.at_tie(&spec));
+        let edge = element(&place(&spec), 3.5, 0.5, 0.0, None);
+        assert!(edge.in_range && !edge.at_edge);
+    }
+
+    #[test]
+    fn an_inexact_quotient_beside_a_tie_may_go_either_way() {
+        let spec = spec();
+        let scale = f64::from(0.1_f32);
+        let weight = f64::from((0.1_f32 * 2.5_f32).next_up());
+        let close = element(&place(&spec), weight, scale, 0.0, None);
+        assert!(close.error > 0.0 && close.error < 1e-6);
+        assert!(close.at_tie(&spec), "{close:?}");
+        assert_eq!(close.nearest_tie(&spec).1, 5.0 - close.code);
+        let far = element(&place(&spec), weight * 1.01, scale, 0.0, None);
+        assert!(!far.at_tie(&spec));
+    }
+
+    #[test]
+    fn beyond_the_grid_there_is_no_tie() {
+        let spec = spec();
+        let clipped =
+            element(&place(&spec), 7.5 * f64::from(0.1_f32), f64::from(0.1_f32), 0.0, None);
+        assert_eq!(clipped.code, 7.0);
+        assert_eq!(clipped.nearest_tie(&spec).0, f64::INFINITY);
+    }
+
+    #[test]
+    fn a_sum_that_binary64_rounds_is_not_exact() {
+        let sum = Steps::start(1.0).plus(Steps::start(2_f64.powi(-80)));
+        assert!(!sum.exact_in_f32);
+        assert!(Steps::start(1.0).plus(Steps::start(2_f64.powi(-20))).exact_in_f32);
+        assert!(!Steps::start(1.0).over(Steps::start(3.0)).exact_in_f32);
+        assert!(Steps::start(0.75).over(Steps::start(0.25)).exact_in_f32);
+    }
+}

@@ -1,0 +1,230 @@
+//! The JSON object `params` of a case, and the typed parameters that operations read from it.
+
+use plumbline_reference::spec::{
+    AdamWSpec, Bits, GradScale, InitScaleRule, LlamaConfig, QuantSpec, SpecError,
+};
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+/// The object `params`, as it is written in the file.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Params(pub Map<String, Value>);
+
+impl Params {
+    /// Parses the JSON text of the metadata key `params`.
+    ///
+    /// # Errors
+    /// For anything but one JSON object.
+    pub fn from_json(text: &str) -> Result<Self, String> {
+        match serde_json::from_str(text) {
+            Ok(Value::Object(map)) => Ok(Self(map)),
+            Ok(other) => Err(format!("params is {other}, expected a JSON object")),
+            Err(e) => Err(format!("params is not JSON: {e}")),
+        }
+    }
+
+    /// Keys are sorted: the same parameters always give the same text.
+    pub fn to_json(&self) -> String {
+        Value::Object(self.0.clone()).to_string()
+    }
+
+    /// The first key that is not in `known`.
+    pub fn unknown_key(&self, known: &[&str]) -> Option<&str> {
+        self.0.keys().map(String::as_str).find(|key| !known.contains(key))
+    }
+
+    /// A parameter that may be absent or null.
+    ///
+    /// # Errors
+    /// Where it is there and is something else than `T`.
+    pub fn optional<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, String> {
+        match self.0.get(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => serde_json::from_value(value.clone())
+                .map(Some)
+                .map_err(|e| format!("params.{name} is {value}: {e}")),
+        }
+    }
+
+    /// A parameter that must be there.
+    ///
+    /// # Errors
+    /// Where it is absent, null or something else than `T`.
+    pub fn required<T: DeserializeOwned>(&self, name: &str) -> Result<T, String> {
+        self.optional(name)?.ok_or_else(|| format!("params.{name} is missing"))
+    }
+
+    /// A number that must be there.
+    ///
+    /// # Errors
+    /// Where it is absent or not a number.
+    pub fn number(&self, name: &str) -> Result<f64, String> {
+        self.required(name)
+    }
+}
+
+impl FromIterator<(&'static str, Value)> for Params {
+    fn from_iter<I: IntoIterator<Item = (&'static str, Value)>>(pairs: I) -> Self {
+        Self(pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
+    }
+}
+
+fn refused(error: SpecError) -> String {
+    format!("params: {error}")
+}
+
+/// `bits` and `group_size`, and `grad_scale` where the operation has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Quantizer {
+    /// Width of a code.
+    pub bits: Bits,
+    /// Consecutive inputs that share a scale; none: the whole row.
+    pub group_size: Option<usize>,
+    /// Factor on the gradients of scale and offset.
+    pub grad_scale: GradScale,
+}
+
+impl Quantizer {
+    /// # Errors
+    /// One line naming the parameter and its value.
+    pub fn read(params: &Params) -> Result<Self, String> {
+        Ok(Self {
+            bits: Bits::new(params.required("bits")?).map_err(refused)?,
+            group_size: params.optional("group_size")?,
+            grad_scale: params.optional("grad_scale")?.unwrap_or_default(),
+        })
+    }
+
+    /// The quantizer of a weight with so many inputs.
+    ///
+    /// # Errors
+    /// Where a group would cross the end of a row.
+    pub fn spec(&self, in_features: usize) -> Result<QuantSpec, String> {
+        QuantSpec::new(self.bits, self.group_size, in_features).map_err(refused)
+    }
+}
+
+/// The multiplier on `lora_b @ lora_a`.
+///
+/// # Errors
+/// Where it is absent or not a number.
+pub fn lora_scaling(params: &Params) -> Result<f64, String> {
+    params.number("lora_scaling")
+}
+
+/// `rule`, with `p` and `steps` where the rule is `lp`.
+///
+/// # Errors
+/// One line naming the parameter and its value.
+pub fn init_rule(params: &Params) -> Result<InitScaleRule, String> {
+    let name: String = params.required("rule")?;
+    InitScaleRule::from_name(&name, params.optional("p")?, params.optional("steps")?)
+        .map_err(refused)
+}
+
+/// Parameters of `rope.*`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Rope {
+    /// Base of the frequencies.
+    pub theta: f64,
+    /// Position of token 0.
+    pub first_position: usize,
+}
+
+impl Rope {
+    /// # Errors
+    /// One line naming the parameter and its value.
+    pub fn read(params: &Params) -> Result<Self, String> {
+        Ok(Self {
+            theta: params.number("theta")?,
+            first_position: params.required("first_position")?,
+        })
+    }
+}
+
+/// Parameters of `attention.*`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Attention {
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads.
+    pub kv_heads: usize,
+}
+
+impl Attention {
+    /// # Errors
+    /// One line naming the parameter and its value.
+    pub fn read(params: &Params) -> Result<Self, String> {
+        Ok(Self { heads: params.required("heads")?, kv_heads: params.required("kv_heads")? })
+    }
+}
+
+/// Parameters of `adamw.step`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdamW {
+    /// The constants of the optimizer.
+    pub spec: AdamWSpec,
+    /// Learning rate.
+    pub lr: f64,
+    /// Decoupled decay.
+    pub weight_decay: f64,
+    /// The first step is 1.
+    pub step: u64,
+}
+
+impl AdamW {
+    /// # Errors
+    /// One line naming the parameter and its value.
+    pub fn read(params: &Params) -> Result<Self, String> {
+        let [beta1, beta2, eps] = ["beta1", "beta2", "eps"].map(|name| params.number(name));
+        Ok(Self {
+            spec: AdamWSpec::new(beta1?, beta2?, eps?).map_err(refused)?,
+            lr: params.number("lr")?,
+            weight_decay: params.number("weight_decay")?,
+            step: params.required("step")?,
+        })
+    }
+}
+
+/// The model of `llama.loss_and_gradients`.
+///
+/// # Errors
+/// One line naming the field of the configuration and its value.
+pub fn llama_config(params: &Params) -> Result<LlamaConfig, String> {
+    let config: Value = params.required("config")?;
+    LlamaConfig::from_value(&config).map_err(refused)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn params(text: &str) -> Params {
+        Params::from_json(text).unwrap()
+    }
+
+    #[test]
+    fn absent_and_null_group_size_mean_one_group_per_row() {
+        for text in [r#"{"bits": 4}"#, r#"{"bits": 4, "group_size": null, "grad_scale": "none"}"#] {
+            let quantizer = Quantizer::read(&params(text)).unwrap();
+            assert_eq!(quantizer.spec(6).unwrap().group_size(), 6);
+            assert_eq!(quantizer.grad_scale, GradScale::None);
+        }
+    }
+
+    #[test]
+    fn a_wrong_parameter_is_named_with_its_value() {
+        for (text, message) in [
+            (r#"{}"#, "params.bits is missing"),
+            (r#"{"bits": 9}"#, "params: bits is 9, expected 2 to 8"),
+            (r#"{"bits": 4.5}"#, "params.bits is 4.5"),
+            (r#"{"bits": 4, "group_size": -1}"#, "params.group_size is -1"),
+            (r#"{"bits": 4, "grad_scale": "LSQ"}"#, "params.grad_scale is \"LSQ\""),
+        ] {
+            let refused = Quantizer::read(&params(text)).unwrap_err();
+            assert!(refused.contains(message), "{text}: {refused}");
+        }
+        assert!(Params::from_json("[1]").unwrap_err().contains("expected a JSON object"));
+        assert!(init_rule(&params(r#"{"rule": "lp"}"#)).unwrap_err().contains("p is"));
+    }
+}

@@ -1,0 +1,6 @@
+//! One file per subject.
+
+pub mod cpu;
+pub mod exec;
+mod optimized;
+pub mod reference;

@@ -1,0 +1,11 @@
+//! The optimized crate on this machine's processor.
+
+use plumbline::cpu::Cpu;
+
+use super::optimized::Optimized;
+use crate::subject::Subject;
+
+/// The subject `cpu`.
+pub fn cpu() -> impl Subject {
+    Optimized::new(Cpu)
+}

@@ -1,0 +1,575 @@
+//! The optimized crate on any of its backends: each operation of the registry, as the model and
+//! the methods call it.
+//!
+//! The crate's operations take flat buffers and sizes. Shapes, and values that the operations do
+//! not promise to notice, are refused here, at the boundary, as the crate's own callers do.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use plumbline::backend::Backend;
+use plumbline::methods::{
+    BackwardCall, Dense, L4q, L4qOptions, L4qTensors, LinearMethod, Lora, LoraOptions, Scratch,
+};
+use plumbline::model::{Batch, IGNORE, Llama, Recompute};
+use plumbline::ops::Write;
+use plumbline::ops::adamw::{AdamWArgs, AdamWTensors};
+use plumbline::ops::attention::{AttentionArgs, AttentionGradients, AttentionSaved};
+use plumbline::ops::cross_entropy::CrossEntropyArgs;
+use plumbline::ops::fake_quantize::FakeQuantizeArgs;
+use plumbline::ops::fake_quantize_backward::FakeQuantizeGradients;
+use plumbline::ops::rms_norm::{RmsNormArgs, RmsNormGradients};
+use plumbline::ops::rope::{RopeArgs, RopeTable};
+use plumbline_reference::spec::{InitScaleRule, QuantSpec};
+
+use crate::case::Request;
+use crate::ops::Operation;
+use crate::params::{self, Quantizer};
+use crate::precision::Precision;
+use crate::subject::{Subject, SubjectError, Support};
+use crate::tensor::{Data, Tensor, Tensors};
+
+/// A backend of the optimized crate.
+pub(super) struct Optimized<B> {
+    backend: Arc<B>,
+}
+
+impl<B: Backend> Optimized<B> {
+    pub(super) fn new(backend: B) -> Self {
+        Self { backend: Arc::new(backend) }
+    }
+
+    fn implementation(op: &str) -> Option<Implementation<B>> {
+        Some(match op {
+            "fake_quantize.forward" => Call::fake_quantize,
+            "fake_quantize.backward" => Call::fake_quantize_backward,
+            "init_scale" => Call::init_scale,
+            "l4q.forward" => Call::l4q_forward,
+            "l4q.backward" => Call::l4q_backward,
+            "l4q.merge" => Call::l4q_merge,
+            "lora.forward" => Call::lora_forward,
+            "lora.backward" => Call::lora_backward,
+            "rms_norm.forward" => Call::rms_norm,
+            "rms_norm.backward" => Call::rms_norm_backward,
+            "rope.forward" => Call::rope,
+            "rope.backward" => Call::rope_backward,
+            "attention.forward" => Call::attention,
+            "attention.backward" => Call::attention_backward,
+            "swiglu.forward" => Call::swiglu,
+            "swiglu.backward" => Call::swiglu_backward,
+            "cross_entropy.forward" => Call::cross_entropy,
+            "cross_entropy.backward" => Call::cross_entropy_backward,
+            "adamw.step" => Call::adamw,
+            "llama.loss_and_gradients" => Call::llama,
+            _ => return None,
+        })
+    }
+}
+
+type Implementation<B> = fn(&Call<'_, B>) -> Result<Tensors, Refused>;
+
+impl<B: Backend> Subject for Optimized<B> {
+    fn name(&self) -> &str {
+        B::NAME
+    }
+
+    fn precisions(&self) -> &[Precision] {
+        &[Precision::F32]
+    }
+
+    fn supports(&self, op: &Operation, _: Precision) -> Support {
+        match Self::implementation(op.name) {
+            Some(_) => Support::Yes,
+            None => Support::No("not implemented by the optimized crate".to_owned()),
+        }
+    }
+
+    fn run(&mut self, request: &Request, _: Precision) -> Result<Tensors, SubjectError> {
+        let Some(implementation) = Self::implementation(request.op.name) else {
+            return Err(SubjectError::Skip("not implemented".to_owned()));
+        };
+        let call = Call { backend: &self.backend, request };
+        call.check().and_then(|()| implementation(&call)).map_err(|e| SubjectError::Refused(e.0))
+    }
+}
+
+/// Why a request was refused, by the boundary or by the crate.
+struct Refused(String);
+
+impl From<String> for Refused {
+    fn from(message: String) -> Self {
+        Self(message)
+    }
+}
+
+impl From<plumbline::error::Error> for Refused {
+    fn from(error: plumbline::error::Error) -> Self {
+        Self(error.to_string())
+    }
+}
+
+struct Call<'a, B> {
+    backend: &'a Arc<B>,
+    request: &'a Request,
+}
+
+impl<B: Backend> Call<'_, B> {
+    /// Shapes of everything; finiteness of what the operation itself does not look at.
+    fn check(&self) -> Result<(), Refused> {
+        let Request { op, params, inputs } = self.request;
+        op.check_inputs(self.request, &op.tensors(params)?)?;
+        let quantizes = ["fake_quantize.", "l4q.", "init_scale"];
+        let own_check = quantizes.iter().any(|prefix| op.name.starts_with(prefix));
+        for (name, tensor) in inputs {
+            let looked_at = ["weight", "lora_a", "lora_b", "scale", "offset"];
+            if own_check && looked_at.contains(&name.as_str()) {
+                continue;
+            }
+            if let Some(index) = tensor.first_non_finite() {
+                let (position, value) = (tensor.position(index), tensor.value(index));
+                return Err(Refused(format!("in.{name}{position:?} is {value}")));
+            }
+        }
+        Ok(())
+    }
+
+    fn shape(&self, name: &str) -> Result<&[usize], String> {
+        Ok(self.request.tensor(name)?.shape())
+    }
+
+    fn host(&self, name: &str) -> Result<Vec<f32>, String> {
+        match self.request.tensor(name)?.data() {
+            Data::F32(values) => Ok(values.clone()),
+            _ => Err(format!("in.{name} is not F32")),
+        }
+    }
+
+    fn floats(&self, name: &str) -> Result<B::Floats, Refused> {
+        Ok(self.backend.upload(&self.host(name)?)?)
+    }
+
+    /// A zeroed buffer for an output shaped like an input.
+    fn like(&self, name: &str) -> Result<B::Floats, Refused> {
+        Ok(self.backend.zeros(self.request.tensor(name)?.len())?)
+    }
+
+    fn download(&self, buffer: &B::Floats, shape: &[usize]) -> Result<Tensor, Refused> {
+        let values = self.backend.download(buffer, shape.iter().product())?;
+        Ok(Tensor::new(shape.to_vec(), Data::F32(values))?)
+    }
+
+    fn download_codes(&self, codes: &B::Codes, shape: &[usize]) -> Result<Tensor, Refused> {
+        let codes = self.backend.download_codes(codes)?;
+        Ok(Tensor::new(shape.to_vec(), Data::I8(codes))?)
+    }
+
+    fn ids(&self, name: &str) -> Result<Vec<i32>, Refused> {
+        match self.request.tensor(name)?.data() {
+            Data::I32(ids) => Ok(ids.clone()),
+            _ => Err(Refused(format!("in.{name} is not I32"))),
+        }
+    }
+
+    /// Parameters of the quantizer, its groups, and the shape of its weight.
+    fn quantizer(&self) -> Result<(Quantizer, QuantSpec, [usize; 2]), Refused> {
+        let quantizer = Quantizer::read(&self.request.params)?;
+        let weight = self.shape("weight")?;
+        let spec = quantizer.spec(weight[1])?;
+        Ok((quantizer, spec, [weight[0], weight[1]]))
+    }
+
+    fn fake_quantize(&self) -> Result<Tensors, Refused> {
+        let (_, spec, shape) = self.quantizer()?;
+        let (weight, scale) = (self.floats("weight")?, self.floats("scale")?);
+        let offset = self.floats("offset")?;
+        let args = FakeQuantizeArgs {
+            spec,
+            out_features: shape[0],
+            weight: &weight,
+            low_rank: None,
+            scale: &scale,
+            offset: &offset,
+        };
+        let mut output = self.like("weight")?;
+        let mut codes = self.backend.zero_codes(shape[0] * shape[1])?;
+        self.backend.fake_quantize(&args, &mut output, Some(&mut codes))?;
+        Ok(crate::ops::tensors([
+            ("codes", self.download_codes(&codes, &shape)?),
+            ("output", self.download(&output, &shape)?),
+        ]))
+    }
+
+    fn fake_quantize_backward(&self) -> Result<Tensors, Refused> {
+        let (quantizer, spec, shape) = self.quantizer()?;
+        let (weight, scale) = (self.floats("weight")?, self.floats("scale")?);
+        let offset = self.floats("offset")?;
+        let args = FakeQuantizeArgs {
+            spec,
+            out_features: shape[0],
+            weight: &weight,
+            low_rank: None,
+            scale: &scale,
+            offset: &offset,
+        };
+        let mut d_weight = self.floats("d_output")?;
+        let (mut d_scale, mut d_offset) = (self.like("scale")?, self.like("offset")?);
+        let gradients = FakeQuantizeGradients {
+            d_scale: Some(&mut d_scale),
+            d_offset: Some(&mut d_offset),
+            d_low_rank: None,
+        };
+        let grad_scale = quantizer.grad_scale;
+        self.backend.fake_quantize_backward(&args, grad_scale, &mut d_weight, gradients)?;
+        let groups = self.shape("scale")?;
+        Ok(crate::ops::tensors([
+            ("d_weight", self.download(&d_weight, &shape)?),
+            ("d_scale", self.download(&d_scale, groups)?),
+            ("d_offset", self.download(&d_offset, groups)?),
+        ]))
+    }
+
+    fn init_scale(&self) -> Result<Tensors, Refused> {
+        let (_, spec, [out_features, _]) = self.quantizer()?;
+        let rule = params::init_rule(&self.request.params)?;
+        let weight = self.floats("weight")?;
+        let groups = [out_features, spec.groups()];
+        let mut scale = self.backend.zeros(groups[0] * groups[1])?;
+        let mut offset = self.backend.zeros(groups[0] * groups[1])?;
+        self.backend.init_scale(spec, rule, out_features, &weight, &mut scale, &mut offset)?;
+        Ok(crate::ops::tensors([
+            ("scale", self.download(&scale, &groups)?),
+            ("offset", self.download(&offset, &groups)?),
+        ]))
+    }
+
+    fn l4q(&self) -> Result<L4q<B>, Refused> {
+        let (quantizer, spec, [out_features, _]) = self.quantizer()?;
+        let options = L4qOptions {
+            spec,
+            rank: self.shape("lora_a")?[0],
+            lora_scaling: params::lora_scaling(&self.request.params)? as f32,
+            init: InitScaleRule::default(),
+            grad_scale: quantizer.grad_scale,
+        };
+        let tensors = L4qTensors {
+            lora_a: self.host("lora_a")?,
+            lora_b: self.host("lora_b")?,
+            scale: self.host("scale")?,
+            offset: self.host("offset")?,
+        };
+        let weight = self.host("weight")?;
+        Ok(L4q::from_tensors(&**self.backend, &weight, out_features, options, &tensors)?)
+    }
+
+    /// Runs a layer forward; the output, and the scratch memory that it used.
+    fn forward<L: LinearMethod<B>>(&self, layer: &L) -> Result<(Tensor, Scratch<B>), Refused> {
+        let (tokens, out_features) = (self.shape("x")?[0], self.shape("weight")?[0]);
+        let mut scratch = layer.scratch_need().allocate(&**self.backend, tokens)?;
+        let mut y = self.backend.zeros(tokens * out_features)?;
+        layer.forward(self.backend, tokens, &self.floats("x")?, &mut y, &mut scratch)?;
+        Ok((self.download(&y, &[tokens, out_features])?, scratch))
+    }
+
+    /// Runs a layer forward and backward; `d_x`, and the gradient of every trained tensor.
+    fn backward<L: LinearMethod<B>>(&self, layer: &mut L) -> Result<Tensors, Refused> {
+        let tokens = self.shape("x")?[0];
+        let (_, mut scratch) = self.forward(layer)?;
+        let (x, d_y, mut d_x) = (self.floats("x")?, self.floats("d_y")?, self.like("x")?);
+        let call = BackwardCall::new(tokens, &x, &d_y, &mut d_x, Write::Replace);
+        layer.backward(self.backend, call, &mut scratch)?;
+        let mut outputs = crate::ops::tensors([("d_x", self.download(&d_x, self.shape("x")?)?)]);
+        for trained in layer.trainable() {
+            let gradient = self.download(trained.gradient, trained.shape)?;
+            outputs.insert(format!("d_{}", trained.name), gradient);
+        }
+        Ok(outputs)
+    }
+
+    fn l4q_forward(&self) -> Result<Tensors, Refused> {
+        let layer = self.l4q()?;
+        let shape = self.shape("weight")?;
+        let (y, scratch) = self.forward(&layer)?;
+        // The forward keeps no codes; the merge of the same layer shows which they were.
+        let codes = layer.merge(self.backend)?.codes;
+        Ok(crate::ops::tensors([
+            ("y", y),
+            ("codes", Tensor::new(shape.to_vec(), Data::I8(codes))?),
+            ("fake_quantized", self.download(&scratch.effective, shape)?),
+        ]))
+    }
+
+    fn l4q_backward(&self) -> Result<Tensors, Refused> {
+        self.backward(&mut self.l4q()?)
+    }
+
+    fn l4q_merge(&self) -> Result<Tensors, Refused> {
+        let merged = self.l4q()?.merge(self.backend)?;
+        let (shape, groups) = (self.shape("weight")?, self.shape("scale")?);
+        Ok(crate::ops::tensors([
+            ("codes", Tensor::new(shape.to_vec(), Data::I8(merged.codes))?),
+            ("scale", Tensor::new(groups.to_vec(), Data::F32(merged.scale))?),
+            ("offset", Tensor::new(groups.to_vec(), Data::F32(merged.offset))?),
+        ]))
+    }
+
+    fn lora(&self) -> Result<Lora<B>, Refused> {
+        let options = LoraOptions {
+            rank: self.shape("lora_a")?[0],
+            lora_scaling: params::lora_scaling(&self.request.params)? as f32,
+        };
+        let weight = self.shape("weight")?;
+        Ok(Lora::from_tensors(
+            &**self.backend,
+            &self.host("weight")?,
+            (weight[0], weight[1]),
+            options,
+            &self.host("lora_a")?,
+            &self.host("lora_b")?,
+        )?)
+    }
+
+    fn lora_forward(&self) -> Result<Tensors, Refused> {
+        let (y, _) = self.forward(&self.lora()?)?;
+        Ok(crate::ops::tensors([("y", y)]))
+    }
+
+    fn lora_backward(&self) -> Result<Tensors, Refused> {
+        self.backward(&mut self.lora()?)
+    }
+
+    /// Arguments, the normalised rows and what the backward needs of them.
+    fn normalised(&self) -> Result<(RmsNormArgs, B::Floats, B::Floats), Refused> {
+        let (tokens, hidden) = (self.shape("x")?[0], self.shape("x")?[1]);
+        let args = RmsNormArgs { tokens, hidden, eps: self.request.params.number("eps")? as f32 };
+        let mut output = self.like("x")?;
+        let mut inverse_rms = self.backend.zeros(tokens)?;
+        let (x, weight) = (self.floats("x")?, self.floats("weight")?);
+        self.backend.rms_norm(args, &x, &weight, &mut output, &mut inverse_rms)?;
+        Ok((args, output, inverse_rms))
+    }
+
+    fn rms_norm(&self) -> Result<Tensors, Refused> {
+        let (_, output, _) = self.normalised()?;
+        Ok(crate::ops::tensors([("output", self.download(&output, self.shape("x")?)?)]))
+    }
+
+    fn rms_norm_backward(&self) -> Result<Tensors, Refused> {
+        let (args, _, inverse_rms) = self.normalised()?;
+        let (mut d_x, mut d_weight) = (self.like("x")?, self.like("weight")?);
+        self.backend.rms_norm_backward(
+            args,
+            &self.floats("x")?,
+            &self.floats("weight")?,
+            &inverse_rms,
+            &self.floats("d_output")?,
+            RmsNormGradients {
+                d_x: &mut d_x,
+                write_d_x: Write::Replace,
+                d_weight: Some(&mut d_weight),
+            },
+        )?;
+        Ok(crate::ops::tensors([
+            ("d_x", self.download(&d_x, self.shape("x")?)?),
+            ("d_weight", self.download(&d_weight, self.shape("weight")?)?),
+        ]))
+    }
+
+    /// The tensor to rotate, and how.
+    fn rotation(
+        &self,
+        name: &str,
+    ) -> Result<(RopeArgs, RopeTable<B::Floats>, B::Floats), Refused> {
+        let params::Rope { theta, first_position } = params::Rope::read(&self.request.params)?;
+        let [length, heads, head_dim] = self.sizes(name)?;
+        let args = RopeArgs { batch: 1, length, heads, head_dim, first_position };
+        let positions = first_position + length;
+        let table = RopeTable::new(&**self.backend, theta, head_dim, positions)?;
+        Ok((args, table, self.floats(name)?))
+    }
+
+    fn sizes<const N: usize>(&self, name: &str) -> Result<[usize; N], String> {
+        let shape = self.shape(name)?;
+        shape.try_into().map_err(|_| format!("in.{name} has shape {shape:?}"))
+    }
+
+    fn rope(&self) -> Result<Tensors, Refused> {
+        let (args, table, mut x) = self.rotation("x")?;
+        self.backend.rope(args, &table, &mut x)?;
+        Ok(crate::ops::tensors([("output", self.download(&x, self.shape("x")?)?)]))
+    }
+
+    fn rope_backward(&self) -> Result<Tensors, Refused> {
+        let (args, table, mut d_x) = self.rotation("d_output")?;
+        self.backend.rope_backward(args, &table, &mut d_x)?;
+        Ok(crate::ops::tensors([("d_x", self.download(&d_x, self.shape("d_output")?)?)]))
+    }
+
+    /// Arguments, the output and what the backward needs besides.
+    fn attended(&self) -> Result<(AttentionArgs, B::Floats, B::Floats), Refused> {
+        let [batch, tokens, heads, head_dim] = self.sizes("q")?;
+        let [_, _, kv_heads, _] = self.sizes("k")?;
+        let args =
+            AttentionArgs { batch, queries: tokens, keys: tokens, heads, kv_heads, head_dim };
+        let mut output = self.like("q")?;
+        let mut log_sum_exp = self.backend.zeros(batch * heads * tokens)?;
+        let (q, k, v) = (self.floats("q")?, self.floats("k")?, self.floats("v")?);
+        self.backend.attention(args, &q, &k, &v, &mut output, &mut log_sum_exp)?;
+        Ok((args, output, log_sum_exp))
+    }
+
+    fn attention(&self) -> Result<Tensors, Refused> {
+        let (_, output, _) = self.attended()?;
+        Ok(crate::ops::tensors([("output", self.download(&output, self.shape("q")?)?)]))
+    }
+
+    fn attention_backward(&self) -> Result<Tensors, Refused> {
+        let (args, output, log_sum_exp) = self.attended()?;
+        let (q, k, v) = (self.floats("q")?, self.floats("k")?, self.floats("v")?);
+        let saved =
+            AttentionSaved { q: &q, k: &k, v: &v, output: &output, log_sum_exp: &log_sum_exp };
+        let (mut d_q, mut d_k, mut d_v) = (self.like("q")?, self.like("k")?, self.like("v")?);
+        let gradients = AttentionGradients { d_q: &mut d_q, d_k: &mut d_k, d_v: &mut d_v };
+        self.backend.attention_backward(args, saved, &self.floats("d_output")?, gradients)?;
+        Ok(crate::ops::tensors([
+            ("d_q", self.download(&d_q, self.shape("q")?)?),
+            ("d_k", self.download(&d_k, self.shape("k")?)?),
+            ("d_v", self.download(&d_v, self.shape("v")?)?),
+        ]))
+    }
+
+    fn swiglu(&self) -> Result<Tensors, Refused> {
+        let (gate, up) = (self.floats("gate")?, self.floats("up")?);
+        let len = self.request.tensor("gate")?.len();
+        let mut output = self.like("gate")?;
+        self.backend.swiglu(len, &gate, &up, &mut output)?;
+        Ok(crate::ops::tensors([("output", self.download(&output, self.shape("gate")?)?)]))
+    }
+
+    fn swiglu_backward(&self) -> Result<Tensors, Refused> {
+        let (gate, up) = (self.floats("gate")?, self.floats("up")?);
+        let d_output = self.floats("d_output")?;
+        let len = self.request.tensor("gate")?.len();
+        let (mut d_gate, mut d_up) = (self.like("gate")?, self.like("gate")?);
+        self.backend.swiglu_backward(len, &gate, &up, &d_output, &mut d_gate, &mut d_up)?;
+        let shape = self.shape("gate")?;
+        Ok(crate::ops::tensors([
+            ("d_gate", self.download(&d_gate, shape)?),
+            ("d_up", self.download(&d_up, shape)?),
+        ]))
+    }
+
+    fn cross_entropy_args(&self) -> Result<CrossEntropyArgs, Refused> {
+        let [tokens, vocab_size] = self.sizes("logits")?;
+        let ignore_index = self.request.params.required("ignore_index")?;
+        Ok(CrossEntropyArgs { tokens, vocab_size, ignore_index, gradient_multiplier: 1.0 })
+    }
+
+    /// The mean loss, and how many tokens it counts.
+    fn loss(&self) -> Result<(f64, usize), Refused> {
+        let targets = self.backend.upload_tokens(&self.ids("targets")?)?;
+        let logits = self.floats("logits")?;
+        let loss = self.backend.cross_entropy(self.cross_entropy_args()?, &logits, &targets)?;
+        if loss.counted == 0 {
+            return Err(Refused("no target is counted".to_owned()));
+        }
+        Ok((loss.sum / loss.counted as f64, loss.counted))
+    }
+
+    fn cross_entropy(&self) -> Result<Tensors, Refused> {
+        Ok(crate::ops::tensors([("loss", scalar(self.loss()?.0))]))
+    }
+
+    fn cross_entropy_backward(&self) -> Result<Tensors, Refused> {
+        let (_, counted) = self.loss()?;
+        let gradient_multiplier = 1.0 / counted as f32;
+        let args = CrossEntropyArgs { gradient_multiplier, ..self.cross_entropy_args()? };
+        let targets = self.backend.upload_tokens(&self.ids("targets")?)?;
+        let mut logits = self.floats("logits")?;
+        self.backend.cross_entropy_backward(args, &mut logits, &targets)?;
+        let d_logits = self.download(&logits, self.shape("logits")?)?;
+        Ok(crate::ops::tensors([("d_logits", d_logits)]))
+    }
+
+    fn adamw(&self) -> Result<Tensors, Refused> {
+        let params::AdamW { spec, lr, weight_decay, step } =
+            params::AdamW::read(&self.request.params)?;
+        let args = AdamWArgs {
+            len: self.request.tensor("parameter")?.len(),
+            spec,
+            learning_rate: lr,
+            weight_decay,
+            gradient_multiplier: 1.0,
+            step,
+        };
+        let (mut parameter, gradient) = (self.floats("parameter")?, self.floats("gradient")?);
+        let mut first_moment = self.floats("first_moment")?;
+        let mut second_moment = self.floats("second_moment")?;
+        let tensors = AdamWTensors {
+            parameter: &mut parameter,
+            gradient: &gradient,
+            first_moment: &mut first_moment,
+            second_moment: &mut second_moment,
+        };
+        self.backend.adamw(args, tensors)?;
+        let shape = self.shape("parameter")?;
+        Ok(crate::ops::tensors([
+            ("parameter", self.download(&parameter, shape)?),
+            ("first_moment", self.download(&first_moment, shape)?),
+            ("second_moment", self.download(&second_moment, shape)?),
+        ]))
+    }
+
+    fn model(&self) -> Result<Llama<B, Dense<B>>, Refused> {
+        let config = params::llama_config(&self.request.params)?;
+        let names = self.request.inputs.keys().filter(|name| *name != "tokens");
+        let weights: BTreeMap<String, Vec<f32>> = names
+            .map(|name| self.host(name).map(|values| (name.clone(), values)))
+            .collect::<Result<_, String>>()?;
+        let weight = |name: &str| {
+            let missing = || plumbline::error::Error::Invalid(format!("in.{name} is missing"));
+            weights.get(name).cloned().ok_or_else(missing)
+        };
+        Ok(Llama::build(
+            Arc::clone(self.backend),
+            config,
+            true,
+            |name, _| weight(name),
+            |projection| {
+                let shape = (projection.out_features, projection.in_features);
+                let values = weight(&format!("{}.weight", projection.name))?;
+                Dense::new(&**self.backend, &values, shape, true)
+            },
+        )?)
+    }
+
+    fn llama(&self) -> Result<Tensors, Refused> {
+        let mut model = self.model()?;
+        let tokens = self.ids("tokens")?;
+        let [batch, length] = self.sizes("tokens")?;
+        let targets: Vec<i32> = tokens
+            .chunks(length.max(1))
+            .flat_map(|row| row.iter().skip(1).copied().chain([IGNORE]))
+            .collect();
+        let counted = batch * length.saturating_sub(1);
+        if counted == 0 {
+            return Err(Refused("no target is counted".to_owned()));
+        }
+        let mut workspace = model.training_workspace(tokens.len(), Recompute::Blocks)?;
+        let logits = model.logits(batch, &tokens, &mut workspace)?;
+        let work = Batch { batch, tokens: &tokens, targets: &targets };
+        let loss = model.loss_and_gradients(&work, 1.0 / counted as f32, &mut workspace)?;
+        let vocab_size = model.config().vocab_size;
+        let logits = Tensor::new(vec![batch, length, vocab_size], Data::F32(logits))?;
+        let loss = scalar(loss.sum / loss.counted as f64);
+        let mut outputs = crate::ops::tensors([("loss", loss), ("logits", logits)]);
+        for trained in model.trainable() {
+            let gradient = self.download(trained.gradient, trained.shape)?;
+            outputs.insert(format!("d_{}", trained.name), gradient);
+        }
+        Ok(outputs)
+    }
+}
+
+fn scalar(value: f64) -> Tensor {
+    Tensor::from_f64s(Vec::new(), std::iter::once(value), Precision::F32)
+}

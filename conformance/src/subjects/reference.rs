@@ -1,0 +1,33 @@
+//! The reference crate, in both precisions.
+
+use crate::case::Request;
+use crate::ops::Operation;
+use crate::precision::Precision;
+use crate::subject::{Subject, SubjectError, Support};
+use crate::tensor::Tensors;
+
+/// The reference: every operation, generic over the scalar.
+#[derive(Debug, Clone, Copy)]
+pub struct Reference;
+
+impl Subject for Reference {
+    fn name(&self) -> &str {
+        "reference"
+    }
+
+    fn precisions(&self) -> &[Precision] {
+        &[Precision::F64, Precision::F32]
+    }
+
+    fn supports(&self, _: &Operation, _: Precision) -> Support {
+        Support::Yes
+    }
+
+    fn run(&mut self, request: &Request, precision: Precision) -> Result<Tensors, SubjectError> {
+        let run = match precision {
+            Precision::F32 => request.op.f32,
+            Precision::F64 => request.op.f64,
+        };
+        run(request).map_err(SubjectError::Refused)
+    }
+}

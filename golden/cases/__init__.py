@@ -1,0 +1,14 @@
+"""The inputs of the golden cases, by family. Expected outputs are never written here."""
+
+from . import attention, init_scale, l4q, lora, quantize, straight_through, training, transformer
+
+FILES = [
+    *quantize.FILES,
+    *straight_through.FILES,
+    *init_scale.FILES,
+    *lora.FILES,
+    *l4q.FILES,
+    *transformer.FILES,
+    *attention.FILES,
+    *training.FILES,
+]

@@ -1,0 +1,93 @@
+"""Checks that a case means the same in f32 as in exact arithmetic.
+
+A golden code or mask is a discrete value. It may be demanded of an f32 implementation only where
+rounding on the way cannot change it: either every step of the quantizer argument is exact in f32,
+or the exact argument keeps its distance from every tie and from both ends of the range.
+"""
+
+import struct
+from fractions import Fraction
+
+from oracle import init_scale, lora, quantize
+
+MARGIN = Fraction(1, 10**5)
+
+
+def f32(number: Fraction) -> Fraction:
+    """The nearest f32. Going through a double is harmless for one operation on f32 operands."""
+    return Fraction(struct.unpack("f", struct.pack("f", float(number)))[0])
+
+
+def check(op: str, params: dict, inputs: dict) -> None:
+    if op == "init_scale" and params["rule"] == "lp":
+        check_lp(params, inputs["weight"])
+    elif op.startswith(("fake_quantize", "l4q")):
+        check_arguments(op, params, inputs)
+
+
+def check_arguments(op, params, inputs):
+    weight = inputs["weight"]
+    if op.startswith("l4q"):
+        scaling = Fraction(params["lora_scaling"])
+        exact = lora.adapted(weight, inputs["lora_a"], inputs["lora_b"], scaling)
+        rounded = adapted_f32(weight, inputs["lora_a"], inputs["lora_b"], scaling)
+    else:
+        exact = rounded = weight
+    size = quantize.group_size_of(params, weight)
+    for o, row in enumerate(exact):
+        for i, element in enumerate(row):
+            scale, offset = inputs["scale"][o][i // size], inputs["offset"][o][i // size]
+            v = quantize.argument(element, scale, offset)
+            v_f32 = argument_f32(rounded[o][i], scale, offset)
+            distance = distance_to_decision(v, params["bits"])
+            assert v_f32 == v or distance > MARGIN * max(1, abs(v)), (op, o, i, float(v))
+
+
+def adapted_f32(weight, lora_a, lora_b, scaling):
+    """The contract's order: the products added from zero in rank order, scaled, then the weight."""
+    result = []
+    for o, row in enumerate(weight):
+        result.append([])
+        for i, element in enumerate(row):
+            total = Fraction(0)
+            for r, factor in enumerate(lora_b[o]):
+                total = f32(total + f32(factor * lora_a[r][i]))
+            result[o].append(f32(element + f32(scaling * total)))
+    return result
+
+
+def argument_f32(weight, scale, offset):
+    return f32(f32(weight - offset) / f32(quantize.raised(scale)))
+
+
+def distance_to_decision(v, bits):
+    """How far v is from the nearest tie inside the range and from the nearer end of the range."""
+    qmin, qmax = quantize.code_range(bits)
+    decisions = [Fraction(2 * code + 1, 2) for code in range(qmin, qmax)]
+    return min(abs(v - point) for point in [*decisions, qmin, qmax])
+
+
+def check_lp(params, weight):
+    """The best scale wins clearly, or ties with a later one exactly."""
+    size = quantize.group_size_of(params, weight)
+    for row in weight:
+        for start in range(0, len(row), size):
+            errors = init_scale.lp_errors(row[start : start + size], params)
+            best = min(error for error, _ in errors)
+            others = [error for error, _ in errors if error != best]
+            assert all(error - best > best / 1000 for error in others), (params, start)
+
+
+def flips_code(right: Fraction, wrong: Fraction, bits: int) -> bool:
+    """Whether a mistaken argument gives another code than the right one."""
+    return quantize.nearest_code(right, bits) != quantize.nearest_code(wrong, bits)
+
+
+def by_reciprocal_f32(weight, scale):
+    """The mistake `weight * (1 / scale)`."""
+    return f32(weight * f32(1 / scale))
+
+
+def divided_separately_f32(weight, offset, scale):
+    """The mistake `weight / scale - offset / scale`."""
+    return f32(f32(weight / scale) - f32(offset / scale))

@@ -1,0 +1,99 @@
+//! Where tensors live and what can be done with them.
+//!
+//! There is one small trait per operation, in `ops/<operation>/mod.rs`, and [`Backend`] is their
+//! sum. A model is generic over the backend and never sees a buffer's inside.
+
+use crate::error::Result;
+use crate::ops;
+
+/// Buffers of one device. All are flat and row-major; sizes travel in the operations' arguments.
+///
+/// A buffer may be larger than an operation needs: workspaces are allocated once for the longest
+/// sequence and reused, and an operation touches the first elements only.
+pub trait Storage: Send + Sync {
+    /// 32-bit floats.
+    type Floats: Send + Sync;
+    /// Codes of a signed grid.
+    type Codes: Send + Sync;
+    /// Token ids.
+    type Tokens: Send + Sync;
+
+    /// `len` zeros.
+    ///
+    /// # Errors
+    /// When the device has no room.
+    fn zeros(&self, len: usize) -> Result<Self::Floats>;
+    /// Copies host values to the device.
+    ///
+    /// # Errors
+    /// When the device has no room.
+    fn upload(&self, values: &[f32]) -> Result<Self::Floats>;
+    /// The first `len` values.
+    ///
+    /// # Errors
+    /// When the buffer is shorter, or the device failed.
+    fn download(&self, buffer: &Self::Floats, len: usize) -> Result<Vec<f32>>;
+    /// Overwrites the first values of a buffer.
+    ///
+    /// # Errors
+    /// When the buffer is shorter than `values`.
+    fn write(&self, values: &[f32], buffer: &mut Self::Floats) -> Result<()>;
+    /// Copies `len` values between two buffers of the device.
+    ///
+    /// # Errors
+    /// When a range leaves its buffer.
+    fn copy(
+        &self,
+        from: &Self::Floats,
+        from_start: usize,
+        to: &mut Self::Floats,
+        to_start: usize,
+        len: usize,
+    ) -> Result<()>;
+    /// Sets every value of the buffer to zero.
+    ///
+    /// # Errors
+    /// When the device failed.
+    fn clear(&self, buffer: &mut Self::Floats) -> Result<()>;
+    /// `len` zero codes.
+    ///
+    /// # Errors
+    /// When the device has no room.
+    fn zero_codes(&self, len: usize) -> Result<Self::Codes>;
+    /// Copies codes to the device.
+    ///
+    /// # Errors
+    /// When the device has no room.
+    fn upload_codes(&self, codes: &[i8]) -> Result<Self::Codes>;
+    /// All codes of the buffer.
+    ///
+    /// # Errors
+    /// When the device failed.
+    fn download_codes(&self, codes: &Self::Codes) -> Result<Vec<i8>>;
+    /// Copies token ids to the device.
+    ///
+    /// # Errors
+    /// When the device has no room.
+    fn upload_tokens(&self, tokens: &[i32]) -> Result<Self::Tokens>;
+}
+
+/// Everything a LLaMA and its methods need of a device.
+pub trait Backend:
+    Storage
+    + ops::adamw::AdamW
+    + ops::add::Add
+    + ops::attention::Attention
+    + ops::cross_entropy::CrossEntropy
+    + ops::embedding::Embedding
+    + ops::fake_quantize::FakeQuantize
+    + ops::fake_quantize_backward::FakeQuantizeBackward
+    + ops::init_scale::InitScale
+    + ops::linear::Linear
+    + ops::rms_norm::RmsNorm
+    + ops::rope::Rope
+    + ops::squared_norm::SquaredNorm
+    + ops::swiglu::Swiglu
+{
+    /// The name that `--device` and reports use.
+    const NAME: &'static str;
+}

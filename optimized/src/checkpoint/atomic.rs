@@ -1,0 +1,104 @@
+//! Whole or not at all: write under a temporary name, sync, rename.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+
+/// Writes a file so that a reader sees the old content or the new, never a part.
+///
+/// # Errors
+/// `Io` naming the path.
+pub fn write_file(path: &Path, content: &[u8]) -> Result<()> {
+    let folder = parent(path);
+    let io = Error::io(path, "write");
+    let mut file = match tempfile::NamedTempFile::new_in(folder) {
+        Ok(file) => file,
+        Err(source) => return Err(io(source)),
+    };
+    let written = file.write_all(content).and_then(|()| file.as_file().sync_all());
+    if let Err(source) = written {
+        return Err(io(source));
+    }
+    file.persist(path).map_err(|error| io(error.error))?;
+    sync_folder(folder)
+}
+
+/// Makes a folder whose content `fill` writes into a temporary one first. An existing path is
+/// refused; after a failure nothing is left.
+///
+/// # Errors
+/// `Invalid` when the path exists; `Io`; whatever `fill` returns.
+pub fn new_folder(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    if path.exists() {
+        return Err(Error::file(path, "already exists; choose another output or remove it"));
+    }
+    let parent = parent(path);
+    std::fs::create_dir_all(parent).map_err(Error::io(parent, "create"))?;
+    let temporary = tempfile::Builder::new()
+        .prefix(".unfinished-")
+        .tempdir_in(parent)
+        .map_err(Error::io(parent, "create a folder in"))?;
+    fill(temporary.path())?;
+    for entry in std::fs::read_dir(temporary.path()).map_err(Error::io(path, "read"))? {
+        let entry = entry.map_err(Error::io(path, "read"))?.path();
+        std::fs::File::open(&entry)
+            .and_then(|file| file.sync_all())
+            .map_err(Error::io(&entry, "sync"))?;
+    }
+    readable_by_others(temporary.path())?;
+    std::fs::rename(temporary.path(), path).map_err(Error::io(path, "rename to"))?;
+    // It has its name now; there is nothing to remove.
+    let _ = temporary.keep();
+    sync_folder(parent)
+}
+
+/// Temporary folders and files are private; results get what `mkdir` and `creat` would give.
+fn readable_by_others(folder: &Path) -> Result<()> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let set = |path: &Path, mode| {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
+                .map_err(Error::io(path, "set permissions of"))
+        };
+        set(folder, 0o755)?;
+        for entry in std::fs::read_dir(folder).map_err(Error::io(folder, "read"))? {
+            let path = entry.map_err(Error::io(folder, "read"))?.path();
+            set(&path, if path.is_dir() { 0o755 } else { 0o644 })?;
+        }
+    }
+    Ok(())
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+fn sync_folder(folder: &Path) -> Result<()> {
+    let folder: PathBuf = folder.into();
+    std::fs::File::open(&folder)
+        .and_then(|file| file.sync_all())
+        .map_err(Error::io(&folder, "sync"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_folder_leaves_nothing_and_an_existing_one_is_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("deep/out");
+        let failed = new_folder(&path, |folder| {
+            write_file(&folder.join("half"), b"x")?;
+            Err(Error::Invalid("no".into()))
+        });
+        assert!(failed.is_err() && !path.exists());
+        assert_eq!(std::fs::read_dir(root.path().join("deep")).unwrap().count(), 0);
+        new_folder(&path, |folder| write_file(&folder.join("whole"), b"x")).unwrap();
+        assert_eq!(std::fs::read(path.join("whole")).unwrap(), b"x");
+        let refused = new_folder(&path, |_| Ok(())).unwrap_err().to_string();
+        assert!(refused.contains("already exists"), "{refused}");
+    }
+}

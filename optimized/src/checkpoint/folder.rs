@@ -1,0 +1,367 @@
+//! A model folder in Hugging Face layout: `config.json`, one or many safetensors, and usually a
+//! `tokenizer.json`. A merged model is such a folder with codes instead of linear weights.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use plumbline_reference::spec::{Bits, LlamaConfig, QuantSpec};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::hash::hex;
+use super::reader::TensorFile;
+use super::tokenizer::Tokenizer;
+use crate::backend::Backend;
+use crate::error::{Error, Result};
+use crate::methods::{Dense, Merged, MergedTensors};
+use crate::model::{Llama, Projection, tensor_shapes};
+
+/// How `config.json` says that the linear layers are codes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QuantizationConfig {
+    /// Always `plumbline`.
+    pub quant_method: String,
+    /// Width of a code.
+    pub bits: Bits,
+    /// Consecutive inputs that share a scale; null for one group per row.
+    pub group_size: Option<usize>,
+}
+
+/// An opened model folder: everything checked but the values, which are read tensor by tensor.
+#[derive(Clone)]
+pub struct ModelFolder {
+    path: PathBuf,
+    config: LlamaConfig,
+    quantization: Option<QuantizationConfig>,
+    /// Which file holds which tensor.
+    files: BTreeMap<String, Arc<TensorFile>>,
+    tokenizer: Option<Vec<u8>>,
+}
+
+/// A model for evaluation, in the representation that its folder holds.
+pub enum LoadedModel<B: Backend> {
+    /// Full precision.
+    Dense(Llama<B, Dense<B>>),
+    /// Codes.
+    Merged(Llama<B, Merged<B>>),
+}
+
+#[derive(Deserialize)]
+struct ShardIndex {
+    weight_map: BTreeMap<String, String>,
+}
+
+impl ModelFolder {
+    /// Opens a folder and checks that it holds exactly the tensors of its configuration.
+    ///
+    /// # Errors
+    /// `Io` and `File` naming the file, the field or tensor, and what was found there.
+    pub fn open(path: &Path) -> Result<Self> {
+        let config_path = path.join("config.json");
+        let config = std::fs::read_to_string(&config_path)
+            .map_err(Error::io(&config_path, "read"))?;
+        let tokenizer_path = path.join("tokenizer.json");
+        let tokenizer = match std::fs::read(&tokenizer_path) {
+            Ok(bytes) => Some(bytes),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+            Err(error) => return Err(Error::io(&tokenizer_path, "read")(error)),
+        };
+        let index_path = path.join("model.safetensors.index.json");
+        let single = path.join("model.safetensors");
+        let files = if !single.exists() && index_path.exists() {
+            open_shards(path, &index_path)?
+        } else {
+            by_tensor(Arc::new(TensorFile::open(&single)?))
+        };
+        Self::checked(path, &config, files, tokenizer)
+    }
+
+    /// The same for files in memory, such as those inside this program.
+    ///
+    /// # Errors
+    /// As [`ModelFolder::open`].
+    pub fn from_bytes(
+        name: &Path,
+        config: &str,
+        weights: &'static [u8],
+        tokenizer: &[u8],
+    ) -> Result<Self> {
+        let file = TensorFile::from_bytes(&name.join("model.safetensors"), weights.into())?;
+        Self::checked(name, config, by_tensor(Arc::new(file)), Some(tokenizer.to_vec()))
+    }
+
+    fn checked(
+        path: &Path,
+        config_text: &str,
+        files: BTreeMap<String, Arc<TensorFile>>,
+        tokenizer: Option<Vec<u8>>,
+    ) -> Result<Self> {
+        let config_path = path.join("config.json");
+        let config = LlamaConfig::from_json(config_text)
+            .map_err(|error| Error::file(&config_path, error))?;
+        let quantization = quantization(&config_path, config_text)?;
+        let folder = Self { path: path.to_path_buf(), config, quantization, files, tokenizer };
+        folder.check_tensors()?;
+        Ok(folder)
+    }
+
+    /// Every expected tensor is there with its shape, and there is no other.
+    fn check_tensors(&self) -> Result<()> {
+        let expected = self.expected_shapes()?;
+        for (name, shape) in &expected {
+            self.file(name)?.expect(name, shape)?;
+        }
+        // Buffers that some writers store beside the parameters, and the tied projection's copy.
+        let harmless = |name: &str| {
+            name.ends_with(".rotary_emb.inv_freq")
+                || (name == "lm_head.weight" && self.config.tie_word_embeddings)
+        };
+        for (name, file) in &self.files {
+            if !expected.contains_key(name) && !harmless(name) {
+                let reason = format!("tensor {name} does not belong to this LLaMA configuration");
+                return Err(Error::file(file.path(), reason));
+            }
+        }
+        Ok(())
+    }
+
+    fn expected_shapes(&self) -> Result<BTreeMap<String, Vec<usize>>> {
+        let mut shapes = tensor_shapes(&self.config);
+        let Some(quantization) = &self.quantization else { return Ok(shapes) };
+        let specs = specs(&self.config, quantization.bits, quantization.group_size)?;
+        for (linear, spec) in Projection::all(&self.config).into_iter().zip(specs) {
+            shapes.remove(&format!("{}.weight", linear.name));
+            let codes = vec![linear.out_features, linear.in_features];
+            let grid = vec![linear.out_features, spec.groups()];
+            shapes.insert(format!("{}.codes", linear.name), codes);
+            shapes.insert(format!("{}.scale", linear.name), grid.clone());
+            shapes.insert(format!("{}.offset", linear.name), grid);
+        }
+        Ok(shapes)
+    }
+
+    /// Where the folder is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Shape and constants of the model.
+    pub fn config(&self) -> &LlamaConfig {
+        &self.config
+    }
+
+    /// Bits and groups of a merged model.
+    pub fn quantization(&self) -> Option<&QuantizationConfig> {
+        self.quantization.as_ref()
+    }
+
+    /// Files, each once, in the order of their names.
+    pub fn files(&self) -> Vec<&TensorFile> {
+        let mut seen = BTreeSet::new();
+        self.files.values().filter(|f| seen.insert(f.path())).map(|file| &**file).collect()
+    }
+
+    /// The tokenizer.
+    ///
+    /// # Errors
+    /// `File` when there is none, or it has more entries than the model's embedding.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        let path = self.path.join("tokenizer.json");
+        let Some(bytes) = &self.tokenizer else {
+            return Err(Error::file(&path, "is missing: give token ids instead of text"));
+        };
+        Tokenizer::from_bytes(&path, bytes)
+    }
+
+    /// The text of `tokenizer.json`, where there is one.
+    pub fn tokenizer_bytes(&self) -> Option<&[u8]> {
+        self.tokenizer.as_deref()
+    }
+
+    /// A tensor as f32.
+    ///
+    /// # Errors
+    /// `File` naming tensor and file.
+    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        self.file(name)?.floats(name, shape)
+    }
+
+    /// The weight of a linear layer, `[out, in]`.
+    ///
+    /// # Errors
+    /// `File` naming tensor and file, also when the folder holds codes.
+    pub fn weight(&self, linear: &Projection) -> Result<Vec<f32>> {
+        if self.quantization.is_some() {
+            let reason = "holds a merged model; training starts from a full-precision one";
+            return Err(Error::file(&self.path, reason));
+        }
+        self.tensor(&format!("{}.weight", linear.name), &[linear.out_features, linear.in_features])
+    }
+
+    /// Codes and grid of a merged linear layer.
+    ///
+    /// # Errors
+    /// `File` naming tensor and file; a code outside its range or a scale that is not positive.
+    pub fn merged(&self, linear: &Projection) -> Result<MergedTensors> {
+        let Some(quantization) = &self.quantization else {
+            return Err(Error::file(&self.path, "does not hold a merged model"));
+        };
+        let (out_features, width) = (linear.out_features, linear.in_features);
+        let spec = QuantSpec::new(quantization.bits, quantization.group_size, width)?;
+        let name = |tensor: &str| format!("{}.{tensor}", linear.name);
+        let grid = [out_features, spec.groups()];
+        let codes_name = name("codes");
+        let file = self.file(&codes_name)?;
+        let codes = file.codes(&codes_name, &[out_features, width])?;
+        let range = spec.qmin()..=spec.qmax();
+        if let Some(index) = codes.iter().position(|code| !range.contains(&i32::from(*code))) {
+            let reason = format!(
+                "tensor {codes_name} holds {} at flat index {index}, expected {} to {}",
+                codes[index],
+                spec.qmin(),
+                spec.qmax()
+            );
+            return Err(Error::file(file.path(), reason));
+        }
+        let scale = self.tensor(&name("scale"), &grid)?;
+        if let Some(index) = scale.iter().position(|scale| *scale <= 0.0) {
+            let scale_name = name("scale");
+            let value = scale[index];
+            let reason = format!("tensor {scale_name} is {value} at flat index {index}, not positive");
+            return Err(Error::file(self.file(&scale_name)?.path(), reason));
+        }
+        let offset = self.tensor(&name("offset"), &grid)?;
+        Ok(MergedTensors { spec, out_features, codes, scale, offset })
+    }
+
+    /// The model for evaluation.
+    ///
+    /// # Errors
+    /// `File` naming the tensor that cannot be used.
+    pub fn load<B: Backend>(&self, backend: Arc<B>) -> Result<LoadedModel<B>>
+    where
+        B::Codes: Send,
+    {
+        let config = self.config.clone();
+        let tensor = |name: &str, shape: &[usize]| self.tensor(name, shape);
+        if self.quantization.is_some() {
+            let device = backend.clone();
+            let linear = |linear: &Projection| Merged::new(&*device, &self.merged(linear)?);
+            return Ok(LoadedModel::Merged(Llama::build(backend, config, false, tensor, linear)?));
+        }
+        self.load_dense(backend, false).map(LoadedModel::Dense)
+    }
+
+    /// The full-precision model, trained or frozen.
+    ///
+    /// # Errors
+    /// `File` naming the tensor that cannot be used.
+    pub fn load_dense<B: Backend>(
+        &self,
+        backend: Arc<B>,
+        trained: bool,
+    ) -> Result<Llama<B, Dense<B>>> {
+        let config = self.config.clone();
+        let tensor = |name: &str, shape: &[usize]| self.tensor(name, shape);
+        let device = backend.clone();
+        let linear = |linear: &Projection| {
+            let shape = (linear.out_features, linear.in_features);
+            Dense::new(&*device, &self.weight(linear)?, shape, trained)
+        };
+        Llama::build(backend, config, trained, tensor, linear)
+    }
+
+    /// Bits and groups of every linear layer, in the order of [`Projection::all`].
+    ///
+    /// # Errors
+    /// `Invalid` listing every layer that the group size does not divide.
+    pub fn specs(&self, bits: Bits, group_size: Option<usize>) -> Result<Vec<QuantSpec>> {
+        specs(&self.config, bits, group_size)
+    }
+
+    /// SHA-256 over names, types, shapes and bytes of all tensors: an adapter remembers what it was
+    /// trained on.
+    ///
+    /// # Errors
+    /// `Io` when a file cannot be read.
+    pub fn fingerprint(&self) -> Result<String> {
+        let mut hash = Sha256::new();
+        for (name, file) in &self.files {
+            let info = &file.tensors()[name];
+            hash.update(format!("{name} {:?} {:?}\n", info.dtype, info.shape));
+            hash.update(file.raw(name)?);
+        }
+        Ok(hex(hash))
+    }
+
+    fn file(&self, tensor: &str) -> Result<&TensorFile> {
+        let missing = || Error::file(&self.path, format!("has no tensor {tensor}"));
+        self.files.get(tensor).map(|file| &**file).ok_or_else(missing)
+    }
+}
+
+fn by_tensor(file: Arc<TensorFile>) -> BTreeMap<String, Arc<TensorFile>> {
+    file.tensors().keys().map(|name| (name.clone(), file.clone())).collect()
+}
+
+fn open_shards(folder: &Path, index_path: &Path) -> Result<BTreeMap<String, Arc<TensorFile>>> {
+    let text = std::fs::read_to_string(index_path).map_err(Error::io(index_path, "read"))?;
+    let index: ShardIndex =
+        serde_json::from_str(&text).map_err(|error| Error::file(index_path, error))?;
+    let names: BTreeSet<&String> = index.weight_map.values().collect();
+    let mut shards = BTreeMap::new();
+    for name in names {
+        if name.contains(['/', '\\']) {
+            return Err(Error::file(index_path, format!("shard {name} is outside the folder")));
+        }
+        shards.insert(name, Arc::new(TensorFile::open(&folder.join(name))?));
+    }
+    let mut files = BTreeMap::new();
+    for (tensor, shard) in &index.weight_map {
+        let file = &shards[shard];
+        if !file.tensors().contains_key(tensor) {
+            let reason = format!("has no tensor {tensor}, which {} promises", index_path.display());
+            return Err(Error::file(file.path(), reason));
+        }
+        files.insert(tensor.clone(), file.clone());
+    }
+    Ok(files)
+}
+
+/// The quantization that `config.json` states, refused unless it is this program's own.
+fn quantization(path: &Path, text: &str) -> Result<Option<QuantizationConfig>> {
+    #[derive(Deserialize)]
+    struct Stated {
+        quantization_config: Option<serde_json::Value>,
+    }
+    let stated: Stated = serde_json::from_str(text).map_err(|error| Error::file(path, error))?;
+    let Some(value) = stated.quantization_config.filter(|value| !value.is_null()) else {
+        return Ok(None);
+    };
+    let method = value.get("quant_method").and_then(|method| method.as_str()).unwrap_or("absent");
+    if method != "plumbline" {
+        let reason = format!("quantization_config.quant_method is {method}, supported: plumbline");
+        return Err(Error::file(path, reason));
+    }
+    serde_json::from_value(value)
+        .map(Some)
+        .map_err(|error| Error::file(path, format!("quantization_config: {error}")))
+}
+
+fn specs(config: &LlamaConfig, bits: Bits, group_size: Option<usize>) -> Result<Vec<QuantSpec>> {
+    let mut specs = Vec::new();
+    let mut refused = Vec::new();
+    for linear in Projection::all(config) {
+        match QuantSpec::new(bits, group_size, linear.in_features) {
+            Ok(spec) => specs.push(spec),
+            Err(_) => refused.push(format!("{} ({} inputs)", linear.name, linear.in_features)),
+        }
+    }
+    if refused.is_empty() {
+        return Ok(specs);
+    }
+    let group_size = group_size.map_or("null".to_owned(), |size| size.to_string());
+    let layers = refused.join(", ");
+    Err(Error::Invalid(format!("group_size {group_size} does not divide the inputs of {layers}")))
+}

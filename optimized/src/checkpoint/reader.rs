@@ -1,0 +1,198 @@
+//! One safetensors file, its header checked against its length, its tensors read one at a time.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Seek, SeekFrom};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use half::{bf16, f16};
+
+use crate::error::{Error, Result};
+
+pub use safetensors::Dtype;
+
+/// A header larger than this is not one.
+const LARGEST_HEADER: u64 = 100_000_000;
+
+/// Where the bytes are.
+#[derive(Debug, Clone)]
+enum Source {
+    Disk(PathBuf),
+    Memory(Arc<[u8]>),
+}
+
+/// Type, shape and place of a tensor.
+#[derive(Debug, Clone)]
+pub struct TensorInfo {
+    /// Storage type.
+    pub dtype: Dtype,
+    /// Row-major shape.
+    pub shape: Vec<usize>,
+    /// Bytes from the start of the file.
+    range: Range<u64>,
+}
+
+/// An opened safetensors file.
+#[derive(Debug, Clone)]
+pub struct TensorFile {
+    path: PathBuf,
+    source: Source,
+    tensors: BTreeMap<String, TensorInfo>,
+    metadata: BTreeMap<String, String>,
+}
+
+impl TensorFile {
+    /// Reads and checks the header of a file on disk.
+    ///
+    /// # Errors
+    /// `Io`; `File` for a file that is damaged or cut short.
+    pub fn open(path: &Path) -> Result<Self> {
+        let mut file = std::fs::File::open(path).map_err(Error::io(path, "open"))?;
+        let length = file.metadata().map_err(Error::io(path, "read"))?.len();
+        let header = read_header(path, &mut file, length)?;
+        Self::parse(path, Source::Disk(path.to_path_buf()), &header, length)
+    }
+
+    /// The same for bytes in memory; `path` is only for messages.
+    ///
+    /// # Errors
+    /// `File` for bytes that are damaged or cut short.
+    pub fn from_bytes(path: &Path, bytes: Arc<[u8]>) -> Result<Self> {
+        let length = bytes.len() as u64;
+        let header = read_header(path, &mut &bytes[..], length)?;
+        Self::parse(path, Source::Memory(bytes), &header, length)
+    }
+
+    fn parse(path: &Path, source: Source, header: &[u8], length: u64) -> Result<Self> {
+        let (header_len, parsed) = safetensors::SafeTensors::read_metadata(header)
+            .map_err(|error| Error::file(path, format!("not a safetensors file: {error}")))?;
+        let data_start = 8 + header_len as u64;
+        let mut end = data_start;
+        let mut tensors = BTreeMap::new();
+        for (name, info) in parsed.tensors() {
+            let (from, to) = info.data_offsets;
+            let range = data_start + from as u64..data_start + to as u64;
+            end = end.max(range.end);
+            tensors.insert(name, TensorInfo { dtype: info.dtype, shape: info.shape.clone(), range });
+        }
+        if end != length {
+            let reason = format!("is {length} bytes long, its header describes {end}: damaged or cut short");
+            return Err(Error::file(path, reason));
+        }
+        let metadata = parsed.metadata().clone().unwrap_or_default().into_iter().collect();
+        Ok(Self { path: path.to_path_buf(), source, tensors, metadata })
+    }
+
+    /// The file's name, for messages.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Every tensor by name.
+    pub fn tensors(&self) -> &BTreeMap<String, TensorInfo> {
+        &self.tensors
+    }
+
+    /// The header's `__metadata__`.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+
+    /// A tensor of the expected shape as f32; F32, F16 and BF16 convert without loss.
+    ///
+    /// # Errors
+    /// `File` naming tensor, shape or type; `NonFinite`-like `File` for NaN and infinities.
+    pub fn floats(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        let info = self.expect(name, shape)?;
+        let bytes = self.bytes(info)?;
+        let values: Vec<f32> = match info.dtype {
+            Dtype::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+            Dtype::F16 => bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+            Dtype::BF16 => bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+            other => {
+                let reason = format!("tensor {name} is {other:?}, expected F32, F16 or BF16");
+                return Err(Error::file(&self.path, reason));
+            }
+        };
+        match values.iter().position(|value| !value.is_finite()) {
+            Some(index) => {
+                let reason = format!("tensor {name} is {} at flat index {index}", values[index]);
+                Err(Error::file(&self.path, reason))
+            }
+            None => Ok(values),
+        }
+    }
+
+    /// An I8 tensor of the expected shape.
+    ///
+    /// # Errors
+    /// `File` naming tensor, shape or type.
+    pub fn codes(&self, name: &str, shape: &[usize]) -> Result<Vec<i8>> {
+        let info = self.expect(name, shape)?;
+        if info.dtype != Dtype::I8 {
+            let reason = format!("tensor {name} is {:?}, expected I8", info.dtype);
+            return Err(Error::file(&self.path, reason));
+        }
+        Ok(self.bytes(info)?.into_iter().map(|byte| byte as i8).collect())
+    }
+
+    /// A tensor that must be there with this shape.
+    ///
+    /// # Errors
+    /// `File` naming the tensor.
+    pub fn expect(&self, name: &str, shape: &[usize]) -> Result<&TensorInfo> {
+        let Some(info) = self.tensors.get(name) else {
+            return Err(Error::file(&self.path, format!("has no tensor {name}")));
+        };
+        if info.shape != shape {
+            let reason = format!("tensor {name} has shape {:?}, expected {shape:?}", info.shape);
+            return Err(Error::file(&self.path, reason));
+        }
+        Ok(info)
+    }
+
+    /// The stored bytes of a tensor.
+    ///
+    /// # Errors
+    /// `File` when it is not there; `Io`.
+    pub fn raw(&self, name: &str) -> Result<Vec<u8>> {
+        match self.tensors.get(name) {
+            Some(info) => self.bytes(info),
+            None => Err(Error::file(&self.path, format!("has no tensor {name}"))),
+        }
+    }
+
+    fn bytes(&self, info: &TensorInfo) -> Result<Vec<u8>> {
+        match &self.source {
+            Source::Memory(bytes) => {
+                Ok(bytes[info.range.start as usize..info.range.end as usize].to_vec())
+            }
+            Source::Disk(path) => {
+                let mut buffer = vec![0; (info.range.end - info.range.start) as usize];
+                let mut file = std::fs::File::open(path).map_err(Error::io(path, "open"))?;
+                file.seek(SeekFrom::Start(info.range.start))
+                    .and_then(|_| file.read_exact(&mut buffer))
+                    .map_err(Error::io(path, "read"))?;
+                Ok(buffer)
+            }
+        }
+    }
+}
+
+/// The eight length bytes and the header that they announce.
+fn read_header(path: &Path, from: &mut impl Read, length: u64) -> Result<Vec<u8>> {
+    let short = || Error::file(path, format!("is {length} bytes long, too short for its header"));
+    let mut header = vec![0; 8];
+    from.read_exact(&mut header).map_err(|_| short())?;
+    let announced = u64::from_le_bytes(header[..8].try_into().expect("eight bytes were read"));
+    if announced > LARGEST_HEADER {
+        return Err(Error::file(path, format!("not a safetensors file: header of {announced} bytes")));
+    }
+    if announced + 8 > length {
+        return Err(short());
+    }
+    header.resize(8 + announced as usize, 0);
+    from.read_exact(&mut header[8..]).map_err(|_| short())?;
+    Ok(header)
+}

@@ -1,0 +1,155 @@
+//! Writing model folders.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use half::bf16;
+use plumbline_reference::spec::LlamaConfig;
+use safetensors::tensor::{Dtype, TensorView};
+
+use super::atomic::write_file;
+use super::folder::{ModelFolder, QuantizationConfig};
+use crate::backend::Backend;
+use crate::error::{Error, Result};
+use crate::methods::{Dense, LinearMethod, MergedTensors, Parameter};
+use crate::model::{Llama, tensor_shapes};
+
+/// A tensor ready to be written: type, shape, little-endian bytes.
+pub(super) type Stored = (Dtype, Vec<usize>, Vec<u8>);
+
+/// Storage type of floating-point tensors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Precision {
+    /// 32 bits.
+    F32,
+    /// Rounded to nearest, ties to even.
+    Bf16,
+}
+
+pub(super) fn store(values: &[f32], shape: &[usize], precision: Precision) -> Stored {
+    match precision {
+        Precision::F32 => {
+            (Dtype::F32, shape.to_vec(), values.iter().flat_map(|v| v.to_le_bytes()).collect())
+        }
+        Precision::Bf16 => {
+            let bytes = values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect();
+            (Dtype::BF16, shape.to_vec(), bytes)
+        }
+    }
+}
+
+pub(super) fn write_safetensors(
+    path: &Path,
+    tensors: &BTreeMap<String, Stored>,
+    metadata: &[(&str, &str)],
+) -> Result<()> {
+    let unusable = |error: safetensors::SafeTensorError| Error::file(path, error);
+    let views = tensors
+        .iter()
+        .map(|(name, (dtype, shape, bytes))| {
+            Ok((name, TensorView::new(*dtype, shape.clone(), bytes).map_err(unusable)?))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let metadata = metadata.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+    let bytes = safetensors::serialize(views, Some(metadata)).map_err(unusable)?;
+    write_file(path, &bytes)
+}
+
+/// Embeddings and norms of a model, by Hugging Face name.
+fn base_tensors<B: Backend, L: LinearMethod<B>>(
+    model: &Llama<B, L>,
+    precision: Precision,
+) -> Result<BTreeMap<String, Stored>> {
+    let stored = |(name, parameter): (String, &Parameter<B>)| {
+        let values = parameter.to_host(model.backend())?;
+        Ok((name, store(&values, &parameter.shape, precision)))
+    };
+    model.base_parameters().into_iter().map(stored).collect()
+}
+
+/// Every tensor of a full-precision model, by Hugging Face name, on the host.
+///
+/// # Errors
+/// When the device failed.
+pub fn dense_tensors<B: Backend>(
+    model: &Llama<B, Dense<B>>,
+) -> Result<BTreeMap<String, Vec<f32>>> {
+    let mut tensors = BTreeMap::new();
+    for (name, parameter) in model.base_parameters() {
+        tensors.insert(name, parameter.to_host(model.backend())?);
+    }
+    for (name, linear) in model.linears() {
+        tensors.insert(format!("{name}.weight"), linear.weight.to_host(model.backend())?);
+    }
+    Ok(tensors)
+}
+
+/// Writes a full-precision model into an existing folder.
+///
+/// # Errors
+/// `Io` naming the file.
+pub fn save_dense<B: Backend>(
+    folder: &Path,
+    model: &Llama<B, Dense<B>>,
+    tokenizer: Option<&[u8]>,
+    precision: Precision,
+) -> Result<()> {
+    let shapes = tensor_shapes(model.config());
+    let tensors = dense_tensors(model)?
+        .into_iter()
+        .map(|(name, values)| {
+            let stored = store(&values, &shapes[&name], precision);
+            (name, stored)
+        })
+        .collect();
+    write_safetensors(&folder.join("model.safetensors"), &tensors, &[("format", "pt")])?;
+    let mut config = model.config().to_value();
+    config["torch_dtype"] = match precision {
+        Precision::F32 => "float32".into(),
+        Precision::Bf16 => "bfloat16".into(),
+    };
+    save_config(folder, &config, tokenizer)
+}
+
+/// Writes a merged model into an existing folder: codes as I8, scale and offset as F32, and the
+/// base's embeddings and norms in F32, so that a reload has the trained model's bits.
+///
+/// # Errors
+/// `Io` naming the file.
+pub fn save_merged<B: Backend, L: LinearMethod<B>>(
+    folder: &Path,
+    model: &Llama<B, L>,
+    linears: &BTreeMap<String, MergedTensors>,
+    quantization: &QuantizationConfig,
+    base: &ModelFolder,
+) -> Result<()> {
+    let mut tensors = base_tensors(model, Precision::F32)?;
+    for (name, merged) in linears {
+        let groups = merged.spec.groups();
+        let codes = merged.codes.iter().map(|code| *code as u8).collect();
+        let shape = vec![merged.out_features, merged.spec.in_features()];
+        let grid = [merged.out_features, groups];
+        tensors.insert(format!("{name}.codes"), (Dtype::I8, shape, codes));
+        tensors.insert(format!("{name}.scale"), store(&merged.scale, &grid, Precision::F32));
+        tensors.insert(format!("{name}.offset"), store(&merged.offset, &grid, Precision::F32));
+    }
+    let metadata = [("format", "plumbline-merged-1")];
+    write_safetensors(&folder.join("model.safetensors"), &tensors, &metadata)?;
+    save_config(folder, &merged_config(model.config(), quantization), base.tokenizer_bytes())
+}
+
+fn merged_config(config: &LlamaConfig, quantization: &QuantizationConfig) -> serde_json::Value {
+    let mut value = config.to_value();
+    value["torch_dtype"] = "float32".into();
+    value["quantization_config"] = serde_json::json!(quantization);
+    value
+}
+
+fn save_config(folder: &Path, config: &serde_json::Value, tokenizer: Option<&[u8]>) -> Result<()> {
+    let text = format!("{config:#}\n");
+    write_file(&folder.join("config.json"), text.as_bytes())?;
+    match tokenizer {
+        Some(bytes) => write_file(&folder.join("tokenizer.json"), bytes),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,59 @@
+//! `plumbline eval`.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Result;
+use plumbline::checkpoint::LoadedModel;
+use plumbline::cpu::Cpu;
+use plumbline::eval::perplexity;
+
+use super::progress::Progress;
+use super::source::{TextSource, open_model};
+
+/// What can be evaluated.
+#[derive(clap::Subcommand)]
+pub enum Eval {
+    /// exp of the mean loss over consecutive windows of a text
+    Perplexity {
+        /// Model folder in Hugging Face layout, merged or not; the built-in model by default
+        #[arg(long)]
+        model: Option<PathBuf>,
+        #[command(flatten)]
+        source: TextSource,
+        /// Tokens of a window; by default the longest the model was trained for
+        #[arg(long)]
+        context: Option<usize>,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Runs the command.
+pub fn eval(command: Eval) -> Result<()> {
+    let Eval::Perplexity { model, source, context, json } = command;
+    let folder = open_model(model.as_deref())?;
+    let (name, tokens) = source.tokens(&folder)?;
+    let context = context.unwrap_or(folder.config().max_position_embeddings);
+    let mut bar = Progress::new("perplexity", tokens.len() as u64);
+    let progress = |done| bar.at(done as u64, String::new);
+    let result = match folder.load(Arc::new(Cpu))? {
+        LoadedModel::Dense(model) => perplexity(&model, &tokens, context, progress)?,
+        LoadedModel::Merged(model) => perplexity(&model, &tokens, context, progress)?,
+    };
+    drop(bar);
+    if json {
+        let mut value = serde_json::to_value(result)?;
+        value["model"] = folder.path().display().to_string().into();
+        value["text"] = name.into();
+        value["context"] = context.into();
+        println!("{value}");
+    } else {
+        println!(
+            "{name}: perplexity {:.4}, mean loss {:.6} over {} tokens in {} windows of {context}",
+            result.perplexity, result.mean_nll, result.predicted_tokens, result.windows
+        );
+    }
+    Ok(())
+}

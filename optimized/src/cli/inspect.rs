@@ -1,0 +1,81 @@
+//! `plumbline inspect`: what a model folder holds.
+
+use std::path::Path;
+
+use anyhow::Result;
+use plumbline::checkpoint::ModelFolder;
+use plumbline::model::Projection;
+
+use super::source::open_model;
+
+/// Runs the command.
+pub fn inspect(model: Option<&Path>, json: bool) -> Result<()> {
+    let folder = open_model(model)?;
+    if json {
+        println!("{}", summary(&folder)?);
+        return Ok(());
+    }
+    let config = folder.config();
+    println!("{}", folder.path().display());
+    println!("  hidden {}, intermediate {}", config.hidden_size, config.intermediate_size);
+    println!(
+        "  {} blocks, {} heads ({} key/value) of {}",
+        config.num_hidden_layers,
+        config.num_attention_heads,
+        config.num_key_value_heads,
+        config.head_dim
+    );
+    let tied = if config.tie_word_embeddings { "tied" } else { "untied" };
+    let positions = config.max_position_embeddings;
+    println!("  vocabulary {} ({tied}), {positions} positions", config.vocab_size);
+    match folder.quantization() {
+        Some(quantization) => {
+            let group = quantization.group_size.map_or("a row".into(), |size| size.to_string());
+            println!("  merged: {} bits, groups of {group}", quantization.bits.count());
+        }
+        None => println!("  full precision"),
+    }
+    for file in folder.files() {
+        let values: usize =
+            file.tensors().values().map(|info| info.shape.iter().product::<usize>()).sum();
+        println!("  {}: {} tensors, {values} values", file.path().display(), file.tensors().len());
+        for (name, info) in file.tensors() {
+            println!("    {name} {:?} {:?}", info.dtype, info.shape);
+        }
+    }
+    if folder.quantization().is_some() {
+        println!("  code use per layer (share of codes at the ends of the range):");
+        for linear in Projection::all(config) {
+            let (low, high) = ends(&folder, &linear)?;
+            println!("    {} {:.2} % low, {:.2} % high", linear.name, 100.0 * low, 100.0 * high);
+        }
+    }
+    Ok(())
+}
+
+fn summary(folder: &ModelFolder) -> Result<serde_json::Value> {
+    let mut tensors = serde_json::Map::new();
+    for file in folder.files() {
+        for (name, info) in file.tensors() {
+            let value = serde_json::json!({
+                "file": file.path(), "dtype": format!("{:?}", info.dtype), "shape": info.shape,
+            });
+            tensors.insert(name.clone(), value);
+        }
+    }
+    Ok(serde_json::json!({
+        "model": folder.path(), "config": folder.config().to_value(),
+        "quantization": folder.quantization(), "sha256": folder.fingerprint()?,
+        "tokenizer": folder.tokenizer_bytes().is_some(), "tensors": tensors,
+    }))
+}
+
+/// Shares of codes at qmin and at qmax.
+fn ends(folder: &ModelFolder, linear: &Projection) -> Result<(f64, f64)> {
+    let merged = folder.merged(linear)?;
+    let share = |end: i32| {
+        let count = merged.codes.iter().filter(|code| i32::from(**code) == end).count();
+        count as f64 / merged.codes.len() as f64
+    };
+    Ok((share(merged.spec.qmin()), share(merged.spec.qmax())))
+}

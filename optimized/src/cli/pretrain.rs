@@ -1,0 +1,71 @@
+//! `plumbline pretrain`: tokenizer and model from nothing but text.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Result, bail};
+use plumbline::checkpoint::{Precision, Tokenizer, new_folder, save_dense};
+use plumbline::cpu::Cpu;
+use plumbline::recipe::{self, PretrainRecipe, resolve};
+use plumbline::train::{TokenWindows, Trainer, new_model};
+
+use super::run::{EvalText, Watch, read_text, start_run};
+
+/// Runs a recipe and writes `model/` into its output folder.
+pub fn pretrain(recipe_path: &Path) -> Result<()> {
+    let mut recipe: PretrainRecipe = recipe::read(recipe_path)?;
+    let folder = recipe_path.parent().unwrap_or(Path::new("."));
+    for path in recipe.data.train.iter_mut().chain(&mut recipe.data.eval) {
+        *path = resolve(folder, path);
+    }
+    recipe.output.dir = resolve(folder, &recipe.output.dir);
+    recipe.training.check()?;
+    recipe.optimizer.check()?;
+    let context = recipe.data.context;
+    let config = recipe.model.config(context)?;
+    let texts: Vec<String> =
+        recipe.data.train.iter().map(|path: &PathBuf| read_text(path)).collect::<Result<_>>()?;
+    if texts.is_empty() {
+        bail!("{}: data.train is empty", recipe_path.display());
+    }
+    if recipe.output.dir.exists() {
+        bail!("{}: already exists; choose another output.dir", recipe.output.dir.display());
+    }
+    eprintln!("training a tokenizer of {} entries", config.vocab_size);
+    let tokenizer = Tokenizer::train(&texts.concat(), config.vocab_size)?;
+    let mut tokens = Vec::new();
+    for text in &texts {
+        tokens.extend(tokenizer.encode(text)?);
+    }
+    let eval: Vec<EvalText> = recipe
+        .data
+        .eval
+        .iter()
+        .map(|path| EvalText::read(path, &tokenizer))
+        .collect::<Result<_>>()?;
+    let data = TokenWindows::new(tokens, context, recipe.training.seed)?;
+    eprintln!(
+        "{} windows of {context} tokens an epoch, {:.1} epochs",
+        data.windows_per_epoch(),
+        (recipe.training.steps as usize * recipe.training.micro_batch * recipe.training.accumulation)
+            as f64
+            / data.windows_per_epoch() as f64
+    );
+    let mut model = new_model(Arc::new(Cpu), &config, recipe.training.seed)?;
+    let settings = recipe.training.clone();
+    let schedule = recipe.schedule;
+    let mut trainer =
+        Trainer::new(&model, data, context, settings, &recipe.optimizer, schedule)?;
+    let mut metrics = start_run(&recipe.output.dir, &recipe)?;
+    let (every, steps) = (recipe.training.eval_every, recipe.training.steps);
+    let mut watch = Watch::new(&mut metrics, &eval, context, every, steps);
+    trainer.run(&mut model, &mut watch)?;
+    drop(watch);
+    let path = recipe.output.dir.join("model");
+    let json = tokenizer.to_json()?;
+    new_folder(&path, |folder| {
+        save_dense(folder, &model, Some(json.as_bytes()), Precision::Bf16)
+    })?;
+    println!("{}", path.display());
+    Ok(())
+}

@@ -1,0 +1,69 @@
+//! Progress on standard error: a bar on a terminal, now and then a plain line elsewhere.
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// How often a line is printed where there is no terminal.
+const LINE_EVERY: Duration = Duration::from_secs(10);
+
+/// Progress of one task.
+pub struct Progress {
+    label: String,
+    total: u64,
+    bar: Option<ProgressBar>,
+    began: Instant,
+    spoke: Instant,
+}
+
+impl Progress {
+    /// `total` units of work.
+    pub fn new(label: impl Into<String>, total: u64) -> Self {
+        let label = label.into();
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let style = ProgressStyle::with_template(
+                "{prefix:>24} [{bar:32}] {pos}/{len} {elapsed} left {eta} {msg}",
+            )
+            .expect("the template is constant and valid")
+            .progress_chars("=> ");
+            let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
+            bar.with_style(style).with_prefix(label.clone())
+        });
+        let now = Instant::now();
+        Self { label, total, bar, began: now, spoke: now }
+    }
+
+    /// `done` units are done; `message` says how it goes.
+    pub fn at(&mut self, done: u64, message: impl FnOnce() -> String) {
+        match &self.bar {
+            Some(bar) => {
+                bar.set_position(done);
+                bar.set_message(message());
+            }
+            None if self.spoke.elapsed() >= LINE_EVERY => {
+                self.spoke = Instant::now();
+                let seconds = self.began.elapsed().as_secs();
+                let (label, total) = (&self.label, self.total);
+                eprintln!("{label}: {done}/{total} after {seconds} s {}", message());
+            }
+            None => {}
+        }
+    }
+
+    /// A line that stays above the bar.
+    pub fn say(&mut self, line: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| eprintln!("{line}")),
+            None => eprintln!("{line}"),
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}

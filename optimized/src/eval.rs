@@ -1,0 +1,85 @@
+//! Perplexity: how surprised a model is by a text.
+
+use serde::Serialize;
+
+use crate::backend::Backend;
+use crate::error::{Error, Result};
+use crate::methods::LinearMethod;
+use crate::model::{Batch, IGNORE, Llama};
+use crate::ops::cross_entropy::LossSum;
+
+/// What a model makes of a text.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Perplexity {
+    /// `exp(mean_nll)`.
+    pub perplexity: f64,
+    /// Mean negative log-likelihood of the predicted tokens, nats.
+    pub mean_nll: f64,
+    /// Tokens predicted: all of a window but its first.
+    pub predicted_tokens: usize,
+    /// Windows, the shorter last one included.
+    pub windows: usize,
+}
+
+/// Tokens evaluated together.
+const BATCH_TOKENS: usize = 2048;
+
+/// Splits tokens into consecutive windows of `context`, predicts every token but each window's
+/// first, and averages over tokens. A last window shorter than `context` counts when it has at
+/// least two tokens. `progress` is told the tokens done.
+///
+/// # Errors
+/// `Invalid` for fewer than two tokens or a context outside 2..=the model's; `TokenOutOfRange`.
+pub fn perplexity<B: Backend, L: LinearMethod<B>>(
+    model: &Llama<B, L>,
+    tokens: &[i32],
+    context: usize,
+    mut progress: impl FnMut(usize),
+) -> Result<Perplexity> {
+    let longest = model.config().max_position_embeddings;
+    if !(2..=longest).contains(&context) {
+        let reason = format!("context is {context}, expected 2 to {longest} for this model");
+        return Err(Error::Invalid(reason));
+    }
+    if tokens.len() < 2 {
+        let reason = format!("the text has {} tokens, perplexity needs at least 2", tokens.len());
+        return Err(Error::Invalid(reason));
+    }
+    let together = (BATCH_TOKENS / context).max(1);
+    let longest_batch = (together * context).min(tokens.len().next_multiple_of(context));
+    let mut workspace = model.evaluation_workspace(longest_batch)?;
+    let mut loss = LossSum::default();
+    let (mut windows, mut done) = (0, 0);
+    let whole = tokens.len() - tokens.len() % context;
+    let (full, tail) = tokens.split_at(whole);
+    let batches = full.chunks(together * context).map(|tokens| (tokens, tokens.len() / context));
+    let tail = (tail.len() >= 2).then_some((tail, 1));
+    for (tokens, batch) in batches.chain(tail) {
+        let targets = next_tokens(tokens, batch);
+        loss += model.loss(&Batch { batch, tokens, targets: &targets }, &mut workspace)?;
+        windows += batch;
+        done += tokens.len();
+        progress(done);
+    }
+    let mean_nll = loss.sum / loss.counted as f64;
+    Ok(Perplexity { perplexity: mean_nll.exp(), mean_nll, predicted_tokens: loss.counted, windows })
+}
+
+/// Each position's target is the next token of its sequence; the last has none.
+pub fn next_tokens(tokens: &[i32], batch: usize) -> Vec<i32> {
+    let length = tokens.len() / batch;
+    let next = |sequence: &[i32]| -> Vec<i32> {
+        sequence[1..].iter().copied().chain([IGNORE]).collect()
+    };
+    tokens.chunks_exact(length).flat_map(next).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_never_cross_a_sequence() {
+        assert_eq!(next_tokens(&[1, 2, 3, 4, 5, 6], 2), [2, 3, IGNORE, 5, 6, IGNORE]);
+    }
+}

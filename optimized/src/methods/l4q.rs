@@ -1,0 +1,230 @@
+//! L4Q: the low-rank update is added to the weight before it is quantized. Eqs. (M1) to (M3).
+//!
+//! What the backward needs is `x` and the parameters; the combined weight, the quantizer argument,
+//! the mask and the quantized weight are recomputed.
+
+use plumbline_reference::spec::{GradScale, InitScaleRule, QuantSpec, SCALE_FLOOR};
+use rand::Rng;
+
+use super::{
+    BackwardCall, LinearMethod, MergedTensors, Parameter, ParameterKind, Scratch, ScratchNeed,
+    Trainable, kaiming_uniform,
+};
+use crate::backend::Backend;
+use crate::error::Result;
+use crate::ops::fake_quantize::{FakeQuantizeArgs, LowRank};
+use crate::ops::fake_quantize_backward::FakeQuantizeGradients;
+use crate::ops::linear::LinearArgs;
+
+/// What a recipe decides about an L4Q layer.
+#[derive(Debug, Clone, Copy)]
+pub struct L4qOptions {
+    /// Bits and groups.
+    pub spec: QuantSpec,
+    /// Inner dimension of the update.
+    pub rank: usize,
+    /// Final multiplier of the update, alpha / rank.
+    pub lora_scaling: f32,
+    /// How scale and offset begin.
+    pub init: InitScaleRule,
+    /// Factor on the gradients of scale and offset.
+    pub grad_scale: GradScale,
+}
+
+/// A linear layer whose weight is `fake_quantize(weight + lora_scaling * (lora_b @ lora_a))`.
+pub struct L4q<B: Backend> {
+    options: L4qOptions,
+    out_features: usize,
+    weight: Parameter<B>,
+    lora_a: Parameter<B>,
+    lora_b: Parameter<B>,
+    scale: Parameter<B>,
+    offset: Parameter<B>,
+}
+
+impl<B: Backend> L4q<B> {
+    /// Starts from a full-precision `weight [out, in]`: `lora_a` Kaiming-uniform, `lora_b` zero,
+    /// scale and offset by the options' rule (of the weight alone, since the update is zero).
+    ///
+    /// # Errors
+    /// `NonFinite` for a bad weight; when the device has no room.
+    pub fn new(
+        backend: &B,
+        weight: &[f32],
+        out_features: usize,
+        options: L4qOptions,
+        random: &mut impl Rng,
+    ) -> Result<Self> {
+        let (rank, spec) = (options.rank, options.spec);
+        let (width, groups) = (spec.in_features(), spec.groups());
+        let lora_a = kaiming_uniform(rank * width, width, random);
+        let mut scale = backend.zeros(out_features * groups)?;
+        let mut offset = backend.zeros(out_features * groups)?;
+        let device_weight = backend.upload(weight)?;
+        let rule = options.init;
+        backend.init_scale(spec, rule, out_features, &device_weight, &mut scale, &mut offset)?;
+        drop(device_weight);
+        let scale = backend.download(&scale, out_features * groups)?;
+        let offset = backend.download(&offset, out_features * groups)?;
+        let start = L4qTensors { lora_a, lora_b: vec![0.0; out_features * rank], scale, offset };
+        Self::from_tensors(backend, weight, out_features, options, &start)
+    }
+
+    /// Continues from saved tensors.
+    ///
+    /// # Errors
+    /// When the device has no room.
+    ///
+    /// # Panics
+    /// When a tensor's length is not what the options say.
+    pub fn from_tensors(
+        backend: &B,
+        weight: &[f32],
+        out_features: usize,
+        options: L4qOptions,
+        tensors: &L4qTensors,
+    ) -> Result<Self> {
+        let (rank, width, groups) = (options.rank, options.spec.in_features(), options.spec.groups());
+        let trained = |values: &[f32], shape: [usize; 2], kind| {
+            Parameter::new(backend, values, &shape, kind, true)
+        };
+        let shape = [out_features, width];
+        Ok(Self {
+            options,
+            out_features,
+            weight: Parameter::new(backend, weight, &shape, ParameterKind::Weight, false)?,
+            lora_a: trained(&tensors.lora_a, [rank, width], ParameterKind::LoraA)?,
+            lora_b: trained(&tensors.lora_b, [out_features, rank], ParameterKind::LoraB)?,
+            scale: trained(&tensors.scale, [out_features, groups], ParameterKind::Scale)?,
+            offset: trained(&tensors.offset, [out_features, groups], ParameterKind::Offset)?,
+        })
+    }
+
+    /// Codes and grid of the trained weight; the adapter is gone. Eq. (M3).
+    ///
+    /// # Errors
+    /// `NonFinite` naming the tensor.
+    pub fn merge(self, backend: &B) -> Result<MergedTensors> {
+        let len = self.out_features * self.options.spec.in_features();
+        let mut effective = backend.zeros(len)?;
+        let mut codes = backend.zero_codes(len)?;
+        backend.fake_quantize(&self.args(), &mut effective, Some(&mut codes))?;
+        let floor = SCALE_FLOOR as f32;
+        let scale = self.scale.to_host(backend)?.into_iter().map(|s| s.max(floor)).collect();
+        Ok(MergedTensors {
+            spec: self.options.spec,
+            out_features: self.out_features,
+            codes: backend.download_codes(&codes)?,
+            scale,
+            offset: self.offset.to_host(backend)?,
+        })
+    }
+
+    /// Groups whose scale lies below the floor, and groups in all.
+    ///
+    /// # Errors
+    /// When the device failed.
+    pub fn floored_scales(&self, backend: &B) -> Result<(usize, usize)> {
+        let scale = self.scale.to_host(backend)?;
+        Ok((scale.iter().filter(|s| **s < SCALE_FLOOR as f32).count(), scale.len()))
+    }
+
+    fn args(&self) -> FakeQuantizeArgs<'_, B::Floats> {
+        FakeQuantizeArgs {
+            spec: self.options.spec,
+            out_features: self.out_features,
+            weight: &self.weight.value,
+            low_rank: Some(LowRank {
+                lora_a: &self.lora_a.value,
+                lora_b: &self.lora_b.value,
+                rank: self.options.rank,
+                lora_scaling: self.options.lora_scaling,
+            }),
+            scale: &self.scale.value,
+            offset: &self.offset.value,
+        }
+    }
+
+    fn linear_args(&self, tokens: usize) -> LinearArgs {
+        LinearArgs::new(tokens, self.options.spec.in_features(), self.out_features)
+    }
+}
+
+/// The trained tensors of one layer, on the host.
+#[derive(Debug, Clone, PartialEq)]
+pub struct L4qTensors {
+    /// `[rank, in]`.
+    pub lora_a: Vec<f32>,
+    /// `[out, rank]`.
+    pub lora_b: Vec<f32>,
+    /// `[out, groups]`.
+    pub scale: Vec<f32>,
+    /// `[out, groups]`.
+    pub offset: Vec<f32>,
+}
+
+impl<B: Backend> LinearMethod<B> for L4q<B> {
+    fn scratch_need(&self) -> ScratchNeed {
+        let len = self.weight.len();
+        ScratchNeed { effective: len, d_weight: len, rank: 0 }
+    }
+
+    fn forward(
+        &self,
+        backend: &B,
+        tokens: usize,
+        x: &B::Floats,
+        y: &mut B::Floats,
+        scratch: &mut Scratch<B>,
+    ) -> Result<()> {
+        backend.fake_quantize(&self.args(), &mut scratch.effective, None)?;
+        backend.linear(self.linear_args(tokens), x, &scratch.effective, y)
+    }
+
+    fn backward(
+        &mut self,
+        backend: &B,
+        call: BackwardCall<'_, B>,
+        scratch: &mut Scratch<B>,
+    ) -> Result<()> {
+        let args = self.linear_args(call.tokens);
+        backend.fake_quantize(&self.args(), &mut scratch.effective, None)?;
+        let to_input = LinearArgs { write: call.write, ..args };
+        backend.linear_input_gradient(to_input, call.d_y, &scratch.effective, call.d_x)?;
+        backend.linear_weight_gradient(args, call.d_y, call.x, &mut scratch.d_weight)?;
+        // The gradient buffers leave their parameters while the values are borrowed.
+        let mut taken = [&mut self.scale, &mut self.offset, &mut self.lora_a, &mut self.lora_b]
+            .map(|parameter| parameter.gradient.take());
+        let [d_scale, d_offset, d_lora_a, d_lora_b] = &mut taken;
+        let gradients = FakeQuantizeGradients {
+            d_scale: d_scale.as_mut(),
+            d_offset: d_offset.as_mut(),
+            d_low_rank: d_lora_a.as_mut().zip(d_lora_b.as_mut()),
+        };
+        let grad_scale = self.options.grad_scale;
+        let done = backend.fake_quantize_backward(
+            &self.args(),
+            grad_scale,
+            &mut scratch.d_weight,
+            gradients,
+        );
+        let [d_scale, d_offset, d_lora_a, d_lora_b] = taken;
+        self.scale.gradient = d_scale;
+        self.offset.gradient = d_offset;
+        self.lora_a.gradient = d_lora_a;
+        self.lora_b.gradient = d_lora_b;
+        done
+    }
+
+    fn trainable(&mut self) -> Vec<Trainable<'_, B>> {
+        [
+            self.lora_a.trainable("lora_a"),
+            self.lora_b.trainable("lora_b"),
+            self.scale.trainable("scale"),
+            self.offset.trainable("offset"),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
+    }
+}

@@ -1,0 +1,281 @@
+//! How a linear layer is represented and trained: one type per method, one file per type.
+//!
+//! A layer keeps its parameters and, where it trains, their gradients. Weight-sized temporaries
+//! are not its own: all layers share one [`Scratch`], because only one layer runs at a time.
+
+mod dense;
+mod l4q;
+mod lora;
+mod merged;
+
+pub use dense::Dense;
+pub use l4q::{L4q, L4qOptions, L4qTensors};
+pub use lora::{Lora, LoraOptions};
+pub use merged::Merged;
+
+use plumbline_reference::spec::{QuantSpec, SCALE_FLOOR};
+use rand::Rng;
+
+use crate::backend::{Backend, Storage};
+use crate::error::Result;
+use crate::ops::Write;
+use crate::ops::fake_quantize::FakeQuantizeArgs;
+
+/// What a tensor is for; a recipe sets learning rate and weight decay by kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ParameterKind {
+    /// A matrix of a linear layer or the output projection.
+    Weight,
+    /// The embedding table.
+    Embedding,
+    /// The weight of a normalisation.
+    Norm,
+    /// Input-side factor of a low-rank update.
+    LoraA,
+    /// Output-side factor of a low-rank update.
+    LoraB,
+    /// Quantization step of a group.
+    Scale,
+    /// Offset of a group, in weight units.
+    Offset,
+}
+
+/// A tensor and, where it is trained, its gradient.
+pub struct Parameter<B: Storage> {
+    /// The values.
+    pub value: B::Floats,
+    /// Sums of gradients since they were last cleared; `None` for a frozen tensor.
+    pub gradient: Option<B::Floats>,
+    /// Row-major shape.
+    pub shape: Vec<usize>,
+    /// What it is for.
+    pub kind: ParameterKind,
+}
+
+impl<B: Storage> Parameter<B> {
+    /// Uploads values; `trained` says whether a gradient is kept.
+    ///
+    /// # Errors
+    /// When the device has no room.
+    pub fn new(
+        backend: &B,
+        values: &[f32],
+        shape: &[usize],
+        kind: ParameterKind,
+        trained: bool,
+    ) -> Result<Self> {
+        assert_eq!(values.len(), shape.iter().product::<usize>(), "{kind:?} {shape:?}");
+        let gradient = trained.then(|| backend.zeros(values.len())).transpose()?;
+        Ok(Self { value: backend.upload(values)?, gradient, shape: shape.to_vec(), kind })
+    }
+
+    /// Number of values.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether there are no values.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The parameter as the optimizer sees it; `None` when frozen.
+    pub fn trainable(&mut self, name: impl Into<String>) -> Option<Trainable<'_, B>> {
+        let len = self.len();
+        let gradient = self.gradient.as_mut()?;
+        Some(Trainable {
+            name: name.into(),
+            kind: self.kind,
+            shape: &self.shape,
+            len,
+            value: &mut self.value,
+            gradient,
+        })
+    }
+
+    /// Values on the host.
+    ///
+    /// # Errors
+    /// When the device failed.
+    pub fn to_host(&self, backend: &B) -> Result<Vec<f32>> {
+        backend.download(&self.value, self.len())
+    }
+}
+
+/// A trained tensor, borrowed for one optimizer step.
+pub struct Trainable<'a, B: Storage> {
+    /// Name in the checkpoint, unique in the model.
+    pub name: String,
+    /// What it is for.
+    pub kind: ParameterKind,
+    /// Row-major shape.
+    pub shape: &'a [usize],
+    /// Number of values.
+    pub len: usize,
+    /// Updated by the optimizer.
+    pub value: &'a mut B::Floats,
+    /// Sum of gradients since it was last cleared.
+    pub gradient: &'a mut B::Floats,
+}
+
+/// Temporaries that all layers share.
+pub struct Scratch<B: Storage> {
+    /// The weight that a layer multiplies with, `[out, in]`.
+    pub effective: B::Floats,
+    /// The gradient of that weight, `[out, in]`.
+    pub d_weight: B::Floats,
+    /// Activations between two low-rank factors, `[tokens, rank]`.
+    pub low_rank: B::Floats,
+    /// Their gradient.
+    pub d_low_rank: B::Floats,
+}
+
+/// Sizes a layer asks of the shared temporaries.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ScratchNeed {
+    /// Values of the effective weight.
+    pub effective: usize,
+    /// Values of the weight gradient.
+    pub d_weight: usize,
+    /// Columns of the low-rank activations.
+    pub rank: usize,
+}
+
+impl ScratchNeed {
+    /// Room for either.
+    pub fn max(self, other: Self) -> Self {
+        Self {
+            effective: self.effective.max(other.effective),
+            d_weight: self.d_weight.max(other.d_weight),
+            rank: self.rank.max(other.rank),
+        }
+    }
+
+    /// Allocates for sequences of up to `tokens` tokens in all.
+    ///
+    /// # Errors
+    /// When the device has no room.
+    pub fn allocate<B: Storage>(self, backend: &B, tokens: usize) -> Result<Scratch<B>> {
+        Ok(Scratch {
+            effective: backend.zeros(self.effective)?,
+            d_weight: backend.zeros(self.d_weight)?,
+            low_rank: backend.zeros(self.rank * tokens)?,
+            d_low_rank: backend.zeros(self.rank * tokens)?,
+        })
+    }
+}
+
+/// A linear layer as one method represents it.
+pub trait LinearMethod<B: Backend>: Sized + Send {
+    /// What the layer needs of the shared temporaries.
+    fn scratch_need(&self) -> ScratchNeed;
+
+    /// `y [tokens, out]` from `x [tokens, in]`.
+    ///
+    /// # Errors
+    /// `NonFinite` naming the tensor; `Length`.
+    fn forward(
+        &self,
+        backend: &B,
+        tokens: usize,
+        x: &B::Floats,
+        y: &mut B::Floats,
+        scratch: &mut Scratch<B>,
+    ) -> Result<()>;
+
+    /// `d_x [tokens, in]` from `d_y [tokens, out]`, written as `write` says; adds the gradients of
+    /// the layer's own parameters to their buffers.
+    ///
+    /// # Errors
+    /// As [`LinearMethod::forward`].
+    fn backward(
+        &mut self,
+        backend: &B,
+        call: BackwardCall<'_, B>,
+        scratch: &mut Scratch<B>,
+    ) -> Result<()>;
+
+    /// The trained tensors; names are relative to the layer.
+    fn trainable(&mut self) -> Vec<Trainable<'_, B>>;
+}
+
+/// Arguments of [`LinearMethod::backward`].
+pub struct BackwardCall<'a, B: Storage> {
+    /// Rows of `x`, `d_y` and `d_x`.
+    pub tokens: usize,
+    /// Input of the forward, `[tokens, in]`.
+    pub x: &'a B::Floats,
+    /// Gradient of the output, `[tokens, out]`.
+    pub d_y: &'a B::Floats,
+    /// Gradient of the input, `[tokens, in]`.
+    pub d_x: &'a mut B::Floats,
+    /// Replace `d_x` or add to it.
+    pub write: Write,
+}
+
+impl<'a, B: Storage> BackwardCall<'a, B> {
+    /// All five.
+    pub fn new(
+        tokens: usize,
+        x: &'a B::Floats,
+        d_y: &'a B::Floats,
+        d_x: &'a mut B::Floats,
+        write: Write,
+    ) -> Self {
+        Self { tokens, x, d_y, d_x, write }
+    }
+}
+
+/// Codes and grid of one merged layer, on the host.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MergedTensors {
+    /// Bits and groups.
+    pub spec: QuantSpec,
+    /// Rows of the weight.
+    pub out_features: usize,
+    /// `[out, in]`.
+    pub codes: Vec<i8>,
+    /// `[out, groups]`, at or above the floor.
+    pub scale: Vec<f32>,
+    /// `[out, groups]`.
+    pub offset: Vec<f32>,
+}
+
+impl MergedTensors {
+    /// Codes of a weight `[out, in]` on a given grid, without any update.
+    ///
+    /// # Errors
+    /// `NonFinite` naming the tensor.
+    pub fn of_weight<B: Backend>(
+        backend: &B,
+        spec: QuantSpec,
+        out_features: usize,
+        weight: B::Floats,
+        scale: B::Floats,
+        offset: B::Floats,
+    ) -> Result<Self> {
+        let len = out_features * spec.in_features();
+        let groups = out_features * spec.groups();
+        let mut effective = backend.zeros(len)?;
+        let mut codes = backend.zero_codes(len)?;
+        let args = FakeQuantizeArgs {
+            spec,
+            out_features,
+            weight: &weight,
+            low_rank: None,
+            scale: &scale,
+            offset: &offset,
+        };
+        backend.fake_quantize(&args, &mut effective, Some(&mut codes))?;
+        let floor = SCALE_FLOOR as f32;
+        let scale = backend.download(&scale, groups)?.into_iter().map(|s| s.max(floor)).collect();
+        let codes = backend.download_codes(&codes)?;
+        Ok(Self { spec, out_features, codes, scale, offset: backend.download(&offset, groups)? })
+    }
+}
+
+/// Kaiming-uniform with slope sqrt(5): uniform in `+-1 / sqrt(in_features)`.
+pub(crate) fn kaiming_uniform(len: usize, in_features: usize, random: &mut impl Rng) -> Vec<f32> {
+    let bound = 1.0 / (in_features as f32).sqrt();
+    (0..len).map(|_| random.random_range(-bound..bound)).collect()
+}

@@ -1,0 +1,240 @@
+//! One transformer block: attention and a gated feed-forward layer, each behind a normalisation
+//! and added to the residual stream. Eq. (N8).
+
+use plumbline_reference::spec::LlamaConfig;
+
+use super::activations::{ActivationGradients, BlockActivations};
+use crate::backend::Backend;
+use crate::error::{Error, Result};
+use crate::methods::{BackwardCall, LinearMethod, Parameter, Scratch};
+use crate::ops::Write;
+use crate::ops::attention::{AttentionArgs, AttentionGradients, AttentionSaved};
+use crate::ops::rms_norm::{RmsNormArgs, RmsNormGradients};
+use crate::ops::rope::{RopeArgs, RopeTable};
+
+/// The parameters of a block.
+pub struct Block<B: Backend, L> {
+    /// Before the attention.
+    pub input_layernorm: Parameter<B>,
+    /// Queries, `[heads * head_dim, hidden]`.
+    pub q_proj: L,
+    /// Keys, `[kv_heads * head_dim, hidden]`.
+    pub k_proj: L,
+    /// Values, `[kv_heads * head_dim, hidden]`.
+    pub v_proj: L,
+    /// Out of the attention, `[hidden, heads * head_dim]`.
+    pub o_proj: L,
+    /// Before the feed-forward layer.
+    pub post_attention_layernorm: Parameter<B>,
+    /// Gate, `[intermediate, hidden]`.
+    pub gate_proj: L,
+    /// Value that is gated, `[intermediate, hidden]`.
+    pub up_proj: L,
+    /// Out of the feed-forward layer, `[hidden, intermediate]`.
+    pub down_proj: L,
+}
+
+/// What a block needs to know beside its parameters.
+pub(super) struct Surroundings<'a, B: Backend> {
+    pub(super) backend: &'a B,
+    pub(super) config: &'a LlamaConfig,
+    pub(super) rope: &'a RopeTable<B::Floats>,
+    pub(super) batch: usize,
+    pub(super) length: usize,
+    /// Position of each sequence's first token.
+    pub(super) first_position: usize,
+}
+
+impl<B: Backend> Surroundings<'_, B> {
+    fn tokens(&self) -> usize {
+        self.batch * self.length
+    }
+
+    fn norm(&self) -> RmsNormArgs {
+        let eps = self.config.rms_norm_eps as f32;
+        RmsNormArgs { tokens: self.tokens(), hidden: self.config.hidden_size, eps }
+    }
+
+    fn rope(&self, heads: usize) -> RopeArgs {
+        RopeArgs {
+            batch: self.batch,
+            length: self.length,
+            heads,
+            head_dim: self.config.head_dim,
+            first_position: self.first_position,
+        }
+    }
+
+    fn attention(&self, keys: usize) -> AttentionArgs {
+        AttentionArgs {
+            batch: self.batch,
+            queries: self.length,
+            keys,
+            heads: self.config.num_attention_heads,
+            kv_heads: self.config.num_key_value_heads,
+            head_dim: self.config.head_dim,
+        }
+    }
+}
+
+/// Keys and values of earlier tokens of one sequence.
+pub(super) struct KeyValueCache<'a, B: Backend> {
+    pub(super) k: &'a mut B::Floats, // [capacity, kv_heads * head_dim]
+    pub(super) v: &'a mut B::Floats, // [capacity, kv_heads * head_dim]
+}
+
+impl<B: Backend, L: LinearMethod<B>> Block<B, L> {
+    /// `output` from `input`, both `[tokens, hidden]`; what the backward needs stays in `saved`.
+    /// With a cache, the new keys and values are appended to it and queries see all of it.
+    pub(super) fn forward(
+        &self,
+        around: &Surroundings<'_, B>,
+        input: &B::Floats,
+        output: &mut B::Floats,
+        saved: &mut BlockActivations<B>,
+        cache: Option<KeyValueCache<'_, B>>,
+        scratch: &mut Scratch<B>,
+    ) -> Result<()> {
+        let (backend, config, tokens) = (around.backend, around.config, around.tokens());
+        let hidden = tokens * config.hidden_size;
+        let BlockActivations { attention_norm, attention_rms, q, k, v, attended, .. } = saved;
+        let weight = &self.input_layernorm.value;
+        backend.rms_norm(around.norm(), input, weight, attention_norm, attention_rms)?;
+        self.q_proj.forward(backend, tokens, attention_norm, q, scratch)?;
+        self.k_proj.forward(backend, tokens, attention_norm, k, scratch)?;
+        self.v_proj.forward(backend, tokens, attention_norm, v, scratch)?;
+        backend.rope(around.rope(config.num_attention_heads), around.rope, q)?;
+        backend.rope(around.rope(config.num_key_value_heads), around.rope, k)?;
+        match cache {
+            None => {
+                let args = around.attention(around.length);
+                backend.attention(args, q, k, v, attended, &mut saved.log_sum_exp)?;
+            }
+            Some(cache) => {
+                let width = config.num_key_value_heads * config.head_dim;
+                let start = around.first_position * width;
+                backend.copy(k, 0, cache.k, start, tokens * width)?;
+                backend.copy(v, 0, cache.v, start, tokens * width)?;
+                let args = around.attention(around.first_position + around.length);
+                backend.attention(args, q, cache.k, cache.v, attended, &mut saved.log_sum_exp)?;
+            }
+        }
+        let BlockActivations { middle, mlp_norm, mlp_rms, gate, up, gated, .. } = saved;
+        self.o_proj.forward(backend, tokens, &saved.attended, middle, scratch)?;
+        backend.add(input, middle, hidden)?;
+        let weight = &self.post_attention_layernorm.value;
+        backend.rms_norm(around.norm(), middle, weight, mlp_norm, mlp_rms)?;
+        self.gate_proj.forward(backend, tokens, mlp_norm, gate, scratch)?;
+        self.up_proj.forward(backend, tokens, mlp_norm, up, scratch)?;
+        backend.swiglu(tokens * config.intermediate_size, gate, up, gated)?;
+        self.down_proj.forward(backend, tokens, gated, output, scratch)?;
+        backend.add(middle, output, hidden)
+    }
+
+    /// Turns `d_hidden`, the gradient of the block's output, into the gradient of its `input`, and
+    /// adds the gradients of its parameters to their buffers.
+    pub(super) fn backward(
+        &mut self,
+        around: &Surroundings<'_, B>,
+        input: &B::Floats,
+        saved: &BlockActivations<B>,
+        gradients: &mut ActivationGradients<B>,
+        scratch: &mut Scratch<B>,
+    ) -> Result<()> {
+        let (backend, config, tokens) = (around.backend, around.config, around.tokens());
+        let ActivationGradients { d_hidden, d_norm, d_gate, d_up, d_gated, .. } = gradients;
+        let down = BackwardCall::new(tokens, &saved.gated, d_hidden, d_gated, Write::Replace);
+        self.down_proj.backward(backend, down, scratch)?;
+        let len = tokens * config.intermediate_size;
+        backend.swiglu_backward(len, &saved.gate, &saved.up, d_gated, d_gate, d_up)?;
+        let gate = BackwardCall::new(tokens, &saved.mlp_norm, d_gate, d_norm, Write::Replace);
+        self.gate_proj.backward(backend, gate, scratch)?;
+        let up = BackwardCall::new(tokens, &saved.mlp_norm, d_up, d_norm, Write::Add);
+        self.up_proj.backward(backend, up, scratch)?;
+        let residual = Residual { x: &saved.middle, rms: &saved.mlp_rms, d_norm };
+        residual.backward(around, &mut self.post_attention_layernorm, d_hidden)?;
+
+        let ActivationGradients { d_q, d_k, d_v, d_attended, .. } = gradients;
+        let out = BackwardCall::new(tokens, &saved.attended, d_hidden, d_attended, Write::Replace);
+        self.o_proj.backward(backend, out, scratch)?;
+        let kept = AttentionSaved {
+            q: &saved.q,
+            k: &saved.k,
+            v: &saved.v,
+            output: &saved.attended,
+            log_sum_exp: &saved.log_sum_exp,
+        };
+        let to = AttentionGradients { d_q, d_k, d_v };
+        backend.attention_backward(around.attention(around.length), kept, d_attended, to)?;
+        backend.rope_backward(around.rope(config.num_attention_heads), around.rope, d_q)?;
+        backend.rope_backward(around.rope(config.num_key_value_heads), around.rope, d_k)?;
+        let inputs = [
+            (&mut self.q_proj, &*d_q, Write::Replace),
+            (&mut self.k_proj, &*d_k, Write::Add),
+            (&mut self.v_proj, &*d_v, Write::Add),
+        ];
+        for (linear, d_y, write) in inputs {
+            let input = BackwardCall::new(tokens, &saved.attention_norm, d_y, d_norm, write);
+            linear.backward(backend, input, scratch)?;
+        }
+        let residual = Residual { x: input, rms: &saved.attention_rms, d_norm };
+        residual.backward(around, &mut self.input_layernorm, d_hidden)
+    }
+
+    /// Names and layers, in the order of the forward.
+    pub fn linears(&self) -> [(&'static str, &L); 7] {
+        [
+            ("self_attn.q_proj", &self.q_proj),
+            ("self_attn.k_proj", &self.k_proj),
+            ("self_attn.v_proj", &self.v_proj),
+            ("self_attn.o_proj", &self.o_proj),
+            ("mlp.gate_proj", &self.gate_proj),
+            ("mlp.up_proj", &self.up_proj),
+            ("mlp.down_proj", &self.down_proj),
+        ]
+    }
+
+    /// The same, mutable.
+    pub fn linears_mut(&mut self) -> [(&'static str, &mut L); 7] {
+        [
+            ("self_attn.q_proj", &mut self.q_proj),
+            ("self_attn.k_proj", &mut self.k_proj),
+            ("self_attn.v_proj", &mut self.v_proj),
+            ("self_attn.o_proj", &mut self.o_proj),
+            ("mlp.gate_proj", &mut self.gate_proj),
+            ("mlp.up_proj", &mut self.up_proj),
+            ("mlp.down_proj", &mut self.down_proj),
+        ]
+    }
+}
+
+/// The branch that a normalisation opens: its gradient joins the residual stream's.
+struct Residual<'a, B: Backend> {
+    x: &'a B::Floats,
+    rms: &'a B::Floats,
+    d_norm: &'a B::Floats,
+}
+
+impl<B: Backend> Residual<'_, B> {
+    fn backward(
+        self,
+        around: &Surroundings<'_, B>,
+        norm: &mut Parameter<B>,
+        d_hidden: &mut B::Floats,
+    ) -> Result<(), Error> {
+        let gradients = RmsNormGradients {
+            d_x: d_hidden,
+            write_d_x: Write::Add,
+            d_weight: norm.gradient.as_mut(),
+        };
+        let args = around.norm();
+        around.backend.rms_norm_backward(
+            args,
+            self.x,
+            &norm.value,
+            self.rms,
+            self.d_norm,
+            gradients,
+        )
+    }
+}

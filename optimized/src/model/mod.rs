@@ -1,0 +1,13 @@
+//! A LLaMA with a written forward and backward, generic over the device and over the
+//! representation of its linear layers.
+
+mod activations;
+mod block;
+mod decode;
+mod head;
+mod llama;
+
+pub use activations::{Recompute, Workspace};
+pub use block::Block;
+pub use decode::Decoder;
+pub use llama::{Batch, IGNORE, Llama, Projection, tensor_shapes};

@@ -1,0 +1,47 @@
+use rayon::prelude::*;
+
+use super::{AdamW, AdamWArgs, AdamWTensors};
+use crate::cpu::{Cpu, simd::vectorized};
+use crate::error::Result;
+use crate::ops::{prefix, prefix_mut};
+
+/// Values one task handles.
+const CHUNK: usize = 1 << 13;
+
+impl AdamW for Cpu {
+    fn adamw(&self, args: AdamWArgs, tensors: AdamWTensors<'_, Vec<f32>>) -> Result<()> {
+        let len = args.len;
+        let parameter = prefix_mut("adamw", "parameter", tensors.parameter, len)?;
+        let gradient = prefix("adamw", "gradient", tensors.gradient, len)?;
+        let first = prefix_mut("adamw", "first_moment", tensors.first_moment, len)?;
+        let second = prefix_mut("adamw", "second_moment", tensors.second_moment, len)?;
+        // Everything that depends on the step alone is computed in f64 and rounded once.
+        let exponent = args.step.min(i32::MAX as u64) as i32;
+        let (beta1, beta2) = (args.spec.beta1, args.spec.beta2);
+        let keep = (1.0 - args.learning_rate * args.weight_decay) as f32;
+        let rate = (args.learning_rate / (1.0 - beta1.powi(exponent))) as f32;
+        let correction = (1.0 - beta2.powi(exponent)).sqrt() as f32;
+        let eps = args.spec.eps as f32;
+        let (old1, new1) = (beta1 as f32, (1.0 - beta1) as f32);
+        let (old2, new2) = (beta2 as f32, (1.0 - beta2) as f32);
+        (
+            parameter.par_chunks_mut(CHUNK),
+            first.par_chunks_mut(CHUNK),
+            second.par_chunks_mut(CHUNK),
+            gradient.par_chunks(CHUNK),
+        )
+            .into_par_iter()
+            .for_each(|(parameter, first, second, gradient)| {
+                vectorized(#[inline(always)] || {
+                    for i in 0..gradient.len() {
+                        let g = gradient[i] * args.gradient_multiplier;
+                        first[i] = old1 * first[i] + new1 * g;
+                        second[i] = old2 * second[i] + new2 * (g * g);
+                        let root = second[i].sqrt() / correction + eps;
+                        parameter[i] = parameter[i] * keep - rate * first[i] / root;
+                    }
+                })
+            });
+        Ok(())
+    }
+}

@@ -1,0 +1,236 @@
+use plumbline_reference::spec::{QuantSpec, SCALE_FLOOR};
+use rayon::prelude::*;
+
+use super::{FakeQuantize, FakeQuantizeArgs};
+use crate::cpu::{Cpu, simd::vectorized};
+use crate::error::{Error, Result};
+use crate::ops::{prefix, prefix_mut};
+
+/// Columns whose low-rank sums stay in registers together.
+const COLUMNS: usize = 64;
+
+/// The buffers of [`FakeQuantizeArgs`] with their lengths checked, ready to be read by rows.
+pub(crate) struct RowQuantizer<'a> {
+    pub(crate) spec: QuantSpec,
+    weight: &'a [f32],
+    lora_a: &'a [f32],
+    lora_b: &'a [f32],
+    rank: usize,
+    lora_scaling: f32,
+    scale: &'a [f32],
+    offset: &'a [f32],
+}
+
+/// One output row: what [`RowQuantizer::row`] hands out.
+pub(crate) struct Row<'a> {
+    weight: &'a [f32],
+    lora_b: &'a [f32],
+    pub(crate) scale: &'a [f32],
+    pub(crate) offset: &'a [f32],
+}
+
+impl<'a> RowQuantizer<'a> {
+    pub(crate) fn new(
+        operation: &'static str,
+        args: &FakeQuantizeArgs<'a, Vec<f32>>,
+    ) -> Result<Self> {
+        let (spec, out) = (args.spec, args.out_features);
+        let groups = out * spec.groups();
+        let (lora_a, lora_b, rank, lora_scaling) = match &args.low_rank {
+            Some(low_rank) => (
+                prefix(operation, "lora_a", low_rank.lora_a, low_rank.rank * spec.in_features())?,
+                prefix(operation, "lora_b", low_rank.lora_b, out * low_rank.rank)?,
+                low_rank.rank,
+                low_rank.lora_scaling,
+            ),
+            None => (&[][..], &[][..], 0, 0.0),
+        };
+        Ok(Self {
+            spec,
+            weight: prefix(operation, "weight", args.weight, out * spec.in_features())?,
+            lora_a,
+            lora_b,
+            rank,
+            lora_scaling,
+            scale: prefix(operation, "scale", args.scale, groups)?,
+            offset: prefix(operation, "offset", args.offset, groups)?,
+        })
+    }
+
+    pub(crate) fn row(&self, row: usize) -> Row<'a> {
+        let (width, groups) = (self.spec.in_features(), self.spec.groups());
+        Row {
+            weight: &self.weight[row * width..][..width],
+            lora_b: &self.lora_b[row * self.rank..][..self.rank],
+            scale: &self.scale[row * groups..][..groups],
+            offset: &self.offset[row * groups..][..groups],
+        }
+    }
+
+    /// Fills `argument` with the row's `v` and returns whether all of it is finite.
+    #[inline(always)]
+    pub(crate) fn argument(&self, row: &Row<'_>, argument: &mut [f32]) -> bool {
+        if self.rank == 0 {
+            argument.copy_from_slice(row.weight);
+        } else {
+            self.combined_weight(row, argument);
+        }
+        let mut largest = 0u32;
+        let groups = argument.chunks_exact_mut(self.spec.group_size());
+        for (group, (scale, offset)) in groups.zip(row.scale.iter().zip(row.offset)) {
+            let scale = floored(*scale);
+            for v in group {
+                *v = (*v - offset) / scale;
+                // Magnitudes compare as integers; the non-finite ones are the largest.
+                largest = largest.max(v.to_bits() & 0x7fff_ffff);
+            }
+        }
+        largest < f32::INFINITY.to_bits()
+    }
+
+    /// `weight + lora_scaling * (lora_b @ lora_a)` of one row.
+    #[inline(always)]
+    fn combined_weight(&self, row: &Row<'_>, combined: &mut [f32]) {
+        let width = self.spec.in_features();
+        let whole = width - width % COLUMNS;
+        for start in (0..whole).step_by(COLUMNS) {
+            let mut sums = [0.0f32; COLUMNS];
+            for (r, b) in row.lora_b.iter().enumerate() {
+                let a = &self.lora_a[r * width + start..][..COLUMNS];
+                for (sum, a) in sums.iter_mut().zip(a) {
+                    *sum += b * a;
+                }
+            }
+            let weight = &row.weight[start..][..COLUMNS];
+            for (i, out) in combined[start..][..COLUMNS].iter_mut().enumerate() {
+                *out = weight[i] + self.lora_scaling * sums[i];
+            }
+        }
+        for i in whole..width {
+            let mut sum = 0.0f32;
+            for (r, b) in row.lora_b.iter().enumerate() {
+                sum += b * self.lora_a[r * width + i];
+            }
+            combined[i] = row.weight[i] + self.lora_scaling * sum;
+        }
+    }
+
+    /// The tensor that made an argument non-finite.
+    pub(crate) fn non_finite(&self, operation: &'static str) -> Error {
+        let tensors = [
+            ("weight", self.weight),
+            ("lora_a", self.lora_a),
+            ("lora_b", self.lora_b),
+            ("scale", self.scale),
+            ("offset", self.offset),
+        ];
+        for (name, values) in tensors {
+            if let Some(index) = values.iter().position(|value| !value.is_finite()) {
+                let tensor = format!("{operation}: {name}");
+                return Error::NonFinite { tensor, index, value: values[index] };
+            }
+        }
+        // All inputs are finite, so a product or quotient overflowed.
+        let tensor = format!("{operation}: quantizer argument");
+        Error::NonFinite { tensor, index: 0, value: f32::INFINITY }
+    }
+}
+
+/// The scale that is divided by.
+#[inline(always)]
+pub(crate) fn floored(scale: f32) -> f32 {
+    // `max` would turn a NaN into the floor; this keeps it, so that it is reported.
+    if scale < SCALE_FLOOR as f32 { SCALE_FLOOR as f32 } else { scale }
+}
+
+impl FakeQuantize for Cpu {
+    fn fake_quantize(
+        &self,
+        args: &FakeQuantizeArgs<'_, Vec<f32>>,
+        output: &mut Vec<f32>,
+        codes: Option<&mut Vec<i8>>,
+    ) -> Result<()> {
+        let rows = RowQuantizer::new("fake_quantize", args)?;
+        let width = args.spec.in_features();
+        let output =
+            prefix_mut("fake_quantize", "output", output, args.out_features * width)?;
+        let finite = output
+            .par_chunks_mut(width)
+            .enumerate()
+            .map(|(o, output)| {
+                vectorized(#[inline(always)] || {
+                    let row = rows.row(o);
+                    let finite = rows.argument(&row, output);
+                    snap(args.spec, &row, output);
+                    finite
+                })
+            })
+            .reduce(|| true, |a, b| a && b);
+        if !finite {
+            return Err(rows.non_finite("fake_quantize"));
+        }
+        if let Some(codes) = codes {
+            let codes = prefix_mut("fake_quantize", "codes", codes, args.out_features * width)?;
+            codes.par_chunks_mut(width).enumerate().for_each_init(
+                || vec![0.0f32; width],
+                |argument, (o, codes)| {
+                    vectorized(#[inline(always)] || {
+                        rows.argument(&rows.row(o), argument);
+                        for (code, v) in codes.iter_mut().zip(argument.iter()) {
+                            *code = nearest_code(args.spec, *v) as i8;
+                        }
+                    })
+                },
+            );
+        }
+        Ok(())
+    }
+
+    fn dequantize(
+        &self,
+        spec: QuantSpec,
+        out_features: usize,
+        codes: &Vec<i8>,
+        scale: &Vec<f32>,
+        offset: &Vec<f32>,
+        output: &mut Vec<f32>,
+    ) -> Result<()> {
+        let len = out_features * spec.in_features();
+        let codes = prefix("dequantize", "codes", codes, len)?;
+        let scale = prefix("dequantize", "scale", scale, out_features * spec.groups())?;
+        let offset = prefix("dequantize", "offset", offset, out_features * spec.groups())?;
+        let output = prefix_mut("dequantize", "output", output, len)?;
+        let size = spec.group_size();
+        output
+            .par_chunks_mut(size)
+            .with_min_len(1 + (1 << 12) / size)
+            .zip(codes.par_chunks(size))
+            .zip(scale.par_iter().zip(offset))
+            .for_each(|((output, codes), (scale, offset))| {
+                vectorized(#[inline(always)] || {
+                    for (y, code) in output.iter_mut().zip(codes) {
+                        *y = f32::from(*code) * scale + offset;
+                    }
+                })
+            });
+        Ok(())
+    }
+}
+
+/// `round_half_even(clamp(v, qmin, qmax))`, still a float.
+#[inline(always)]
+pub(crate) fn nearest_code(spec: QuantSpec, v: f32) -> f32 {
+    v.clamp(spec.qmin() as f32, spec.qmax() as f32).round_ties_even()
+}
+
+/// Turns a row's arguments into grid points.
+#[inline(always)]
+fn snap(spec: QuantSpec, row: &Row<'_>, argument: &mut [f32]) {
+    let groups = argument.chunks_exact_mut(spec.group_size());
+    for (group, (scale, offset)) in groups.zip(row.scale.iter().zip(row.offset)) {
+        let scale = floored(*scale);
+        for v in group {
+            *v = nearest_code(spec, *v) * scale + offset;
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! One folder per operation: `mod.rs` states it (trait, arguments, shapes), `cpu.rs` is the CPU's
+//! implementation. The list below is the feature list.
+
+pub mod adamw;
+pub mod add;
+pub mod attention;
+pub mod cross_entropy;
+pub mod embedding;
+pub mod fake_quantize;
+pub mod fake_quantize_backward;
+pub mod init_scale;
+pub mod linear;
+pub mod rms_norm;
+pub mod rope;
+pub mod squared_norm;
+pub mod swiglu;
+
+use crate::error::{Error, Result};
+
+/// Whether a result replaces what its buffer holds or is added to it.
+///
+/// Gradients of parameters always add, so that micro-batches accumulate; gradients of activations
+/// say which, because several layers may read one input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Write {
+    /// The buffer's old content is not read.
+    Replace,
+    /// The result is added to the old content.
+    Add,
+}
+
+/// The first `expected` values of a slice.
+pub(crate) fn prefix<'a, T>(
+    operation: &'static str,
+    tensor: &'static str,
+    values: &'a [T],
+    expected: usize,
+) -> Result<&'a [T]> {
+    values.get(..expected).ok_or(Error::Length {
+        operation,
+        tensor,
+        expected,
+        actual: values.len(),
+    })
+}
+
+/// The first `expected` values of a mutable slice.
+pub(crate) fn prefix_mut<'a, T>(
+    operation: &'static str,
+    tensor: &'static str,
+    values: &'a mut [T],
+    expected: usize,
+) -> Result<&'a mut [T]> {
+    let actual = values.len();
+    values.get_mut(..expected).ok_or(Error::Length { operation, tensor, expected, actual })
+}

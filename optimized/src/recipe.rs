@@ -1,0 +1,227 @@
+//! Recipes: one TOML file says everything about a run. Unknown fields are refused.
+
+use std::path::{Path, PathBuf};
+
+use plumbline_reference::spec::{Bits, GradScale, InitScaleRule, LlamaConfig};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::train::{OptimizerSettings, Schedule, TrainingSettings};
+
+/// `plumbline train`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainRecipe {
+    /// What is fine-tuned.
+    #[serde(default)]
+    pub model: ModelSource,
+    /// What it is trained on.
+    pub data: DataSettings,
+    /// How its linear layers are trained.
+    pub method: MethodSettings,
+    /// The loop.
+    pub training: TrainingSettings,
+    /// Rates, decay and clipping.
+    #[serde(default)]
+    pub optimizer: OptimizerSettings,
+    /// The learning rate over the steps.
+    #[serde(default)]
+    pub schedule: Schedule,
+    /// Where results go.
+    pub output: OutputSettings,
+}
+
+/// `plumbline pretrain`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PretrainRecipe {
+    /// The model to make.
+    pub model: ModelShape,
+    /// What it is trained on; the tokenizer is trained on the same text.
+    pub data: DataSettings,
+    /// The loop.
+    pub training: TrainingSettings,
+    /// Rates, decay and clipping.
+    #[serde(default)]
+    pub optimizer: OptimizerSettings,
+    /// The learning rate over the steps.
+    #[serde(default)]
+    pub schedule: Schedule,
+    /// Where results go.
+    pub output: OutputSettings,
+}
+
+/// Where a model comes from.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelSource {
+    /// A folder in Hugging Face layout; absent for the model inside this program.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
+}
+
+/// Texts and how they are cut.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataSettings {
+    /// Text files, read one after the other; `builtin:NAME` for a text inside this program.
+    pub train: Vec<PathBuf>,
+    /// Text files whose perplexity is measured.
+    #[serde(default)]
+    pub eval: Vec<PathBuf>,
+    /// Tokens of a window.
+    pub context: usize,
+}
+
+/// Where results go.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OutputSettings {
+    /// A folder that does not exist yet.
+    pub dir: PathBuf,
+}
+
+/// Shape of a model to be made.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelShape {
+    /// Entries of the tokenizer and the embedding.
+    pub vocab_size: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width of the feed-forward layer.
+    pub intermediate_size: usize,
+    /// Blocks.
+    pub num_hidden_layers: usize,
+    /// Query heads.
+    pub num_attention_heads: usize,
+    /// Key and value heads.
+    pub num_key_value_heads: usize,
+    /// Base of the rotary frequencies.
+    pub rope_theta: f64,
+    /// Constant of the normalisations.
+    pub rms_norm_eps: f64,
+}
+
+impl ModelShape {
+    /// The configuration with `context` positions and tied embeddings.
+    ///
+    /// # Errors
+    /// `Spec` naming the field that is impossible.
+    pub fn config(&self, context: usize) -> Result<LlamaConfig> {
+        let mut value = serde_json::json!(self);
+        value["max_position_embeddings"] = context.into();
+        value["tie_word_embeddings"] = true.into();
+        Ok(LlamaConfig::from_value(&value)?)
+    }
+}
+
+/// A method and its own settings.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "name", rename_all = "snake_case", deny_unknown_fields)]
+pub enum MethodSettings {
+    /// Low-rank update inside the quantizer.
+    L4q(L4qSettings),
+    /// Low-rank update of a full-precision weight.
+    Lora(LoraSettings),
+}
+
+/// `[method] name = "l4q"`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct L4qSettings {
+    /// Width of a code.
+    pub bits: Bits,
+    /// Consecutive inputs that share a scale; absent for one group per row.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group_size: Option<usize>,
+    /// Inner dimension of the update.
+    pub rank: usize,
+    /// Final multiplier of the update, alpha / rank.
+    #[serde(default = "two")]
+    pub lora_scaling: f32,
+    /// How scale and offset begin.
+    #[serde(default = "l4q_rule")]
+    pub init: String,
+    /// Exponent, with `init = "lp"`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init_p: Option<f64>,
+    /// Ranges tried, with `init = "lp"`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init_steps: Option<usize>,
+    /// Factor on the gradients of scale and offset.
+    #[serde(default)]
+    pub grad_scale: GradScale,
+}
+
+/// `[method] name = "lora"`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LoraSettings {
+    /// Inner dimension of the update.
+    pub rank: usize,
+    /// Final multiplier of the update, alpha / rank.
+    #[serde(default = "two")]
+    pub lora_scaling: f32,
+}
+
+fn two() -> f32 {
+    2.0
+}
+
+fn l4q_rule() -> String {
+    "l4q".into()
+}
+
+impl L4qSettings {
+    /// The initialisation rule.
+    ///
+    /// # Errors
+    /// `Spec` naming the field.
+    pub fn rule(&self) -> Result<InitScaleRule> {
+        Ok(InitScaleRule::from_name(&self.init, self.init_p, self.init_steps)?)
+    }
+}
+
+impl MethodSettings {
+    /// Checks what the types do not.
+    ///
+    /// # Errors
+    /// `Invalid` or `Spec` naming the field.
+    pub fn check(&self) -> Result<()> {
+        let (rank, scaling) = match self {
+            Self::L4q(settings) => {
+                settings.rule()?;
+                (settings.rank, settings.lora_scaling)
+            }
+            Self::Lora(settings) => (settings.rank, settings.lora_scaling),
+        };
+        if rank == 0 {
+            return Err(Error::Invalid("method.rank is 0, expected at least 1".into()));
+        }
+        if !scaling.is_finite() {
+            let reason = format!("method.lora_scaling is {scaling}, expected a number");
+            return Err(Error::Invalid(reason));
+        }
+        Ok(())
+    }
+}
+
+/// Reads a recipe; relative paths in it count from its own folder.
+///
+/// # Errors
+/// `Io`; `File` with line, field and value.
+pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let text = std::fs::read_to_string(path).map_err(Error::io(path, "read"))?;
+    toml::from_str(&text).map_err(|error| {
+        let line = error.span().map(|span| text[..span.start].matches('\n').count() + 1);
+        let place = line.map_or(String::new(), |line| format!("line {line}: "));
+        Error::file(path, format!("{place}{}", error.message().replace('\n', "; ")))
+    })
+}
+
+/// A path as a recipe in `folder` means it.
+pub fn resolve(folder: &Path, path: &Path) -> PathBuf {
+    if path.to_string_lossy().starts_with("builtin:") { path.into() } else { folder.join(path) }
+}

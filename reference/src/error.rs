@@ -1,0 +1,100 @@
+//! Why an operation was refused.
+
+use crate::spec::SpecError;
+
+/// What an operation refuses, and the name of what it refuses it for.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A parameter outside what the operation is defined for.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// A tensor whose shape does not fit the others.
+    #[error("{operation}: {tensor} has shape {actual:?}, expected {expected:?}")]
+    Shape {
+        /// The operation.
+        operation: &'static str,
+        /// The tensor's name.
+        tensor: String,
+        /// The shape that the other arguments ask for.
+        expected: Vec<usize>,
+        /// The shape given.
+        actual: Vec<usize>,
+    },
+    /// An infinity or a NaN, in an argument or, by overflow, in a result.
+    #[error("{operation}: {tensor}{index:?} is {value}")]
+    NonFinite {
+        /// The operation.
+        operation: &'static str,
+        /// The tensor's name.
+        tensor: String,
+        /// Where in the tensor.
+        index: Vec<usize>,
+        /// The value there.
+        value: f64,
+    },
+    /// A second moment below zero, which no sequence of gradients gives.
+    #[error("{operation}: {tensor}{index:?} is {value}, expected at least 0")]
+    Negative {
+        /// The operation.
+        operation: &'static str,
+        /// The tensor's name.
+        tensor: String,
+        /// Where in the tensor.
+        index: Vec<usize>,
+        /// The value there.
+        value: f64,
+    },
+    /// A code that the grid does not have.
+    #[error("{operation}: codes[{row}, {column}] is {code}, expected {qmin} to {qmax}")]
+    CodeOutOfRange {
+        /// The operation.
+        operation: &'static str,
+        /// Output row.
+        row: usize,
+        /// Input column.
+        column: usize,
+        /// The code there.
+        code: i8,
+        /// Smallest code.
+        qmin: i32,
+        /// Largest code.
+        qmax: i32,
+    },
+    /// A token id that the vocabulary does not have.
+    #[error("{operation}: token {token} at {index:?}, expected 0 to {vocab_size} exclusive")]
+    TokenOutOfRange {
+        /// The operation.
+        operation: &'static str,
+        /// Where in the token tensor.
+        index: Vec<usize>,
+        /// The id there.
+        token: i64,
+        /// Size of the vocabulary.
+        vocab_size: usize,
+    },
+    /// Tensors that a model needs and was not given, or was given and does not have.
+    #[error("weights: missing [{}], unexpected [{}]", missing.join(", "), unexpected.join(", "))]
+    Weights {
+        /// Names that the configuration asks for.
+        missing: Vec<String>,
+        /// Names that the configuration does not have.
+        unexpected: Vec<String>,
+    },
+    /// Tied embeddings with an output projection of its own.
+    #[error("weights: {name} differs from {tied_to}, but the configuration ties them")]
+    NotTied {
+        /// The tensor that should have been absent or equal.
+        name: &'static str,
+        /// The tensor that it is tied to.
+        tied_to: &'static str,
+    },
+    /// Nothing to compute a mean over.
+    #[error("{operation}: {what}")]
+    Empty {
+        /// The operation.
+        operation: &'static str,
+        /// What there is none of.
+        what: &'static str,
+    },
+}

@@ -1,0 +1,243 @@
+//! One transformer block: attention, then a gated feed-forward layer, each behind a norm and beside
+//! a residual path.
+
+use ndarray::{Array2, Array3, Array4, ArrayD, ArrayView1, ArrayView2, ArrayView3, Axis, Ix2};
+
+use super::reshape;
+use crate::attention::{attention, attention_backward};
+use crate::linear::{LinearGradients, linear, linear_backward};
+use crate::rms_norm::{rms_norm, rms_norm_backward};
+use crate::rope::{rope, rope_backward};
+use crate::spec::LlamaConfig;
+use crate::swiglu::{swiglu, swiglu_backward};
+use crate::{Error, Real, check};
+
+pub(super) const ATTENTION_NORM: &str = "input_layernorm";
+pub(super) const QUERY: &str = "self_attn.q_proj";
+pub(super) const KEY: &str = "self_attn.k_proj";
+pub(super) const VALUE: &str = "self_attn.v_proj";
+pub(super) const ATTENTION_OUTPUT: &str = "self_attn.o_proj";
+pub(super) const FEED_FORWARD_NORM: &str = "post_attention_layernorm";
+pub(super) const GATE: &str = "mlp.gate_proj";
+pub(super) const UP: &str = "mlp.up_proj";
+pub(super) const DOWN: &str = "mlp.down_proj";
+
+/// The weights of one block.
+pub(super) struct Block<'a, T> {
+    pub config: &'a LlamaConfig,
+    pub attention_norm: ArrayView1<'a, T>,
+    pub query: ArrayView2<'a, T>,
+    pub key: ArrayView2<'a, T>,
+    pub value: ArrayView2<'a, T>,
+    pub attention_output: ArrayView2<'a, T>,
+    pub feed_forward_norm: ArrayView1<'a, T>,
+    pub gate: ArrayView2<'a, T>,
+    pub up: ArrayView2<'a, T>,
+    pub down: ArrayView2<'a, T>,
+}
+
+/// What the backward pass needs; `rows = batch * length`.
+pub(super) struct Saved<T> {
+    /// `[rows, hidden]`, the block's input.
+    hidden: Array2<T>,
+    /// `[rows, hidden]`
+    attention_input: Array2<T>,
+    /// `[batch, length, heads, head_dim]`, rotated.
+    q: Array4<T>,
+    /// `[batch, length, kv_heads, head_dim]`, rotated.
+    k: Array4<T>,
+    /// `[batch, length, kv_heads, head_dim]`
+    v: Array4<T>,
+    /// `[rows, heads * head_dim]`
+    attended: Array2<T>,
+    /// `[rows, hidden]`, after the attention's residual sum.
+    middle: Array2<T>,
+    /// `[rows, hidden]`
+    feed_forward_input: Array2<T>,
+    /// `[rows, intermediate]`
+    gate: Array2<T>,
+    /// `[rows, intermediate]`
+    up: Array2<T>,
+    /// `[rows, intermediate]`
+    gated: Array2<T>,
+}
+
+/// Gradients through one block.
+pub(super) struct Backward<T> {
+    /// `[rows, hidden]`, of the block's input.
+    pub d_hidden: Array2<T>,
+    /// Of each weight, under the name of its part.
+    pub gradients: Vec<(&'static str, ArrayD<T>)>,
+}
+
+impl<T: Real> Block<'_, T> {
+    /// One block. Eq. (N8c).
+    ///
+    /// ```text
+    /// a = rms_norm(hidden, input_layernorm)
+    /// q, k, v = rope(linear(a, q_proj)), rope(linear(a, k_proj)), linear(a, v_proj)
+    /// middle = hidden + linear(attention(q, k, v), o_proj)
+    /// f = rms_norm(middle, post_attention_layernorm)
+    /// block = middle + linear(swiglu(linear(f, gate_proj), linear(f, up_proj)), down_proj)
+    /// ```
+    ///
+    /// `hidden [rows, hidden]` -> the same. Positions start at 0 in every sequence of the batch.
+    pub fn forward(
+        &self,
+        hidden: Array2<T>,
+        sequences: (usize, usize),
+    ) -> Result<(Array2<T>, Saved<T>), Error> {
+        let eps = self.config.rms_norm_eps;
+        let attention_input = rms_norm(hidden.view(), self.attention_norm, eps)?;
+        let q = self.split_heads(linear(attention_input.view(), self.query)?, sequences);
+        let k = self.split_heads(linear(attention_input.view(), self.key)?, sequences);
+        let v = self.split_heads(linear(attention_input.view(), self.value)?, sequences);
+        let q = each_sequence(q, |q| rope(q, self.config.rope_theta, 0))?;
+        let k = each_sequence(k, |k| rope(k, self.config.rope_theta, 0))?;
+        let attended = join_heads(attention(q.view(), k.view(), v.view())?);
+        let middle = &hidden + &linear(attended.view(), self.attention_output)?;
+        let middle = check::result("llama", "middle", middle)?;
+
+        let feed_forward_input = rms_norm(middle.view(), self.feed_forward_norm, eps)?;
+        let gate = linear(feed_forward_input.view(), self.gate)?;
+        let up = linear(feed_forward_input.view(), self.up)?;
+        let gated = matrix(swiglu(gate.view().into_dyn(), up.view().into_dyn())?);
+        let output = &middle + &linear(gated.view(), self.down)?;
+        let output = check::result("llama", "hidden", output)?;
+        let saved = Saved {
+            hidden,
+            attention_input,
+            q,
+            k,
+            v,
+            attended,
+            middle,
+            feed_forward_input,
+            gate,
+            up,
+            gated,
+        };
+        Ok((output, saved))
+    }
+
+    /// The gradients of Eq. (N8c), each operation's own in reverse order; where a value is used
+    /// twice, its gradients add.
+    pub fn backward(
+        &self,
+        saved: &Saved<T>,
+        d_output: Array2<T>,
+        sequences: (usize, usize),
+    ) -> Result<Backward<T>, Error> {
+        let mut gradients = Vec::with_capacity(9);
+        let d_middle = self.feed_forward_backward(saved, d_output, &mut gradients)?;
+        let d_hidden = self.attention_backward(saved, d_middle, sequences, &mut gradients)?;
+        Ok(Backward { d_hidden, gradients })
+    }
+
+    /// From the gradient of the block's output to that of `middle`.
+    fn feed_forward_backward(
+        &self,
+        saved: &Saved<T>,
+        d_output: Array2<T>,
+        gradients: &mut Vec<(&'static str, ArrayD<T>)>,
+    ) -> Result<Array2<T>, Error> {
+        let through_down = linear_backward(saved.gated.view(), self.down, d_output.view())?;
+        let through_gate = swiglu_backward(
+            saved.gate.view().into_dyn(),
+            saved.up.view().into_dyn(),
+            through_down.d_x.view().into_dyn(),
+        )?;
+        gradients.push((DOWN, through_down.d_weight.into_dyn()));
+        let input = saved.feed_forward_input.view();
+        let projections = [
+            (GATE, self.gate, matrix(through_gate.d_gate)),
+            (UP, self.up, matrix(through_gate.d_up)),
+        ];
+        let d_input = projections_backward(input, projections, gradients)?;
+        let through_norm = rms_norm_backward(
+            saved.middle.view(),
+            self.feed_forward_norm,
+            d_input.view(),
+            self.config.rms_norm_eps,
+        )?;
+        gradients.push((FEED_FORWARD_NORM, through_norm.d_weight.into_dyn()));
+        Ok(d_output + through_norm.d_x)
+    }
+
+    /// From the gradient of `middle` to that of the block's input.
+    fn attention_backward(
+        &self,
+        saved: &Saved<T>,
+        d_middle: Array2<T>,
+        sequences: (usize, usize),
+        gradients: &mut Vec<(&'static str, ArrayD<T>)>,
+    ) -> Result<Array2<T>, Error> {
+        let through_output =
+            linear_backward(saved.attended.view(), self.attention_output, d_middle.view())?;
+        gradients.push((ATTENTION_OUTPUT, through_output.d_weight.into_dyn()));
+        let d_attended = self.split_heads(through_output.d_x, sequences);
+        let through_attention =
+            attention_backward(saved.q.view(), saved.k.view(), saved.v.view(), d_attended.view())?;
+        let theta = self.config.rope_theta;
+        let d_q = each_sequence(through_attention.d_q, |d| rope_backward(d, theta, 0))?;
+        let d_k = each_sequence(through_attention.d_k, |d| rope_backward(d, theta, 0))?;
+        let (d_q, d_k) = (join_heads(d_q), join_heads(d_k));
+        let d_v = join_heads(through_attention.d_v);
+        let input = saved.attention_input.view();
+        let projections =
+            [(QUERY, self.query, d_q), (KEY, self.key, d_k), (VALUE, self.value, d_v)];
+        let d_input = projections_backward(input, projections, gradients)?;
+        let through_norm = rms_norm_backward(
+            saved.hidden.view(),
+            self.attention_norm,
+            d_input.view(),
+            self.config.rms_norm_eps,
+        )?;
+        gradients.push((ATTENTION_NORM, through_norm.d_weight.into_dyn()));
+        Ok(d_middle + through_norm.d_x)
+    }
+
+    /// `[rows, n * head_dim]` -> `[batch, length, n, head_dim]`
+    fn split_heads(&self, rows: Array2<T>, (batch, length): (usize, usize)) -> Array4<T> {
+        let head_dim = self.config.head_dim;
+        let heads = rows.ncols() / head_dim;
+        reshape(rows, (batch, length, heads, head_dim))
+    }
+}
+
+/// Gradient of an input that several projections read; their weights' gradients are kept.
+fn projections_backward<T: Real, const N: usize>(
+    input: ArrayView2<T>,
+    projections: [(&'static str, ArrayView2<T>, Array2<T>); N],
+    gradients: &mut Vec<(&'static str, ArrayD<T>)>,
+) -> Result<Array2<T>, Error> {
+    let mut d_input = Array2::zeros(input.dim());
+    for (part, weight, d_y) in projections {
+        let LinearGradients { d_x, d_weight } = linear_backward(input, weight, d_y.view())?;
+        d_input += &d_x;
+        gradients.push((part, d_weight.into_dyn()));
+    }
+    Ok(d_input)
+}
+
+/// Applies an operation on `[length, heads, head_dim]` to every sequence of the batch.
+fn each_sequence<T: Real>(
+    mut x: Array4<T>,
+    operation: impl Fn(ArrayView3<T>) -> Result<Array3<T>, Error>,
+) -> Result<Array4<T>, Error> {
+    for mut sequence in x.axis_iter_mut(Axis(0)) {
+        let output = operation(sequence.view())?;
+        sequence.assign(&output);
+    }
+    Ok(x)
+}
+
+/// `[batch, length, heads, head_dim]` -> `[rows, heads * head_dim]`
+fn join_heads<T: Real>(x: Array4<T>) -> Array2<T> {
+    let (batch, length, heads, head_dim) = x.dim();
+    reshape(x, (batch * length, heads * head_dim))
+}
+
+fn matrix<T: Real>(array: ArrayD<T>) -> Array2<T> {
+    array.into_dimensionality::<Ix2>().expect("made from a matrix")
+}

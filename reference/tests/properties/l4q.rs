@@ -1,0 +1,243 @@
+//! Properties of (M1) to (M3).
+
+use ndarray::{Array2, ArrayD};
+use plumbline_reference::Real;
+use plumbline_reference::linear::{linear, linear_backward};
+use plumbline_reference::lora::delta_weight;
+use plumbline_reference::methods::l4q::L4q;
+use plumbline_reference::quantize::{dequantize, fake_quantize};
+use plumbline_reference::spec::{GradScale, QuantSpec, SCALE_FLOOR};
+use proptest::prelude::*;
+
+use crate::differences::{assert_gradient, noise};
+use crate::inputs::{Random, cast, spec};
+use crate::straight_through::{held, surrogate};
+
+/// The tensors of a layer, and a batch for it.
+#[derive(Debug, Clone)]
+struct Layer<T> {
+    spec: QuantSpec,
+    lora_scaling: f64,
+    weight: Array2<T>,
+    lora_a: Array2<T>,
+    lora_b: Array2<T>,
+    scale: Array2<T>,
+    offset: Array2<T>,
+    x: Array2<T>,
+    d_y: Array2<T>,
+}
+
+impl<T: Real> Layer<T> {
+    fn l4q(&self) -> L4q<'_, T> {
+        L4q {
+            weight: self.weight.view(),
+            lora_a: self.lora_a.view(),
+            lora_b: self.lora_b.view(),
+            scale: self.scale.view(),
+            offset: self.offset.view(),
+            lora_scaling: self.lora_scaling,
+            spec: self.spec,
+        }
+    }
+}
+
+impl Layer<f64> {
+    fn cast<T: Real>(&self) -> Layer<T> {
+        Layer {
+            spec: self.spec,
+            lora_scaling: self.lora_scaling,
+            weight: cast(&self.weight),
+            lora_a: cast(&self.lora_a),
+            lora_b: cast(&self.lora_b),
+            scale: cast(&self.scale),
+            offset: cast(&self.offset),
+            x: cast(&self.x),
+            d_y: cast(&self.d_y),
+        }
+    }
+}
+
+/// Weights reach twice the grid, so that some clip.
+fn layer() -> impl Strategy<Value = Layer<f64>> {
+    (spec(), 1usize..=3, 1usize..=3, 1usize..=3, any::<u64>()).prop_map(
+        |(spec, out, rank, tokens, seed)| {
+            let mut random = Random(seed);
+            let inputs = spec.in_features();
+            let reach = f64::from(2 * spec.qmax());
+            Layer {
+                spec,
+                lora_scaling: 0.75,
+                weight: random.array((out, inputs), reach),
+                lora_a: random.array((rank, inputs), 1.0),
+                lora_b: random.array((out, rank), 1.0),
+                scale: random.array((out, spec.groups()), 0.5).mapv(|unit| unit + 1.0),
+                offset: random.array((out, spec.groups()), 1.0),
+                x: random.array((tokens, inputs), 1.0),
+                d_y: random.array((tokens, out), 1.0),
+            }
+        },
+    )
+}
+
+/// Short binary fractions: every intermediate result is exact in f32.
+fn exact_layer() -> impl Strategy<Value = Layer<f64>> {
+    (spec(), 1usize..=3, 1usize..=3, 1usize..=3, -3i32..=0, any::<u64>()).prop_map(
+        |(spec, out, rank, tokens, exponent, seed)| {
+            let mut random = Random(seed);
+            let inputs = spec.in_features();
+            let scale = 2.0_f64.powi(exponent);
+            Layer {
+                spec,
+                lora_scaling: 0.5,
+                weight: random.lattice((out, inputs), 1.0 / 32.0, 512),
+                lora_a: random.lattice((rank, inputs), 0.25, 4),
+                lora_b: random.lattice((out, rank), 0.25, 4),
+                scale: Array2::from_elem((out, spec.groups()), scale),
+                offset: random.lattice((out, spec.groups()), 1.0 / 16.0, 16),
+                x: random.lattice((tokens, inputs), 0.25, 8),
+                d_y: random.lattice((tokens, out), 0.25, 8),
+            }
+        },
+    )
+}
+
+/// Everything the layer computes, as f64.
+fn all_results<T: Real>(layer: &Layer<T>) -> (Array2<i8>, Vec<Array2<f64>>) {
+    let forward = layer.l4q().forward(layer.x.view()).unwrap();
+    let backward = layer.l4q().backward(layer.x.view(), layer.d_y.view(), GradScale::None).unwrap();
+    let floats = [
+        &forward.y,
+        &forward.fake_quantized,
+        &backward.d_x,
+        &backward.d_lora_a,
+        &backward.d_lora_b,
+        &backward.d_scale,
+        &backward.d_offset,
+    ];
+    (forward.codes, floats.map(|array| array.mapv(T::value)).to_vec())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Property of (M3) C1, in both precisions, with scales below the floor among the others.
+    #[test]
+    fn merge_dequantises_to_the_weight_of_the_forward(layer in layer(), low in 0usize..4) {
+        fn check<T: Real>(mut layer: Layer<T>, low: usize) {
+            if let Some(scale) = layer.scale.iter_mut().nth(low) {
+                *scale = T::of(-0.5);
+            }
+            let forward = layer.l4q().forward(layer.x.view()).unwrap();
+            let merged = layer.l4q().merge().unwrap();
+            assert_eq!(merged.codes, forward.codes);
+            assert!(merged.scale.iter().all(|&scale| scale >= T::of(SCALE_FLOOR)));
+            let (scale, offset) = (merged.scale.view(), merged.offset.view());
+            let weight = dequantize(merged.codes.view(), scale, offset, &layer.spec).unwrap();
+            for (merged, trained) in weight.iter().zip(&forward.fake_quantized) {
+                assert_eq!(merged.value().to_bits(), trained.value().to_bits());
+            }
+            assert_eq!(linear(layer.x.view(), weight.view()).unwrap(), forward.y);
+        }
+        check(layer.clone(), low);
+        check(layer.cast::<f32>(), low);
+    }
+
+    /// Property of (M1) C2.
+    #[test]
+    fn without_lora_b_the_layer_is_plain_quantization(mut layer in layer()) {
+        layer.lora_b.fill(0.0);
+        let forward = layer.l4q().forward(layer.x.view()).unwrap();
+        let plain = fake_quantize(
+            layer.weight.view(), layer.scale.view(), layer.offset.view(), &layer.spec,
+        ).unwrap();
+        prop_assert_eq!(&forward.codes, &plain.codes);
+        prop_assert_eq!(&forward.fake_quantized, &plain.output);
+        prop_assert_eq!(forward.y, linear(layer.x.view(), plain.output.view()).unwrap());
+    }
+
+    /// Property of (M1): the update moves the weight and nothing else.
+    #[test]
+    fn the_update_could_have_been_in_the_weight(layer in layer()) {
+        let delta =
+            delta_weight(layer.lora_a.view(), layer.lora_b.view(), layer.lora_scaling).unwrap();
+        let mut moved = layer.clone();
+        moved.weight += &delta;
+        moved.lora_b.fill(0.0);
+        prop_assert_eq!(
+            layer.l4q().forward(layer.x.view()).unwrap(),
+            moved.l4q().forward(layer.x.view()).unwrap()
+        );
+    }
+
+    /// Property of (M1): the unit of the weights does not matter.
+    #[test]
+    fn scaling_everything_by_a_power_of_two_leaves_codes(layer in layer(), k in -10i32..10) {
+        let factor = 2.0_f64.powi(k);
+        let mut scaled = layer.clone();
+        scaled.weight *= factor;
+        scaled.lora_b *= factor;
+        scaled.scale *= factor;
+        scaled.offset *= factor;
+        let plain = layer.l4q().forward(layer.x.view()).unwrap();
+        let forward = scaled.l4q().forward(layer.x.view()).unwrap();
+        prop_assert_eq!(forward.codes, plain.codes);
+        prop_assert_eq!(forward.y, plain.y * factor);
+    }
+
+    /// Property of (M2): the derivatives of the layer with what is discontinuous held.
+    #[test]
+    fn gradients_are_those_of_the_surrogate(layer in layer()) {
+        let Layer { spec, lora_scaling, weight, lora_a, lora_b, scale, offset, x, d_y } = &layer;
+        let effective = |a: &Array2<f64>, b: &Array2<f64>| {
+            weight + delta_weight(a.view(), b.view(), *lora_scaling).unwrap()
+        };
+        let held = held(&effective(lora_a, lora_b), scale, offset, spec);
+        let loss = |x: &Array2<f64>, effective: &Array2<f64>, scale: &Array2<f64>, offset: &Array2<f64>| {
+            let quantized = surrogate(&held, effective, scale, offset, spec);
+            (linear(x.view(), quantized.view()).unwrap() * d_y).sum()
+        };
+        let gradients = layer.l4q().backward(x.view(), d_y.view(), GradScale::None).unwrap();
+        let matrix = |array: &ArrayD<f64>| array.clone().into_dimensionality().unwrap();
+        let (rank, inputs) = lora_a.dim();
+        // The effective weight stays below 2 * qmax + 0.75 * rank, the offset below 1, half a step
+        // below 1, and the ends of the grid below 1.5 * (qmax + 1).
+        let largest = 2.0 * f64::from(spec.qmax()) + rank as f64 + 3.0;
+        let noise = noise(rank + inputs + 8, d_y.len(), inputs as f64 * largest);
+        let base = effective(lora_a, lora_b);
+        assert_gradient("x", x, &gradients.d_x, noise, |x| loss(&matrix(x), &base, scale, offset));
+        assert_gradient("lora_a", lora_a, &gradients.d_lora_a, noise, |a| {
+            loss(x, &effective(&matrix(a), lora_b), scale, offset)
+        });
+        assert_gradient("lora_b", lora_b, &gradients.d_lora_b, noise, |b| {
+            loss(x, &effective(lora_a, &matrix(b)), scale, offset)
+        });
+        assert_gradient("scale", scale, &gradients.d_scale, noise, |s| {
+            loss(x, &base, &matrix(s), offset)
+        });
+        assert_gradient("offset", offset, &gradients.d_offset, noise, |b| {
+            loss(x, &base, scale, &matrix(b))
+        });
+    }
+
+    /// Property of (M2): all it needs from the batch is the gradient of the quantized weight.
+    #[test]
+    fn parameter_gradients_follow_the_gradient_of_the_weight(layer in layer()) {
+        let forward = layer.l4q().forward(layer.x.view()).unwrap();
+        let through_linear =
+            linear_backward(layer.x.view(), forward.fake_quantized.view(), layer.d_y.view()).unwrap();
+        let whole = layer.l4q().backward(layer.x.view(), layer.d_y.view(), GradScale::Lsq).unwrap();
+        let parts =
+            layer.l4q().parameter_gradients(through_linear.d_weight.view(), GradScale::Lsq).unwrap();
+        prop_assert_eq!(whole.d_x, through_linear.d_x);
+        prop_assert_eq!(whole.d_lora_a, parts.d_lora_a);
+        prop_assert_eq!(whole.d_lora_b, parts.d_lora_b);
+        prop_assert_eq!(whole.d_scale, parts.d_scale);
+        prop_assert_eq!(whole.d_offset, parts.d_offset);
+    }
+
+    /// Property of (M1) and (M2): where no operation rounds, the precision does not matter.
+    #[test]
+    fn f32_equals_f64_on_short_binary_fractions(layer in exact_layer()) {
+        prop_assert_eq!(all_results(&layer), all_results(&layer.cast::<f32>()));
+    }
+}

@@ -1,0 +1,14 @@
+//! Properties of the equations of `docs/spec.md`, over generated tensors.
+
+mod differences;
+mod inputs;
+
+mod init_scale;
+mod l4q;
+mod llama;
+mod lora;
+mod precision;
+mod quantize;
+mod refusals;
+mod smooth;
+mod straight_through;
