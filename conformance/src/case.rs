@@ -85,6 +85,17 @@ impl Request {
         self.inputs.get(name).ok_or_else(|| format!("in.{name} is missing"))
     }
 
+    /// The sizes of an input that must have `N` dimensions.
+    ///
+    /// # Errors
+    /// Where it is absent or has another rank.
+    pub fn sizes<const N: usize>(&self, name: &str) -> Result<[usize; N], String> {
+        let shape = self.tensor(name)?.shape();
+        shape
+            .try_into()
+            .map_err(|_| format!("in.{name} has shape {shape:?}, expected {N} dimensions"))
+    }
+
     /// The same request with every float input in one precision.
     pub fn to_precision(&self, precision: Precision) -> Self {
         let inputs = self.inputs.iter();

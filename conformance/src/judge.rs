@@ -4,6 +4,7 @@ pub mod bound;
 pub mod compare;
 pub mod report;
 
+use safetensors::Dtype;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
@@ -11,7 +12,7 @@ use crate::case::{Case, Expected, Request};
 use crate::ops::{Class, TensorSpec, TensorSpecs};
 use crate::precision::{Precision, Unit};
 use crate::subject::{Subject, SubjectError, Support};
-use crate::tensor::{Data, Tensor, Tensors};
+use crate::tensor::{Data, Kind, Tensor, Tensors};
 use bound::{Bounds, Evidence};
 use compare::Verdict;
 use report::{CaseReport, Failure, Status};
@@ -166,16 +167,16 @@ impl Judgement<'_> {
             let what = format!("has shape {is:?}, expected {should:?}");
             return Err(Verdict::rejected(&spec.name, what));
         }
-        let right_type = match (self.required, actual.data()) {
-            (Some(Precision::F64), Data::F64(_)) | (Some(Precision::F32), Data::F32(_)) => true,
-            (Some(_), Data::F64(_) | Data::F32(_) | Data::F16(_) | Data::Bf16(_)) => false,
+        let own_type = match (self.required, spec.kind) {
+            (Some(Precision::F64), Kind::Float) => actual.dtype() == Dtype::F64,
+            (Some(Precision::F32), Kind::Float) => actual.dtype() == Dtype::F32,
             _ => spec.kind.accepts(actual.dtype()),
         };
-        if right_type {
+        if own_type {
             return Ok((expected, actual));
         }
-        let should = match (self.required, spec.class) {
-            (Some(precision), Class::Bounded(_)) => precision.to_string(),
+        let should = match (self.required, spec.kind) {
+            (Some(precision), Kind::Float) => precision.to_string(),
             _ => spec.kind.expected().to_owned(),
         };
         let what = format!("has dtype {}, expected {should}", actual.dtype());

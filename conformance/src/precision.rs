@@ -41,6 +41,9 @@ pub struct Unit {
     pub roundoff: f64,
     /// Absolute: the smallest positive number of the precision.
     pub tiny: f64,
+    /// Absolute: the smallest normal number. An exponential below it may be flushed to zero or
+    /// stop there, as vector and device libraries do.
+    pub smallest_normal: f64,
 }
 
 impl Unit {
@@ -48,10 +51,16 @@ impl Unit {
     pub fn of(precision: Precision) -> Self {
         let oracle = 2_f64.powi(-53);
         match precision {
-            Precision::F32 => {
-                Self { roundoff: 2_f64.powi(-24) + oracle, tiny: f64::from(f32::from_bits(1)) }
-            }
-            Precision::F64 => Self { roundoff: oracle + oracle, tiny: f64::from_bits(1) },
+            Precision::F32 => Self {
+                roundoff: 2_f64.powi(-24) + oracle,
+                tiny: f64::from(f32::from_bits(1)),
+                smallest_normal: f64::from(f32::MIN_POSITIVE),
+            },
+            Precision::F64 => Self {
+                roundoff: oracle + oracle,
+                tiny: f64::from_bits(1),
+                smallest_normal: f64::MIN_POSITIVE,
+            },
         }
     }
 

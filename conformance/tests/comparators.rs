@@ -99,10 +99,19 @@ fn missing_extra_and_wrongly_typed_tensors_are_rejected() {
     let mut extra = honest.clone();
     extra.insert("output2".to_owned(), honest["output"].clone());
     assert_eq!(failures(&request, &extra), ["out.output2 is no output of the operation"]);
-    let wide = Tensors::from([("output".to_owned(), honest["output"].to_precision(Precision::F64))]);
+    let wide =
+        Tensors::from([("output".to_owned(), honest["output"].to_precision(Precision::F64))]);
     assert_eq!(failures(&request, &wide), ["out.output has dtype F64, expected f32"]);
     let whole = Tensors::from([("output".to_owned(), codes(&[4], &[0; 4]))]);
     assert_eq!(failures(&request, &whole), ["out.output has dtype I8, expected f32"]);
+}
+
+#[test]
+fn codes_are_bytes_and_not_floats() {
+    let request = fake_quantize(0.24, 0.1);
+    let mut floating = answer(2, 0.1);
+    floating.insert("codes".to_owned(), floats(&[1, 2], &[2.0, 3.0]));
+    assert_eq!(failures(&request, &floating), ["out.codes has dtype F32, expected I8"]);
 }
 
 #[test]
@@ -267,7 +276,8 @@ fn golden_values_stand_above_the_reference() {
     let precision = Precision::F32;
     let judged = judge_outputs(&request, &golden, &honest, Some(precision), precision).unwrap();
     assert!(judged[0].failure.is_none());
-    golden.insert("output".to_owned(), Tensor::new(vec![3], Data::F64(vec![1.0, 2.0, 3.0])).unwrap());
+    golden
+        .insert("output".to_owned(), Tensor::new(vec![3], Data::F64(vec![1.0, 2.0, 3.0])).unwrap());
     let judged = judge_outputs(&request, &golden, &honest, Some(precision), precision).unwrap();
     assert!(matches!(judged[0].failure, Some(Failure::Elements { count: 3, .. })));
 }

@@ -221,7 +221,28 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T> {
     })
 }
 
-/// A path as a recipe in `folder` means it.
-pub fn resolve(folder: &Path, path: &Path) -> PathBuf {
-    if path.to_string_lossy().starts_with("builtin:") { path.into() } else { folder.join(path) }
+/// A path as a recipe in `folder` means it, absolute, so that the recipe a run writes beside its
+/// outputs means the same from everywhere.
+///
+/// # Errors
+/// `Io` when the current folder is gone.
+pub fn resolve(folder: &Path, path: &Path) -> Result<PathBuf> {
+    if path.to_string_lossy().starts_with("builtin:") {
+        return Ok(path.into());
+    }
+    std::path::absolute(folder.join(path)).map_err(Error::io(path, "resolve"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_count_from_the_recipe_and_texts_inside_the_program_stay() {
+        let resolved = resolve(Path::new("/recipes"), Path::new("text.txt")).unwrap();
+        assert_eq!(resolved, Path::new("/recipes/text.txt"));
+        let builtin = resolve(Path::new("/recipes"), Path::new("builtin:milton_eval")).unwrap();
+        assert_eq!(builtin, Path::new("builtin:milton_eval"));
+        assert!(resolve(Path::new("recipes"), Path::new("a")).unwrap().is_absolute());
+    }
 }

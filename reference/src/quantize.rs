@@ -228,6 +228,16 @@ mod tests {
     }
 
     #[test]
+    fn the_argument_is_a_true_quotient() {
+        // In f32 the reciprocal of 7 is too large: it would give -6.5000005 and code -7 for the
+        // first weight, and would take the second, at qmax of 3 bits, out of range.
+        assert_eq!(code(argument(-45.5_f32, 7.0, 0.0), &row_of(1, 4)), -6);
+        assert!(in_range(argument(21.0_f32, 7.0, 0.0), &row_of(1, 3)));
+        // The same for 49 in f64, too small.
+        assert_eq!(code(argument(-367.5_f64, 49.0, 0.0), &row_of(1, 5)), -8);
+    }
+
+    #[test]
     fn an_argument_that_overflows_saturates() {
         let (weight, scale, offset) = (array![[3e38_f32, -3e38]], array![[0.0]], array![[0.0]]);
         let codes = quantize(weight.view(), scale.view(), offset.view(), &row_of(2, 4)).unwrap();

@@ -5,9 +5,9 @@ use plumbline_reference::adamw::adamw_step;
 use serde_json::json;
 
 use crate::case::Request;
-use crate::judge::bound::{Allowance, Bounds, Evidence, named};
+use crate::judge::bound::{Allowance, Bounds, Evidence, TRANSCENDENTAL, named};
 use crate::params::{AdamW, Params};
-use crate::precision::{Precision, Scalar};
+use crate::precision::{Precision, Scalar, Unit};
 use crate::sampler::Sampler;
 use crate::tensor::{Tensor, Tensors};
 
@@ -56,22 +56,48 @@ pub(super) fn bounds(evidence: &Evidence) -> Result<Bounds, String> {
         let read = |name| request.array(name);
         [read("parameter")?, read("gradient")?, read("first_moment")?, read("second_moment")?]
     };
-    let correction = |beta: f64| 1.0 - beta.powf(step as f64);
-    let first = Zip::from(&first)
-        .and(&gradient)
-        .map_collect(|m, g| spec.beta1 * m.abs() + (1.0 - spec.beta1) * g.abs());
-    let second = Zip::from(&second)
-        .and(&gradient)
-        .map_collect(|m, g| spec.beta2 * m.abs() + (1.0 - spec.beta2) * g * g);
-    let condition = Zip::from(&parameter).and(&first).and(&second).map_collect(|p, m, v| {
-        let denominator = (v / correction(spec.beta2)).sqrt() + spec.eps;
-        p.abs() * (1.0 + lr * weight_decay) + lr * m / correction(spec.beta1) / denominator
-    });
+    let [one, two] = [Decay::new(spec.beta1, step), Decay::new(spec.beta2, step)];
+    let taken = gradient.mapv(|g| one.take * g.abs());
+    let first = first.mapv(|m| one.keep * m.abs()) + &taken;
+    let taken_square = gradient.mapv(|g| two.take * g * g);
+    let second = second.mapv(|m| two.keep * m.abs()) + &taken_square;
+    let update = Zip::from(&first)
+        .and(&second)
+        .map_collect(|m, v| lr * m / one.correction / ((v / two.correction).sqrt() + spec.eps));
+    let condition = parameter.mapv(|p| p.abs() * (1.0 + lr * weight_decay)) + &update;
+    // Constants that cancelled move the whole update, the second moment's by its root.
+    let cancelled =
+        one.take_error + one.correction_error + (two.take_error + two.correction_error) / 2.0;
     Ok(named([
-        ("parameter", Allowance::of(&condition, 20.0, unit)),
-        ("first_moment", Allowance::of(&first, 3.0, unit)),
-        ("second_moment", Allowance::of(&second, 4.0, unit)),
+        ("parameter", Allowance::of(&condition, 20.0, unit).plus(&(update * cancelled))),
+        ("first_moment", Allowance::of(&first, 3.0, unit).plus(&(taken * one.take_error))),
+        ("second_moment", Allowance::of(&second, 4.0, unit).plus(&(taken_square * two.take_error))),
     ]))
+}
+
+/// The constants of one moment, and what the decimal in the case loses when it is read.
+struct Decay {
+    keep: f64,
+    take: f64,
+    take_error: f64,
+    correction: f64,
+    correction_error: f64,
+}
+
+impl Decay {
+    /// Reading `beta` as a binary64 moves it by one rounding, which `1 - beta` and
+    /// `1 - beta^step` keep while the number itself shrinks.
+    fn new(beta: f64, step: u64) -> Self {
+        let unit = Unit::of(Precision::F64);
+        let (steps, power) = (step as f64, beta.powf(step as f64));
+        Self {
+            keep: beta,
+            take: 1.0 - beta,
+            take_error: unit.roundoff * beta / (1.0 - beta),
+            correction: 1.0 - power,
+            correction_error: unit.gamma(steps + TRANSCENDENTAL) * power / (1.0 - power),
+        }
+    }
 }
 
 pub(super) fn sample(sampler: &mut Sampler) -> Result<(Params, Tensors), String> {

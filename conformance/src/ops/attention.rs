@@ -1,6 +1,6 @@
 //! `attention.forward` and `.backward`.
 
-use ndarray::{Array4, ArrayView1, s};
+use ndarray::{Array4, ArrayView1, ArrayViewMut1, Axis};
 use plumbline_reference::attention::{attention, attention_backward};
 use serde_json::json;
 
@@ -61,6 +61,8 @@ pub(super) fn backward<T: Scalar>(request: &Request) -> Result<Tensors, String> 
 struct Query {
     probability: Vec<f64>,
     relative: Vec<f64>,
+    /// Absolute error of a flushed probability; the sum that divides it is at least 1.
+    flushed: f64,
 }
 
 impl Query {
@@ -86,8 +88,19 @@ impl Query {
         let of_sum: f64 = probability.iter().zip(&exponents).map(|(p, e)| p * e).sum();
         let rest = of_sum + unit.gamma(keys.len() as f64 + 1.0);
         let relative = exponents.iter().map(|exponent| (exponent + rest).exp_m1()).collect();
-        Self { probability, relative }
+        Self { probability, relative, flushed: unit.smallest_normal }
     }
+}
+
+/// The vector of one batch, token and head.
+fn head(x: &Array4<f64>, [b, t, h]: [usize; 3]) -> ArrayView1<'_, f64> {
+    let first = Axis(0);
+    x.view().index_axis_move(first, b).index_axis_move(first, t).index_axis_move(first, h)
+}
+
+fn head_mut(x: &mut Array4<f64>, [b, t, h]: [usize; 3]) -> ArrayViewMut1<'_, f64> {
+    let first = Axis(0);
+    x.view_mut().index_axis_move(first, b).index_axis_move(first, t).index_axis_move(first, h)
 }
 
 fn absolute_dot(a: ArrayView1<f64>, b: ArrayView1<f64>) -> f64 {
@@ -122,8 +135,8 @@ impl Heads {
             for h in 0..heads {
                 let kv = h / self.heads_per_kv;
                 for t in 0..tokens {
-                    let keys: Vec<_> = (0..=t).map(|u| self.k.slice(s![b, u, kv, ..])).collect();
-                    let q = self.q.slice(s![b, t, h, ..]);
+                    let keys: Vec<_> = (0..=t).map(|u| head(&self.k, [b, u, kv])).collect();
+                    let q = head(&self.q, [b, t, h]);
                     visit((b, t, h, kv), &Query::new(q, &keys, self.unit));
                 }
             }
@@ -138,10 +151,10 @@ pub(super) fn forward_bounds(evidence: &Evidence) -> Result<Bounds, String> {
     let mut bound = Array4::zeros(heads.q.dim());
     heads.each(|(b, t, h, kv), query| {
         let sum = unit.gamma(t as f64 + 2.0);
-        let mut row = bound.slice_mut(s![b, t, h, ..]);
+        let mut row = head_mut(&mut bound, [b, t, h]);
         for (u, (p, relative)) in query.probability.iter().zip(&query.relative).enumerate() {
-            row.zip_mut_with(&heads.v.slice(s![b, u, kv, ..]), |bound: &mut f64, v| {
-                *bound += p * v.abs() * (relative + sum) + unit.tiny * (1.0 + v.abs());
+            row.zip_mut_with(&head(&heads.v, [b, u, kv]), |bound: &mut f64, v| {
+                *bound += p * v.abs() * (relative + sum) + query.flushed * v.abs() + unit.tiny;
             });
         }
     });
@@ -161,37 +174,38 @@ pub(super) fn backward_bounds(evidence: &Evidence) -> Result<Bounds, String> {
     let mut d_q = Array4::zeros(heads.q.dim());
     let mut d_k = Array4::zeros(heads.k.dim());
     let mut d_v = Array4::zeros(heads.v.dim());
-    heads.each(|(b, t, h, kv), Query { probability, relative }| {
+    heads.each(|(b, t, h, kv), Query { probability, relative, flushed }| {
         let keys = t + 1;
-        let row = d_output.slice(s![b, t, h, ..]);
-        let values: Vec<_> = (0..keys).map(|u| heads.v.slice(s![b, u, kv, ..])).collect();
+        let row = head(&d_output, [b, t, h]);
+        let values: Vec<_> = (0..keys).map(|u| head(&heads.v, [b, u, kv])).collect();
         let d_p: Vec<f64> = values.iter().map(|v| row.dot(v)).collect();
         let magnitude: Vec<f64> = values.iter().map(|v| absolute_dot(row, *v)).collect();
         let mean: f64 = probability.iter().zip(&d_p).map(|(p, d)| p * d).sum();
         let dot = unit.gamma((head_dim + keys) as f64 + 1.0);
         let mean_error: f64 =
             (0..keys).map(|u| probability[u] * magnitude[u] * (relative[u] + dot)).sum();
-        let q = heads.q.slice(s![b, t, h, ..]);
+        let q = head(&heads.q, [b, t, h]);
         for u in 0..keys {
             let difference = (d_p[u] - mean).abs();
             let joined = unit.gamma(6.0) * (d_p[u].abs() + mean.abs());
             let error = root
                 * probability[u]
                 * (relative[u] * difference + dot * magnitude[u] + mean_error + joined)
+                + flushed * (difference + magnitude[u])
                 + unit.tiny;
             let score = root * probability[u] * difference;
-            d_q.slice_mut(s![b, t, h, ..]).zip_mut_with(
-                &heads.k.slice(s![b, u, kv, ..]),
+            head_mut(&mut d_q, [b, t, h]).zip_mut_with(
+                &head(&heads.k, [b, u, kv]),
                 |bound: &mut f64, k| {
                     *bound += (error + unit.gamma(keys as f64 + 1.0) * score) * k.abs() + unit.tiny;
                 },
             );
-            d_k.slice_mut(s![b, u, kv, ..]).zip_mut_with(&q, |bound: &mut f64, q| {
+            head_mut(&mut d_k, [b, u, kv]).zip_mut_with(&q, |bound: &mut f64, q| {
                 *bound += (error + shared * score) * q.abs() + unit.tiny;
             });
             let p = probability[u];
-            d_v.slice_mut(s![b, u, kv, ..]).zip_mut_with(&row, |bound: &mut f64, d| {
-                *bound += p * d.abs() * (relative[u] + shared) + unit.tiny * (1.0 + d.abs());
+            head_mut(&mut d_v, [b, u, kv]).zip_mut_with(&row, |bound: &mut f64, d| {
+                *bound += p * d.abs() * (relative[u] + shared) + flushed * d.abs() + unit.tiny;
             });
         }
     });

@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::case::Request;
 use crate::judge::bound::{Allowance, Bounds, Evidence, TRANSCENDENTAL, named};
 use crate::params::Params;
-use crate::precision::{Precision, Scalar, Unit};
+use crate::precision::{Scalar, Unit};
 use crate::sampler::Sampler;
 use crate::tensor::{Data, Tensor, Tensors};
 
@@ -100,7 +100,8 @@ fn counted_logit(row: ArrayView1<f64>, target: i32, ignore_index: i32) -> Option
     usize::try_from(target).ok().and_then(|target| row.get(target).copied())
 }
 
-/// `d_logit = (p - [target]) / counted`; a token that is not counted gets exact zeros.
+/// `d_logit = (p - [target]) / counted`; a token that is not counted gets exact zeros. The sum that
+/// divides an exponential is at least 1, so a flushed one leaves at most the smallest normal.
 pub(super) fn backward_bounds(evidence: &Evidence) -> Result<Bounds, String> {
     let unit = evidence.unit;
     let Tokens::<f64> { logits, targets, ignore_index } = Tokens::read(evidence.request)?;
@@ -116,7 +117,8 @@ pub(super) fn backward_bounds(evidence: &Evidence) -> Result<Bounds, String> {
             let is_target = usize::try_from(target).is_ok_and(|target| target == c);
             let result = if is_target { 1.0 - p } else { p };
             let relative = (exponent_error[c] + sum_error + unit.roundoff).exp_m1();
-            let error = p * relative + unit.gamma(3.0) * result + unit.tiny;
+            let flushed = unit.smallest_normal;
+            let error = p * relative + unit.gamma(3.0) * result + flushed;
             bound[[t, c]] = error / counted + unit.tiny;
         }
     }
@@ -141,6 +143,7 @@ pub(super) fn sample(sampler: &mut Sampler) -> Result<(Params, Tensors), String>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::precision::Precision;
     use ndarray::array;
 
     #[test]

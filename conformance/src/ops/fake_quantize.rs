@@ -13,10 +13,12 @@ use crate::precision::{Scalar, Unit};
 use crate::sampler::Sampler;
 use crate::tensor::{Tensor, Tensors};
 
+/// The weight fixes the sizes that the other tensors must fit.
 pub(super) fn sizes(request: &Request) -> Result<Vec<(&'static str, usize)>, String> {
     let quantizer = Quantizer::read(&request.params)?;
-    let weight: Array2<f64> = request.array("weight")?;
-    Ok(vec![("groups", quantizer.spec(weight.ncols())?.groups())])
+    let [out_features, in_features] = request.sizes("weight")?;
+    let groups = quantizer.spec(in_features)?.groups();
+    Ok(vec![("out", out_features), ("in", in_features), ("groups", groups)])
 }
 
 pub(super) fn forward<T: Scalar>(request: &Request) -> Result<Tensors, String> {

@@ -1,6 +1,6 @@
 //! `init_scale`.
 
-use ndarray::{Array2, ArrayView1, s};
+use ndarray::{Array2, ArrayView1};
 use plumbline_reference::init_scale::init_scale;
 use plumbline_reference::spec::{InitScaleRule, QuantSpec, SCALE_FLOOR};
 use serde_json::json;
@@ -36,9 +36,8 @@ pub(super) fn bounds(evidence: &Evidence) -> Result<Bounds, String> {
     let rule = params::init_rule(&request.params)?;
     let (mut scale, mut offset) = (Allowance::default(), Allowance::default());
     for row in weight.rows() {
-        for g in 0..spec.groups() {
-            let first = g * spec.group_size();
-            let group = row.slice(s![first..first + spec.group_size()]);
+        for group in row.to_vec().chunks(spec.group_size()) {
+            let group = ArrayView1::from(group);
             let (scale_bound, offset_bound) = group_bounds(group, &spec, rule, evidence.unit);
             let index = scale.bound.len();
             if let InitScaleRule::Lp { p, steps } = rule {
@@ -162,9 +161,8 @@ impl Range {
             let rest = Steps::start(*w).plus(Steps { value: -rounded.value, ..rounded });
             let rest = Steps { value: rest.value.abs(), ..rest };
             // Scale, product and difference round; then the power and its exponent.
-            let rest_error = unit.gamma(5.0) * rounded.value.abs()
-                + unit.gamma(1.0) * rest.value
-                + unit.tiny;
+            let rest_error =
+                unit.gamma(5.0) * rounded.value.abs() + unit.gamma(1.0) * rest.value + unit.tiny;
             let power = rest.power(p);
             let exponent = if rest.value > 0.0 { p * rest.value.ln().abs() } else { 0.0 };
             error = error.plus(power);
@@ -205,12 +203,13 @@ mod tests {
         assert_eq!(near.len(), 1, "{near:?}");
         // Equal errors, nothing rounded: the first range, and no other.
         let exact = nearly_least(array![1.0, 0.5].view(), &bits(2, 2), (2.0, 2), unit);
-        assert_eq!(exact, []);
+        assert!(exact.is_empty(), "{exact:?}");
         // Nearly equal errors of numbers that are rounded: either.
         let third = f64::from(1.0_f32 / 3.0);
         let tied = nearly_least(array![2.0 * third, third].view(), &bits(2, 2), (2.0, 2), unit);
         assert_eq!(tied.len(), 2);
-        assert_eq!(nearly_least(array![0.0, 0.0].view(), &bits(2, 2), (2.0, 2), unit), []);
+        let zero = nearly_least(array![0.0, 0.0].view(), &bits(2, 2), (2.0, 2), unit);
+        assert!(zero.is_empty(), "{zero:?}");
     }
 
     fn bits(bits: u32, in_features: usize) -> QuantSpec {

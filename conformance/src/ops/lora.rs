@@ -13,7 +13,8 @@ use crate::tensor::{Tensor, Tensors};
 
 pub(super) fn sizes(request: &Request) -> Result<Vec<(&'static str, usize)>, String> {
     params::lora_scaling(&request.params)?;
-    Ok(Vec::new())
+    let [out_features, in_features] = request.sizes("weight")?;
+    Ok(vec![("out", out_features), ("in", in_features)])
 }
 
 pub(super) fn forward<T: Scalar>(request: &Request) -> Result<Tensors, String> {

@@ -38,10 +38,10 @@ fn sigmoid(x: f64) -> f64 {
 /// Roundings of `sigmoid`: the exponential, the sum, the division.
 const SIGMOID: f64 = TRANSCENDENTAL + 2.0;
 
-/// What `sigmoid` loses where `exp(-gate)` overflows the result's type: it is 0 there, and at most
-/// the reciprocal of the largest number, which is about the smallest normal one.
+/// What `sigmoid` loses where `exp(-gate)` overflows: it is 0 there, in place of at most the
+/// reciprocal of the largest number, which is less than the smallest normal one.
 fn overflow(unit: Unit) -> f64 {
-    unit.tiny / unit.roundoff
+    unit.smallest_normal
 }
 
 pub(super) fn forward_bounds(evidence: &Evidence) -> Result<Bounds, String> {

@@ -165,7 +165,7 @@ impl ModelFolder {
     /// The tokenizer.
     ///
     /// # Errors
-    /// `File` when there is none, or it has more entries than the model's embedding.
+    /// `File` when there is none, or the library cannot use it.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         let path = self.path.join("tokenizer.json");
         let Some(bytes) = &self.tokenizer else {

@@ -8,7 +8,7 @@ use plumbline::checkpoint::LoadedModel;
 use plumbline::cpu::Cpu;
 use plumbline::eval::perplexity;
 
-use super::progress::Progress;
+use super::progress::{Progress, waiting};
 use super::source::{TextSource, open_model};
 
 /// What can be evaluated.
@@ -36,9 +36,10 @@ pub fn eval(command: Eval) -> Result<()> {
     let folder = open_model(model.as_deref())?;
     let (name, tokens) = source.tokens(&folder)?;
     let context = context.unwrap_or(folder.config().max_position_embeddings);
+    let loaded = waiting("loading the model", || folder.load(Arc::new(Cpu)))?;
     let mut bar = Progress::new("perplexity", tokens.len() as u64);
     let progress = |done| bar.at(done as u64, String::new);
-    let result = match folder.load(Arc::new(Cpu))? {
+    let result = match loaded {
         LoadedModel::Dense(model) => perplexity(&model, &tokens, context, progress)?,
         LoadedModel::Merged(model) => perplexity(&model, &tokens, context, progress)?,
     };

@@ -14,6 +14,7 @@ use plumbline::model::{Decoder, Llama};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
+use super::progress::waiting;
 use super::source::{open_model, parse_token_ids};
 
 /// Arguments of the command.
@@ -60,7 +61,7 @@ pub fn generate(arguments: &Generate) -> Result<()> {
         (None, None, Some(bos)) => vec![bos as i32],
         (None, None, None) => bail!("the model has no BOS token: give --prompt or --prompt-ids"),
     };
-    match folder.load(Arc::new(Cpu))? {
+    match waiting("loading the model", || folder.load(Arc::new(Cpu)))? {
         LoadedModel::Dense(model) => run(arguments, sampling, &folder, &model, tokenizer, &prompt),
         LoadedModel::Merged(model) => run(arguments, sampling, &folder, &model, tokenizer, &prompt),
     }

@@ -10,8 +10,9 @@ use plumbline::checkpoint::{
 };
 use plumbline::cpu::Cpu;
 use plumbline::finetune::{Difference, Start, first_difference, l4q_model, merge as to_codes};
-use plumbline::recipe::MethodSettings;
+use plumbline::recipe::{self, MethodSettings, TrainRecipe};
 
+use super::progress::waiting;
 use super::source::open_model;
 use super::train::latest_checkpoint;
 
@@ -24,15 +25,14 @@ pub fn merge(run: &Path, out: &Path, json: bool) -> Result<ExitCode> {
         bail!("{}: already exists; choose another --out or remove it", out.display());
     }
     let recipe_path = run.join("recipe.toml");
-    // The run wrote its paths as the current folder saw them.
-    let recipe: plumbline::recipe::TrainRecipe = plumbline::recipe::read(&recipe_path)?;
+    let recipe: TrainRecipe = recipe::read(&recipe_path)?;
     let MethodSettings::L4q(settings) = &recipe.method else {
         bail!("{}: method.name is lora, which has no codes; merge is for l4q", recipe_path.display());
     };
     let base = open_model(recipe.model.path.as_deref())?;
     let checkpoint = latest_checkpoint(run)?;
     let adapter = load_adapter(&checkpoint)?;
-    let fingerprint = base.fingerprint()?;
+    let fingerprint = waiting("checking the base model", || base.fingerprint())?;
     if fingerprint != adapter.state.base_sha256 {
         bail!(
             "{}: trained on a base with fingerprint {}, {} has {fingerprint}",
@@ -41,12 +41,15 @@ pub fn merge(run: &Path, out: &Path, json: bool) -> Result<ExitCode> {
             base.path().display()
         );
     }
-    let model = l4q_model(Arc::new(Cpu), &base, settings, Start::Adapter(&adapter))?;
+    let start = Start::Adapter(&adapter);
+    let model = waiting("loading the trained model", || {
+        l4q_model(Arc::new(Cpu), &base, settings, start)
+    })?;
     let probe = probe(&base);
     let mut workspace = model.evaluation_workspace(probe.len())?;
     let trained = model.logits(1, &probe, &mut workspace)?;
     drop(workspace);
-    let (merged, linears) = to_codes(model)?;
+    let (merged, linears) = waiting("merging", || to_codes(model))?;
     if let Some(difference) = first_difference(&trained, &merged, &probe)? {
         return Ok(refuse("the merged model", difference));
     }

@@ -16,9 +16,9 @@ pub fn pretrain(recipe_path: &Path) -> Result<()> {
     let mut recipe: PretrainRecipe = recipe::read(recipe_path)?;
     let folder = recipe_path.parent().unwrap_or(Path::new("."));
     for path in recipe.data.train.iter_mut().chain(&mut recipe.data.eval) {
-        *path = resolve(folder, path);
+        *path = resolve(folder, path)?;
     }
-    recipe.output.dir = resolve(folder, &recipe.output.dir);
+    recipe.output.dir = resolve(folder, &recipe.output.dir)?;
     recipe.training.check()?;
     recipe.optimizer.check()?;
     let context = recipe.data.context;

@@ -67,3 +67,17 @@ impl Drop for Progress {
         }
     }
 }
+
+/// Runs something of unknown length: a spinner on a terminal, one plain line elsewhere.
+pub fn waiting<T>(label: &str, work: impl FnOnce() -> T) -> T {
+    if !std::io::stderr().is_terminal() {
+        eprintln!("{label}");
+        return work();
+    }
+    let spinner = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr())
+        .with_message(label.to_owned());
+    spinner.enable_steady_tick(Duration::from_millis(120));
+    let done = work();
+    spinner.finish_and_clear();
+    done
+}

@@ -12,20 +12,21 @@ use plumbline::model::Llama;
 use plumbline::recipe::{self, MethodSettings, TrainRecipe, resolve};
 use plumbline::train::{TokenWindows, Trainer};
 
+use super::progress::waiting;
 use super::run::{EvalText, Watch, encode_files, start_run};
 use super::source::open_model;
 
-/// Reads a recipe and makes its paths count from the current folder.
+/// Reads a recipe and makes its paths absolute.
 pub fn read_recipe(path: &Path) -> Result<TrainRecipe> {
     let mut recipe: TrainRecipe = recipe::read(path)?;
     let folder = path.parent().unwrap_or(Path::new(""));
     for text in recipe.data.train.iter_mut().chain(&mut recipe.data.eval) {
-        *text = resolve(folder, text);
+        *text = resolve(folder, text)?;
     }
     if let Some(model) = &mut recipe.model.path {
-        *model = resolve(folder, model);
+        *model = resolve(folder, model)?;
     }
-    recipe.output.dir = resolve(folder, &recipe.output.dir);
+    recipe.output.dir = resolve(folder, &recipe.output.dir)?;
     Ok(recipe)
 }
 
@@ -77,6 +78,8 @@ fn check_vocabulary(tokens: &[i32], vocab_size: usize, texts: &[PathBuf]) -> Res
     Ok(())
 }
 
+const LOADING: &str = "loading the model";
+
 /// Runs a recipe.
 pub fn train(path: &Path, json: bool) -> Result<()> {
     let prepared = prepare(path)?;
@@ -85,11 +88,13 @@ pub fn train(path: &Path, json: bool) -> Result<()> {
     match &prepared.recipe.method {
         MethodSettings::L4q(settings) => {
             let start = Start::Fresh(seed);
-            let model = l4q_model(backend, &prepared.base, settings, start)?;
+            let model =
+                waiting(LOADING, || l4q_model(backend, &prepared.base, settings, start))?;
             fit(prepared, model, json, |model| warn_of_floored_scales(model))
         }
         MethodSettings::Lora(settings) => {
-            let model = lora_model(backend, &prepared.base, settings, seed)?;
+            let model =
+                waiting(LOADING, || lora_model(backend, &prepared.base, settings, seed))?;
             fit(prepared, model, json, |_| Ok(()))
         }
     }

@@ -192,7 +192,8 @@ proptest! {
             weight + delta_weight(a.view(), b.view(), *lora_scaling).unwrap()
         };
         let held = held(&effective(lora_a, lora_b), scale, offset, spec);
-        let loss = |x: &Array2<f64>, effective: &Array2<f64>, scale: &Array2<f64>, offset: &Array2<f64>| {
+        type Matrix = Array2<f64>;
+        let loss = |x: &Matrix, effective: &Matrix, scale: &Matrix, offset: &Matrix| {
             let quantized = surrogate(&held, effective, scale, offset, spec);
             (linear(x.view(), quantized.view()).unwrap() * d_y).sum()
         };
@@ -222,12 +223,12 @@ proptest! {
     /// Property of (M2): all it needs from the batch is the gradient of the quantized weight.
     #[test]
     fn parameter_gradients_follow_the_gradient_of_the_weight(layer in layer()) {
-        let forward = layer.l4q().forward(layer.x.view()).unwrap();
-        let through_linear =
-            linear_backward(layer.x.view(), forward.fake_quantized.view(), layer.d_y.view()).unwrap();
-        let whole = layer.l4q().backward(layer.x.view(), layer.d_y.view(), GradScale::Lsq).unwrap();
-        let parts =
-            layer.l4q().parameter_gradients(through_linear.d_weight.view(), GradScale::Lsq).unwrap();
+        let (x, d_y) = (layer.x.view(), layer.d_y.view());
+        let weight = layer.l4q().forward(x).unwrap().fake_quantized;
+        let through_linear = linear_backward(x, weight.view(), d_y).unwrap();
+        let d_weight = through_linear.d_weight.view();
+        let whole = layer.l4q().backward(x, d_y, GradScale::Lsq).unwrap();
+        let parts = layer.l4q().parameter_gradients(d_weight, GradScale::Lsq).unwrap();
         prop_assert_eq!(whole.d_x, through_linear.d_x);
         prop_assert_eq!(whole.d_lora_a, parts.d_lora_a);
         prop_assert_eq!(whole.d_lora_b, parts.d_lora_b);

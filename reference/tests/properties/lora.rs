@@ -45,8 +45,9 @@ proptest! {
             let y = lora_forward(x.view(), weight.view(), a.view(), b.view(), scaling).unwrap();
             (y * &d_y).sum()
         };
-        let gradients =
-            lora_backward(x.view(), weight.view(), a.view(), b.view(), scaling, d_y.view()).unwrap();
+        let gradients = lora_backward(
+            x.view(), weight.view(), a.view(), b.view(), scaling, d_y.view(),
+        ).unwrap();
         let matrix = |array: &ArrayD<f64>| array.clone().into_dimensionality().unwrap();
         let noise = noise(inputs + rank + 4, d_y.len(), (inputs * (1 + rank)) as f64 * 1.1);
         assert_gradient("x", &x, &gradients.d_x, noise, |x| loss(&matrix(x), &a, &b));

@@ -35,7 +35,9 @@ proptest! {
 
     /// (N1): `in` products and `in` sums, of which the first is exact.
     #[test]
-    fn linear_rounds_once_per_term(tokens in 1usize..4, out in 1usize..4, inputs in 1usize..40, seed: u64) {
+    fn linear_rounds_once_per_term(
+        tokens in 1usize..4, out in 1usize..4, inputs in 1usize..40, seed: u64,
+    ) {
         let mut random = Random(seed);
         let (x, weight) = (random.array((tokens, inputs), 1.0), random.array((out, inputs), 1.0));
         let exact = linear(x.view(), weight.view()).unwrap();
@@ -58,7 +60,9 @@ proptest! {
 
     /// (N3): a rounded cosine or sine, a product, a sum.
     #[test]
-    fn rope_rounds_three_times(tokens in 1usize..4, half in 1usize..5, first in 0usize..10_000, seed: u64) {
+    fn rope_rounds_three_times(
+        tokens in 1usize..4, half in 1usize..5, first in 0usize..10_000, seed: u64,
+    ) {
         let x = Random(seed).array((tokens, 2, 2 * half), 1.0);
         let exact = rope(x.view(), 1e4, first).unwrap();
         let rounded = rope::<f32>(cast(&x).view(), 1e4, first).unwrap();

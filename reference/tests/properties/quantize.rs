@@ -59,7 +59,9 @@ proptest! {
 
     /// Property of (Q2): a tie goes to the even code. Every number here is exact.
     #[test]
-    fn ties_go_to_even(bits in 3u32..=8, half in -200i32..200, exponent in -20i32..20, shift in -50i32..50) {
+    fn ties_go_to_even(
+        bits in 3u32..=8, half in -200i32..200, exponent in -20i32..20, shift in -50i32..50,
+    ) {
         let tie = f64::from(half) + 0.5;
         let scale = 2.0_f64.powi(exponent);
         let offset = f64::from(shift) * scale;
@@ -78,12 +80,12 @@ proptest! {
     #[test]
     fn fake_quantize_is_idempotent_in_codes(q in quantizer()) {
         fn check<T: plumbline_reference::Real>(q: &Quantizer) {
-            let (scale, offset) = (cast::<T, _>(&q.scale), cast::<T, _>(&q.offset));
-            let once =
-                fake_quantize(cast(&q.weight).view(), scale.view(), offset.view(), &q.spec).unwrap();
-            let twice =
-                fake_quantize(once.output.view(), scale.view(), offset.view(), &q.spec).unwrap();
-            assert_eq!(once, twice);
+            let [weight, scale, offset] = [&q.weight, &q.scale, &q.offset].map(cast::<T, _>);
+            let run = |weight: &Array2<T>| {
+                fake_quantize(weight.view(), scale.view(), offset.view(), &q.spec).unwrap()
+            };
+            let once = run(&weight);
+            assert_eq!(once, run(&once.output));
         }
         check::<f64>(&q);
         check::<f32>(&q);
@@ -98,7 +100,8 @@ proptest! {
         let codes = Array2::from_shape_vec((1, all.len()), all).unwrap();
         let (scale, offset) = (array![[scale as f32]], array![[0.0]]);
         let weight = dequantize(codes.view(), scale.view(), offset.view(), &spec).unwrap();
-        prop_assert_eq!(quantize(weight.view(), scale.view(), offset.view(), &spec).unwrap(), codes);
+        let again = quantize(weight.view(), scale.view(), offset.view(), &spec).unwrap();
+        prop_assert_eq!(again, codes);
     }
 
     /// Property of (Q2): a larger weight has no smaller code.
@@ -127,8 +130,7 @@ proptest! {
         prop_assert_eq!(scaled.output, plain.output * factor);
     }
 
-    /// Property of (Q1) C1: where the mask closes, and what the code is there. Every number is exact
-    /// but the ones a single ulp away.
+    /// Property of (Q1) C1: where the mask closes, and what the code is there.
     #[test]
     fn the_mask_is_closed_and_taken_before_rounding(
         bits in 2u32..=8,

@@ -1,4 +1,5 @@
-//! Properties of (N1) to (N7): every gradient is a derivative, and what each operation leaves alone.
+//! Properties of (N1) to (N7): every gradient is a derivative, and what each operation leaves as it
+//! was.
 
 use ndarray::{Array, Array1, Array2, ArrayD, Dimension, s};
 use plumbline_reference::attention::{attention, attention_backward};
@@ -71,7 +72,8 @@ proptest! {
     /// Property of (N3b).
     #[test]
     fn gradients_of_rope_are_derivatives(
-        tokens in 1usize..4, heads in 1usize..3, half in 1usize..4, first in 0usize..1000, seed: u64,
+        tokens in 1usize..4, heads in 1usize..3, half in 1usize..4, first in 0usize..1000,
+        seed: u64,
     ) {
         let mut random = Random(seed);
         let x = random.array((tokens, heads, 2 * half), 1.0);
@@ -156,12 +158,13 @@ proptest! {
         prop_assume!(changed < tokens);
         let mut random = Random(seed);
         let q = random.array((2, tokens, 2, 3), 1.0);
-        let (mut k, mut v) = (random.array((2, tokens, 1, 3), 1.0), random.array((2, tokens, 1, 3), 1.0));
+        let [mut k, mut v] = [1.0, 1.0].map(|amplitude| random.array((2, tokens, 1, 3), amplitude));
         let before = attention(q.view(), k.view(), v.view()).unwrap();
         k[[0, changed, 0, 1]] += 1.0;
         v[[0, changed, 0, 2]] += 1.0;
         let after = attention(q.view(), k.view(), v.view()).unwrap();
-        prop_assert_eq!(before.slice(s![0, ..changed, .., ..]), after.slice(s![0, ..changed, .., ..]));
+        let earlier = s![0, ..changed, .., ..];
+        prop_assert_eq!(before.slice(earlier), after.slice(earlier));
         prop_assert_eq!(before.slice(s![1, .., .., ..]), after.slice(s![1, .., .., ..]));
         for t in changed..tokens {
             prop_assert_ne!(before.slice(s![0, t, .., ..]), after.slice(s![0, t, .., ..]));

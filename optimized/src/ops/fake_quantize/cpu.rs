@@ -45,7 +45,7 @@ impl<'a> RowQuantizer<'a> {
             ),
             None => (&[][..], &[][..], 0, 0.0),
         };
-        Ok(Self {
+        let rows = Self {
             spec,
             weight: prefix(operation, "weight", args.weight, out * spec.in_features())?,
             lora_a,
@@ -54,7 +54,10 @@ impl<'a> RowQuantizer<'a> {
             lora_scaling,
             scale: prefix(operation, "scale", args.scale, groups)?,
             offset: prefix(operation, "offset", args.offset, groups)?,
-        })
+        };
+        // An infinite scale would hide in a quotient of zero.
+        rows.refuse_non_finite(operation, [("scale", rows.scale), ("offset", rows.offset)])?;
+        Ok(rows)
     }
 
     pub(crate) fn row(&self, row: usize) -> Row<'a> {
@@ -67,9 +70,10 @@ impl<'a> RowQuantizer<'a> {
         }
     }
 
-    /// Fills `argument` with the row's `v` and returns whether all of it is finite.
+    /// Fills `argument` with the row's `v` and returns the largest magnitude's bits: magnitudes
+    /// compare as integers, and the non-finite ones are the largest.
     #[inline(always)]
-    pub(crate) fn argument(&self, row: &Row<'_>, argument: &mut [f32]) -> bool {
+    pub(crate) fn argument(&self, row: &Row<'_>, argument: &mut [f32]) -> u32 {
         if self.rank == 0 {
             argument.copy_from_slice(row.weight);
         } else {
@@ -81,11 +85,10 @@ impl<'a> RowQuantizer<'a> {
             let scale = floored(*scale);
             for v in group {
                 *v = (*v - offset) / scale;
-                // Magnitudes compare as integers; the non-finite ones are the largest.
-                largest = largest.max(v.to_bits() & 0x7fff_ffff);
+                largest = largest.max(magnitude(*v));
             }
         }
-        largest < f32::INFINITY.to_bits()
+        largest
     }
 
     /// `weight + lora_scaling * (lora_b @ lora_a)` of one row.
@@ -115,25 +118,43 @@ impl<'a> RowQuantizer<'a> {
         }
     }
 
-    /// The tensor that made an argument non-finite.
-    pub(crate) fn non_finite(&self, operation: &'static str) -> Error {
-        let tensors = [
-            ("weight", self.weight),
-            ("lora_a", self.lora_a),
-            ("lora_b", self.lora_b),
-            ("scale", self.scale),
-            ("offset", self.offset),
-        ];
+    /// Judges the largest magnitude of all arguments. Finite inputs whose quotient overflows
+    /// saturate, as the grid's ends say; everything else that is not finite is an error.
+    pub(crate) fn check(&self, operation: &'static str, largest: u32) -> Result<()> {
+        if largest < INFINITE {
+            return Ok(());
+        }
+        let inputs = [("weight", self.weight), ("lora_a", self.lora_a), ("lora_b", self.lora_b)];
+        self.refuse_non_finite(operation, inputs)?;
+        if largest == INFINITE {
+            return Ok(());
+        }
+        let tensor = format!("{operation}: quantizer argument");
+        Err(Error::NonFinite { tensor, index: 0, value: f32::NAN })
+    }
+
+    fn refuse_non_finite<const N: usize>(
+        &self,
+        operation: &'static str,
+        tensors: [(&'static str, &[f32]); N],
+    ) -> Result<()> {
         for (name, values) in tensors {
             if let Some(index) = values.iter().position(|value| !value.is_finite()) {
                 let tensor = format!("{operation}: {name}");
-                return Error::NonFinite { tensor, index, value: values[index] };
+                return Err(Error::NonFinite { tensor, index, value: values[index] });
             }
         }
-        // All inputs are finite, so a product or quotient overflowed.
-        let tensor = format!("{operation}: quantizer argument");
-        Error::NonFinite { tensor, index: 0, value: f32::INFINITY }
+        Ok(())
     }
+}
+
+/// Bits of an infinite magnitude.
+const INFINITE: u32 = f32::INFINITY.to_bits();
+
+/// The bits without the sign.
+#[inline(always)]
+fn magnitude(value: f32) -> u32 {
+    value.to_bits() & 0x7fff_ffff
 }
 
 /// The scale that is divided by.
@@ -154,20 +175,25 @@ impl FakeQuantize for Cpu {
         let width = args.spec.in_features();
         let output =
             prefix_mut("fake_quantize", "output", output, args.out_features * width)?;
-        let finite = output
+        let (argument, largest) = output
             .par_chunks_mut(width)
             .enumerate()
             .map(|(o, output)| {
-                vectorized(#[inline(always)] || {
-                    let row = rows.row(o);
-                    let finite = rows.argument(&row, output);
-                    snap(args.spec, &row, output);
-                    finite
-                })
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        let row = rows.row(o);
+                        let argument = rows.argument(&row, output);
+                        (argument, snap(args.spec, &row, output))
+                    },
+                )
             })
-            .reduce(|| true, |a, b| a && b);
-        if !finite {
-            return Err(rows.non_finite("fake_quantize"));
+            .reduce(|| (0, 0), |a, b| (a.0.max(b.0), a.1.max(b.1)));
+        rows.check("fake_quantize", argument)?;
+        if largest >= INFINITE {
+            let index = output.iter().position(|value| !value.is_finite()).unwrap_or(0);
+            let tensor = "fake_quantize: output".to_owned();
+            return Err(Error::NonFinite { tensor, index, value: output[index] });
         }
         if let Some(codes) = codes {
             let codes = prefix_mut("fake_quantize", "codes", codes, args.out_features * width)?;
@@ -220,17 +246,21 @@ impl FakeQuantize for Cpu {
 /// `round_half_even(clamp(v, qmin, qmax))`, still a float.
 #[inline(always)]
 pub(crate) fn nearest_code(spec: QuantSpec, v: f32) -> f32 {
-    v.clamp(spec.qmin() as f32, spec.qmax() as f32).round_ties_even()
+    // Adding zero makes a negative zero positive: a code is an integer and has one zero.
+    v.clamp(spec.qmin() as f32, spec.qmax() as f32).round_ties_even() + 0.0
 }
 
-/// Turns a row's arguments into grid points.
+/// Turns a row's arguments into grid points and returns the largest magnitude's bits.
 #[inline(always)]
-fn snap(spec: QuantSpec, row: &Row<'_>, argument: &mut [f32]) {
+fn snap(spec: QuantSpec, row: &Row<'_>, argument: &mut [f32]) -> u32 {
+    let mut largest = 0;
     let groups = argument.chunks_exact_mut(spec.group_size());
     for (group, (scale, offset)) in groups.zip(row.scale.iter().zip(row.offset)) {
         let scale = floored(*scale);
         for v in group {
             *v = nearest_code(spec, *v) * scale + offset;
+            largest = largest.max(magnitude(*v));
         }
     }
+    largest
 }

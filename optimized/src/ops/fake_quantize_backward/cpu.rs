@@ -27,7 +27,7 @@ impl FakeQuantizeBackward for Cpu {
         let d_output = prefix_mut(NAME, "d_output", d_output, out * width)?;
         // [out, groups] pairs (d_scale, d_offset), before the constant factor.
         let mut sums = vec![(0.0f32, 0.0f32); out * spec.groups()];
-        let finite = d_output
+        let largest = d_output
             .par_chunks_mut(width)
             .zip(sums.par_chunks_mut(spec.groups()))
             .enumerate()
@@ -36,21 +36,19 @@ impl FakeQuantizeBackward for Cpu {
                 |argument, (o, (d_row, sums))| {
                     vectorized(#[inline(always)] || {
                         let row = rows.row(o);
-                        let finite = rows.argument(&row, argument);
+                        let largest = rows.argument(&row, argument);
                         let groups = d_row
                             .chunks_exact_mut(spec.group_size())
                             .zip(argument.chunks_exact(spec.group_size()));
                         for ((d_group, argument), sums) in groups.zip(sums) {
                             *sums = group_sums(spec, argument, d_group);
                         }
-                        finite
+                        largest
                     })
                 },
             )
-            .reduce(|| true, |a, b| a && b);
-        if !finite {
-            return Err(rows.non_finite(NAME));
-        }
+            .reduce(|| 0, u32::max);
+        rows.check(NAME, largest)?;
         let factor = factor(spec, grad_scale);
         if let Some(d_scale) = gradients.d_scale {
             let d_scale = prefix_mut(NAME, "d_scale", d_scale, sums.len())?;

@@ -1,0 +1,109 @@
+//! One L4Q linear layer in a process of its own: its times and its peak memory as a line of JSON.
+//!
+//! `peers/l4q_linear.py` starts it in turn with PyTorch and compares. The number of threads is
+//! rayon's, `RAYON_NUM_THREADS`.
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::Parser;
+use plumbline::cpu::Cpu;
+use plumbline_benches::{Inputs, Layer, Shape};
+
+/// Steps before the clock counts.
+const WARM_UP: usize = 3;
+
+/// Times forward and backward of one L4Q linear layer on the cpu backend
+#[derive(Parser)]
+struct Arguments {
+    /// Inputs of the layer
+    #[arg(long = "in", value_parser = count)]
+    in_features: usize,
+    /// Outputs of the layer
+    #[arg(long = "out", value_parser = count)]
+    out_features: usize,
+    /// Rows of the input
+    #[arg(long, value_parser = count)]
+    tokens: usize,
+    /// Inner dimension of the low-rank update
+    #[arg(long, value_parser = count)]
+    rank: usize,
+    /// Consecutive inputs that share a scale
+    #[arg(long, value_parser = count)]
+    group: usize,
+    /// Width of a code, 2 to 8
+    #[arg(long)]
+    bits: u32,
+    /// Timed steps; the medians are over these
+    #[arg(long, value_parser = count)]
+    repeats: usize,
+}
+
+fn count(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(count) if count > 0 => Ok(count),
+        _ => Err("expected a whole number of at least 1".to_owned()),
+    }
+}
+
+fn main() -> ExitCode {
+    match measure(&Arguments::parse()) {
+        Ok(record) => {
+            println!("{record}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// A step clears the gradients, then is timed: forward, then every gradient.
+fn measure(arguments: &Arguments) -> Result<serde_json::Value, Box<dyn std::error::Error>> {
+    let shape = Shape {
+        tokens: arguments.tokens,
+        in_features: arguments.in_features,
+        out_features: arguments.out_features,
+        rank: arguments.rank,
+        group_size: arguments.group,
+        bits: arguments.bits,
+    };
+    let mut layer = Layer::new(Cpu, Inputs::new(shape)?)?;
+    let (mut forward, mut forward_backward) = (Vec::new(), Vec::new());
+    for step in 0..WARM_UP + arguments.repeats {
+        layer.clear_gradients()?;
+        let start = Instant::now();
+        layer.forward()?;
+        let middle = start.elapsed();
+        layer.backward()?;
+        let end = start.elapsed();
+        if step >= WARM_UP {
+            forward.push(middle.as_secs_f64());
+            forward_backward.push(end.as_secs_f64());
+        }
+    }
+    Ok(serde_json::json!({
+        "seconds_forward_backward_median": median(forward_backward),
+        "seconds_forward_median": median(forward),
+        "peak_rss_bytes": peak_rss_bytes()?,
+    }))
+}
+
+/// The middle value, or the mean of the two in the middle.
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let (low, high) = ((values.len() - 1) / 2, values.len() / 2);
+    (values[low] + values[high]) / 2.0
+}
+
+/// The most memory that this process has had resident, `VmHWM` of Linux's `/proc/self/status`.
+fn peak_rss_bytes() -> Result<u64, Box<dyn std::error::Error>> {
+    let path = "/proc/self/status";
+    let status = std::fs::read_to_string(path).map_err(|error| format!("{path}: {error}"))?;
+    let kibibytes = status.lines().find_map(|line| {
+        line.strip_prefix("VmHWM:")?.trim().strip_suffix("kB")?.trim().parse().ok()
+    });
+    let kibibytes: u64 = kibibytes.ok_or_else(|| format!("{path}: has no VmHWM in kB"))?;
+    Ok(1024 * kibibytes)
+}

@@ -1,0 +1,153 @@
+//! A whole checkpoint in one number: the mean loss of given tokens, and what the model would write.
+//!
+//! The golden cases judge a LLaMA's wiring on small random weights; this looks at a real model,
+//! whose numbers somebody else has published.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use ndarray::{Array2, ArrayD};
+use plumbline::checkpoint::{LoadedModel, ModelFolder};
+use plumbline::cpu::Cpu;
+use plumbline::eval::next_tokens;
+use plumbline::methods::LinearMethod;
+use plumbline::model::{Batch, Decoder, tensor_shapes};
+use plumbline_reference::{Real, cross_entropy, model};
+
+use crate::error::Error;
+use crate::precision::Precision;
+
+/// What to ask of a model.
+pub struct Question {
+    /// Tokens whose next-token loss is wanted; may be empty.
+    pub tokens: Vec<i32>,
+    /// How many tokens to write greedily from BOS, BOS included.
+    pub greedy: usize,
+}
+
+/// What a model answered.
+#[derive(Debug, serde::Serialize)]
+pub struct Answer {
+    /// Mean over all tokens but the first, nats; `None` when no tokens were given.
+    pub mean_loss: Option<f64>,
+    /// BOS and the most likely continuation; empty when none was asked.
+    pub greedy_from_bos: Vec<i32>,
+}
+
+/// Asks a full-precision checkpoint, through the reference or the cpu backend.
+///
+/// # Errors
+/// `Usage` for a subject that has no whole model here, a folder that cannot be read, or a token
+/// outside the vocabulary.
+pub fn ask(
+    folder: &Path,
+    question: &Question,
+    subject: &str,
+    precision: Precision,
+) -> Result<Answer, Error> {
+    let folder = ModelFolder::open(folder).map_err(usage)?;
+    let bos = folder.config().bos_token_id.map(|bos| bos as i32);
+    if question.greedy > 0 && bos.is_none() {
+        let path = folder.path().join("config.json");
+        return Err(Error::Usage(format!("{}: bos_token_id is missing", path.display())));
+    }
+    let start = bos.unwrap_or_default();
+    match (subject, precision) {
+        ("reference", Precision::F64) => reference::<f64>(&folder, question, start),
+        ("reference", Precision::F32) => reference::<f32>(&folder, question, start),
+        ("cpu", Precision::F32) => match folder.load(Arc::new(Cpu)).map_err(usage)? {
+            LoadedModel::Dense(model) => optimized(&model, question, start),
+            LoadedModel::Merged(model) => optimized(&model, question, start),
+        },
+        (subject, precision) => {
+            let reason = format!("{subject} at {precision} has no whole model; there are reference \
+                 at f64 and f32, and cpu at f32");
+            Err(Error::Usage(reason))
+        }
+    }
+}
+
+fn usage(error: impl std::fmt::Display) -> Error {
+    Error::Usage(error.to_string())
+}
+
+fn reference<T: Real>(
+    folder: &ModelFolder,
+    question: &Question,
+    bos: i32,
+) -> Result<Answer, Error> {
+    let mut weights = BTreeMap::new();
+    for (name, shape) in tensor_shapes(folder.config()) {
+        let values = folder.tensor(&name, &shape).map_err(usage)?;
+        let values = values.into_iter().map(|value| T::of(f64::from(value))).collect();
+        weights.insert(name, ArrayD::from_shape_vec(shape, values).map_err(usage)?);
+    }
+    let model = model::Llama::new(folder.config().clone(), weights).map_err(usage)?;
+    let logits = |tokens: &[i32]| {
+        let tokens = Array2::from_shape_vec((1, tokens.len()), tokens.to_vec()).map_err(usage)?;
+        let logits = model.logits(tokens.view()).map_err(usage)?;
+        let (length, vocab) = (logits.dim().1, logits.dim().2);
+        logits.into_shape_with_order((length, vocab)).map_err(usage)
+    };
+    let mean_loss = if question.tokens.is_empty() {
+        None
+    } else {
+        let targets = ndarray::Array1::from(next_tokens(&question.tokens, 1));
+        let ignore = plumbline::model::IGNORE;
+        let loss =
+            cross_entropy::cross_entropy(logits(&question.tokens)?.view(), targets.view(), ignore);
+        Some(loss.map_err(usage)?.value())
+    };
+    let mut written = Vec::new();
+    if question.greedy > 0 {
+        written.push(bos);
+    }
+    while written.len() < question.greedy {
+        let logits = logits(&written)?;
+        let last: Vec<f64> =
+            logits.row(logits.nrows() - 1).iter().map(|logit| logit.value()).collect();
+        written.push(largest(&last));
+    }
+    Ok(Answer { mean_loss, greedy_from_bos: written })
+}
+
+fn optimized<L: LinearMethod<Cpu>>(
+    model: &plumbline::model::Llama<Cpu, L>,
+    question: &Question,
+    bos: i32,
+) -> Result<Answer, Error> {
+    let mean_loss = if question.tokens.is_empty() {
+        None
+    } else {
+        let tokens = &question.tokens;
+        let targets = next_tokens(tokens, 1);
+        let mut workspace = model.evaluation_workspace(tokens.len()).map_err(usage)?;
+        let batch = Batch { batch: 1, tokens, targets: &targets };
+        let loss = model.loss(&batch, &mut workspace).map_err(usage)?;
+        Some(loss.sum / loss.counted as f64)
+    };
+    let mut written = Vec::new();
+    if question.greedy > 0 {
+        written.push(bos);
+        let mut decoder = Decoder::new(model, question.greedy).map_err(usage)?;
+        while written.len() < question.greedy {
+            let last = written[written.len() - 1];
+            let logits: Vec<f64> =
+                decoder.append(&[last]).map_err(usage)?.into_iter().map(f64::from).collect();
+            written.push(largest(&logits));
+        }
+    }
+    Ok(Answer { mean_loss, greedy_from_bos: written })
+}
+
+/// The first of the largest logits.
+fn largest(logits: &[f64]) -> i32 {
+    let mut best = 0;
+    for (token, logit) in logits.iter().enumerate() {
+        if *logit > logits[best] {
+            best = token;
+        }
+    }
+    best as i32
+}

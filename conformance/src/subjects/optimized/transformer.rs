@@ -1,0 +1,196 @@
+//! The parts of a transformer, the loss and the optimizer.
+
+use plumbline::backend::Backend;
+use plumbline::ops::Write;
+use plumbline::ops::adamw::{AdamWArgs, AdamWTensors};
+use plumbline::ops::attention::{AttentionArgs, AttentionGradients, AttentionSaved};
+use plumbline::ops::cross_entropy::CrossEntropyArgs;
+use plumbline::ops::rms_norm::{RmsNormArgs, RmsNormGradients};
+use plumbline::ops::rope::{RopeArgs, RopeTable};
+
+use super::{Call, Refused, scalar};
+use crate::params;
+use crate::tensor::Tensors;
+
+/// A tensor to rotate, and how.
+struct Rotation<B: Backend> {
+    args: RopeArgs,
+    table: RopeTable<B::Floats>,
+    x: B::Floats,
+}
+
+impl<B: Backend> Call<'_, B> {
+    /// Arguments, the normalised rows and what the backward needs of them.
+    fn normalised(&self) -> Result<(RmsNormArgs, B::Floats, B::Floats), Refused> {
+        let (tokens, hidden) = (self.shape("x")?[0], self.shape("x")?[1]);
+        let args = RmsNormArgs { tokens, hidden, eps: self.request.params.number("eps")? as f32 };
+        let mut output = self.like("x")?;
+        let mut inverse_rms = self.backend.zeros(tokens)?;
+        let (x, weight) = (self.floats("x")?, self.floats("weight")?);
+        self.backend.rms_norm(args, &x, &weight, &mut output, &mut inverse_rms)?;
+        Ok((args, output, inverse_rms))
+    }
+
+    pub(super) fn rms_norm(&self) -> Result<Tensors, Refused> {
+        let (_, output, _) = self.normalised()?;
+        Ok(crate::ops::tensors([("output", self.download(&output, self.shape("x")?)?)]))
+    }
+
+    pub(super) fn rms_norm_backward(&self) -> Result<Tensors, Refused> {
+        let (args, _, inverse_rms) = self.normalised()?;
+        let (mut d_x, mut d_weight) = (self.like("x")?, self.like("weight")?);
+        self.backend.rms_norm_backward(
+            args,
+            &self.floats("x")?,
+            &self.floats("weight")?,
+            &inverse_rms,
+            &self.floats("d_output")?,
+            RmsNormGradients {
+                d_x: &mut d_x,
+                write_d_x: Write::Replace,
+                d_weight: Some(&mut d_weight),
+            },
+        )?;
+        Ok(crate::ops::tensors([
+            ("d_x", self.download(&d_x, self.shape("x")?)?),
+            ("d_weight", self.download(&d_weight, self.shape("weight")?)?),
+        ]))
+    }
+
+    /// The tensor to rotate, and how.
+    fn rotation(&self, name: &str) -> Result<Rotation<B>, Refused> {
+        let params::Rope { theta, first_position } = params::Rope::read(&self.request.params)?;
+        let [length, heads, head_dim] = self.request.sizes(name)?;
+        let args = RopeArgs { batch: 1, length, heads, head_dim, first_position };
+        let positions = first_position + length;
+        let table = RopeTable::new(&**self.backend, theta, head_dim, positions)?;
+        Ok(Rotation { args, table, x: self.floats(name)? })
+    }
+
+    pub(super) fn rope(&self) -> Result<Tensors, Refused> {
+        let Rotation { args, table, mut x } = self.rotation("x")?;
+        self.backend.rope(args, &table, &mut x)?;
+        Ok(crate::ops::tensors([("output", self.download(&x, self.shape("x")?)?)]))
+    }
+
+    pub(super) fn rope_backward(&self) -> Result<Tensors, Refused> {
+        let Rotation { args, table, x: mut d_x } = self.rotation("d_output")?;
+        self.backend.rope_backward(args, &table, &mut d_x)?;
+        Ok(crate::ops::tensors([("d_x", self.download(&d_x, self.shape("d_output")?)?)]))
+    }
+
+    /// Arguments, the output and what the backward needs besides.
+    fn attended(&self) -> Result<(AttentionArgs, B::Floats, B::Floats), Refused> {
+        let [batch, tokens, heads, head_dim] = self.request.sizes("q")?;
+        let [_, _, kv_heads, _] = self.request.sizes("k")?;
+        let args =
+            AttentionArgs { batch, queries: tokens, keys: tokens, heads, kv_heads, head_dim };
+        let mut output = self.like("q")?;
+        let mut log_sum_exp = self.backend.zeros(batch * heads * tokens)?;
+        let (q, k, v) = (self.floats("q")?, self.floats("k")?, self.floats("v")?);
+        self.backend.attention(args, &q, &k, &v, &mut output, &mut log_sum_exp)?;
+        Ok((args, output, log_sum_exp))
+    }
+
+    pub(super) fn attention(&self) -> Result<Tensors, Refused> {
+        let (_, output, _) = self.attended()?;
+        Ok(crate::ops::tensors([("output", self.download(&output, self.shape("q")?)?)]))
+    }
+
+    pub(super) fn attention_backward(&self) -> Result<Tensors, Refused> {
+        let (args, output, log_sum_exp) = self.attended()?;
+        let (q, k, v) = (self.floats("q")?, self.floats("k")?, self.floats("v")?);
+        let saved =
+            AttentionSaved { q: &q, k: &k, v: &v, output: &output, log_sum_exp: &log_sum_exp };
+        let (mut d_q, mut d_k, mut d_v) = (self.like("q")?, self.like("k")?, self.like("v")?);
+        let gradients = AttentionGradients { d_q: &mut d_q, d_k: &mut d_k, d_v: &mut d_v };
+        self.backend.attention_backward(args, saved, &self.floats("d_output")?, gradients)?;
+        Ok(crate::ops::tensors([
+            ("d_q", self.download(&d_q, self.shape("q")?)?),
+            ("d_k", self.download(&d_k, self.shape("k")?)?),
+            ("d_v", self.download(&d_v, self.shape("v")?)?),
+        ]))
+    }
+
+    pub(super) fn swiglu(&self) -> Result<Tensors, Refused> {
+        let (gate, up) = (self.floats("gate")?, self.floats("up")?);
+        let len = self.request.tensor("gate")?.len();
+        let mut output = self.like("gate")?;
+        self.backend.swiglu(len, &gate, &up, &mut output)?;
+        Ok(crate::ops::tensors([("output", self.download(&output, self.shape("gate")?)?)]))
+    }
+
+    pub(super) fn swiglu_backward(&self) -> Result<Tensors, Refused> {
+        let (gate, up) = (self.floats("gate")?, self.floats("up")?);
+        let d_output = self.floats("d_output")?;
+        let len = self.request.tensor("gate")?.len();
+        let (mut d_gate, mut d_up) = (self.like("gate")?, self.like("gate")?);
+        self.backend.swiglu_backward(len, &gate, &up, &d_output, &mut d_gate, &mut d_up)?;
+        let shape = self.shape("gate")?;
+        Ok(crate::ops::tensors([
+            ("d_gate", self.download(&d_gate, shape)?),
+            ("d_up", self.download(&d_up, shape)?),
+        ]))
+    }
+
+    fn cross_entropy_args(&self) -> Result<CrossEntropyArgs, Refused> {
+        let [tokens, vocab_size] = self.request.sizes("logits")?;
+        let ignore_index = self.request.params.required("ignore_index")?;
+        Ok(CrossEntropyArgs { tokens, vocab_size, ignore_index, gradient_multiplier: 1.0 })
+    }
+
+    /// The mean loss, and how many tokens it counts.
+    fn loss(&self) -> Result<(f64, usize), Refused> {
+        let targets = self.backend.upload_tokens(&self.ids("targets")?)?;
+        let logits = self.floats("logits")?;
+        let loss = self.backend.cross_entropy(self.cross_entropy_args()?, &logits, &targets)?;
+        if loss.counted == 0 {
+            return Err(Refused("no target is counted".to_owned()));
+        }
+        Ok((loss.sum / loss.counted as f64, loss.counted))
+    }
+
+    pub(super) fn cross_entropy(&self) -> Result<Tensors, Refused> {
+        Ok(crate::ops::tensors([("loss", scalar(self.loss()?.0))]))
+    }
+
+    pub(super) fn cross_entropy_backward(&self) -> Result<Tensors, Refused> {
+        let (_, counted) = self.loss()?;
+        let gradient_multiplier = 1.0 / counted as f32;
+        let args = CrossEntropyArgs { gradient_multiplier, ..self.cross_entropy_args()? };
+        let targets = self.backend.upload_tokens(&self.ids("targets")?)?;
+        let mut logits = self.floats("logits")?;
+        self.backend.cross_entropy_backward(args, &mut logits, &targets)?;
+        let d_logits = self.download(&logits, self.shape("logits")?)?;
+        Ok(crate::ops::tensors([("d_logits", d_logits)]))
+    }
+
+    pub(super) fn adamw(&self) -> Result<Tensors, Refused> {
+        let params::AdamW { spec, lr, weight_decay, step } =
+            params::AdamW::read(&self.request.params)?;
+        let args = AdamWArgs {
+            len: self.request.tensor("parameter")?.len(),
+            spec,
+            learning_rate: lr,
+            weight_decay,
+            gradient_multiplier: 1.0,
+            step,
+        };
+        let (mut parameter, gradient) = (self.floats("parameter")?, self.floats("gradient")?);
+        let mut first_moment = self.floats("first_moment")?;
+        let mut second_moment = self.floats("second_moment")?;
+        let tensors = AdamWTensors {
+            parameter: &mut parameter,
+            gradient: &gradient,
+            first_moment: &mut first_moment,
+            second_moment: &mut second_moment,
+        };
+        self.backend.adamw(args, tensors)?;
+        let shape = self.shape("parameter")?;
+        Ok(crate::ops::tensors([
+            ("parameter", self.download(&parameter, shape)?),
+            ("first_moment", self.download(&first_moment, shape)?),
+            ("second_moment", self.download(&second_moment, shape)?),
+        ]))
+    }
+}

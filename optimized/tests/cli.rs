@@ -1,0 +1,368 @@
+//! The program as a user meets it: a whole way, and every kind of bad input.
+
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
+use assert_cmd::Command;
+
+fn plumbline(folder: &Path, arguments: &[&str]) -> Output {
+    Command::cargo_bin("plumbline").unwrap().current_dir(folder).args(arguments).output().unwrap()
+}
+
+fn json(output: &Output) -> serde_json::Value {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{stderr}");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// Exit code 2, nothing on standard output, and one message with all of `parts`.
+fn refused(output: &Output, parts: &[&str]) {
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{message}");
+    assert!(output.stdout.is_empty());
+    let errors = message.lines().filter(|line| line.starts_with("error: ")).count();
+    assert_eq!(errors, 1, "{message}");
+    for part in parts {
+        assert!(message.contains(part), "no {part:?} in: {message}");
+    }
+}
+
+/// A folder with `model/`, `text.txt` and `recipe.toml`.
+struct Place {
+    root: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        let root = tempfile::tempdir().unwrap();
+        common::write_model(&root.path().join("model"));
+        fs::write(root.path().join("text.txt"), common::TEXT.repeat(12)).unwrap();
+        let place = Self { root };
+        place.recipe(|recipe| recipe);
+        place
+    }
+
+    fn path(&self) -> &Path {
+        self.root.path()
+    }
+
+    fn recipe(&self, change: impl FnOnce(String) -> String) {
+        let recipe = r#"
+[model]
+path = "model"
+
+[data]
+train = ["text.txt"]
+eval = ["text.txt"]
+context = 24
+
+[method]
+name = "l4q"
+bits = 4
+group_size = 16
+rank = 2
+
+[training]
+steps = 3
+micro_batch = 2
+seed = 9
+
+[output]
+dir = "run"
+"#;
+        fs::write(self.path().join("recipe.toml"), change(recipe.to_owned())).unwrap();
+    }
+
+    fn weights(&self) -> PathBuf {
+        self.path().join("model/model.safetensors")
+    }
+
+    /// `train` is refused with these words, and no run folder appears.
+    fn train_refused(&self, parts: &[&str]) {
+        refused(&plumbline(self.path(), &["train", "recipe.toml"]), parts);
+        assert!(!self.path().join("run").exists(), "something was written");
+        let unfinished = fs::read_dir(self.path()).unwrap().flatten();
+        let left: Vec<_> = unfinished.map(|entry| entry.file_name()).collect();
+        assert_eq!(left.len(), 3, "{left:?}");
+    }
+}
+
+#[test]
+fn a_run_is_trained_merged_reloaded_and_measured() {
+    let place = Place::new();
+    let at = place.path();
+    let trained = json(&plumbline(at, &["train", "recipe.toml", "--json"]));
+    assert_eq!(trained["steps"], 3);
+    let metrics = fs::read_to_string(at.join("run/metrics.jsonl")).unwrap();
+    let lines: Vec<serde_json::Value> =
+        metrics.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.iter().filter(|line| line["loss"].is_number()).count(), 3);
+    assert_eq!(lines.iter().filter(|line| line["perplexity"].is_number()).count(), 2);
+
+    // The resolved recipe is a recipe: it states the defaults and can be read again.
+    let resolved = fs::read_to_string(at.join("run/recipe.toml")).unwrap();
+    assert!(resolved.contains("beta2 = 0.999"), "{resolved}");
+
+    let merged = json(&plumbline(at, &["merge", "run", "--out", "merged", "--json"]));
+    assert_eq!(merged["bitwise_equal"], true);
+    assert_eq!(merged["layers"], 14);
+    let eval = ["eval", "perplexity", "--model", "merged", "--text", "text.txt", "--context", "24"];
+    let measured = json(&plumbline(at, &[&eval[..], &["--json"]].concat()));
+    assert_eq!(measured["perplexity"], trained["perplexity"]["text.txt"], "merged is trained");
+
+    let inspected = json(&plumbline(at, &["inspect", "merged", "--json"]));
+    assert_eq!(inspected["quantization"]["bits"], 4);
+    let codes = &inspected["tensors"]["model.layers.0.mlp.down_proj.codes"];
+    assert_eq!(codes["dtype"], "I8");
+    let human = plumbline(at, &["inspect", "merged"]);
+    assert!(String::from_utf8_lossy(&human.stdout).contains("4 bits, groups of 16"));
+
+    let write = ["generate", "--model", "merged", "--prompt", "Sing", "--tokens", "5"];
+    let once = json(&plumbline(at, &[&write[..], &["--json", "--seed", "4"]].concat()));
+    let again = json(&plumbline(at, &[&write[..], &["--json", "--seed", "4"]].concat()));
+    assert_eq!(once, again);
+    assert_eq!(once["new_ids"].as_array().unwrap().len(), 5);
+
+    // Outputs are never overwritten.
+    refused(&plumbline(at, &["train", "recipe.toml"]), &["run", "already exists"]);
+    refused(&plumbline(at, &["merge", "run", "--out", "merged"]), &["merged", "already exists"]);
+}
+
+#[test]
+fn a_merge_refuses_another_base_and_a_damaged_checkpoint() {
+    let place = Place::new();
+    let at = place.path();
+    assert!(plumbline(at, &["train", "recipe.toml"]).status.success());
+    let adapter = at.join("run/checkpoints/step-3/adapter.safetensors");
+    let good = fs::read(&adapter).unwrap();
+    let mut bad = good.clone();
+    let last = bad.len() - 1;
+    bad[last] ^= 1;
+    fs::write(&adapter, bad).unwrap();
+    refused(&plumbline(at, &["merge", "run", "--out", "m"]), &["adapter.safetensors", "SHA-256"]);
+    fs::write(&adapter, good).unwrap();
+    let mut weights = fs::read(place.weights()).unwrap();
+    let last = weights.len() - 4;
+    weights[last] ^= 1;
+    fs::write(place.weights(), weights).unwrap();
+    refused(&plumbline(at, &["merge", "run", "--out", "m"]), &["step-3", "fingerprint"]);
+    assert!(!at.join("m").exists());
+}
+
+#[test]
+fn a_pretrained_model_can_be_trained_further() {
+    let place = Place::new();
+    let at = place.path();
+    let recipe = r#"
+[model]
+vocab_size = 280
+hidden_size = 16
+intermediate_size = 24
+num_hidden_layers = 1
+num_attention_heads = 2
+num_key_value_heads = 1
+rope_theta = 10000.0
+rms_norm_eps = 1e-5
+
+[data]
+train = ["text.txt"]
+context = 16
+
+[training]
+steps = 2
+micro_batch = 2
+
+[output]
+dir = "pre"
+"#;
+    fs::write(at.join("pretrain.toml"), recipe).unwrap();
+    let output = plumbline(at, &["pretrain", "pretrain.toml"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let change = |recipe: String| {
+        recipe.replace("\"model\"", "\"pre/model\"").replace("group_size = 16", "group_size = 8")
+            .replace("context = 24", "context = 16")
+    };
+    place.recipe(change);
+    assert!(plumbline(at, &["train", "recipe.toml"]).status.success());
+}
+
+#[test]
+fn a_missing_shard_is_named() {
+    let place = Place::new();
+    let model = place.path().join("model");
+    fs::rename(place.weights(), model.join("model-00001-of-00002.safetensors")).unwrap();
+    let index = serde_json::json!({ "weight_map": {
+        "model.norm.weight": "model-00001-of-00002.safetensors",
+        "lm_head.weight": "model-00002-of-00002.safetensors",
+    }});
+    fs::write(model.join("model.safetensors.index.json"), index.to_string()).unwrap();
+    place.train_refused(&["model-00002-of-00002.safetensors"]);
+}
+
+#[test]
+fn shards_load_like_one_file() {
+    let place = Place::new();
+    let at = place.path();
+    let eval = ["eval", "perplexity", "--model", "model", "--text", "text.txt", "--json"];
+    let whole = json(&plumbline(at, &eval));
+    let model = at.join("model");
+    let bytes = fs::read(place.weights()).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let mut shards = [vec![], vec![]];
+    let mut weight_map = serde_json::Map::new();
+    for (number, (name, tensor)) in tensors.tensors().into_iter().enumerate() {
+        weight_map.insert(name.clone(), format!("shard-{}.safetensors", number % 2).into());
+        shards[number % 2].push((name, tensor));
+    }
+    for (number, shard) in shards.into_iter().enumerate() {
+        let bytes = safetensors::serialize(shard, None).unwrap();
+        fs::write(model.join(format!("shard-{number}.safetensors")), bytes).unwrap();
+    }
+    let index = serde_json::json!({ "weight_map": weight_map });
+    fs::write(model.join("model.safetensors.index.json"), index.to_string()).unwrap();
+    fs::remove_file(place.weights()).unwrap();
+    assert_eq!(json(&plumbline(at, &eval)), whole);
+}
+
+#[test]
+fn a_truncated_file_is_refused() {
+    let place = Place::new();
+    let bytes = fs::read(place.weights()).unwrap();
+    for length in [0, 4, 100, bytes.len() - 1] {
+        fs::write(place.weights(), &bytes[..length]).unwrap();
+        place.train_refused(&["model.safetensors", "bytes long"]);
+    }
+    let mut longer = bytes.clone();
+    longer.push(0);
+    fs::write(place.weights(), longer).unwrap();
+    place.train_refused(&["model.safetensors", "damaged"]);
+    let mut huge = bytes;
+    huge[..8].copy_from_slice(&u64::MAX.to_le_bytes());
+    fs::write(place.weights(), huge).unwrap();
+    place.train_refused(&["model.safetensors", "not a safetensors file"]);
+}
+
+/// Rewrites the weights with one tensor changed.
+fn change_tensor(place: &Place, name: &str, shape: &[usize], values: &[f32]) {
+    let bytes = fs::read(place.weights()).unwrap();
+    let old = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let data: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    let dtype = safetensors::Dtype::F32;
+    let new = safetensors::tensor::TensorView::new(dtype, shape.to_vec(), &data).unwrap();
+    let tensors: Vec<_> = old
+        .tensors()
+        .into_iter()
+        .filter(|(other, _)| other != name)
+        .chain([(name.to_owned(), new)])
+        .collect();
+    fs::write(place.weights(), safetensors::serialize(tensors, None).unwrap()).unwrap();
+}
+
+#[test]
+fn wrong_shapes_and_strange_tensors_are_named() {
+    let place = Place::new();
+    let name = "model.layers.1.mlp.up_proj.weight";
+    change_tensor(&place, name, &[32, 48], &vec![0.1; 32 * 48]);
+    place.train_refused(&["model.safetensors", name, "[32, 48]", "[48, 32]"]);
+    change_tensor(&place, name, &[48, 32], &vec![0.1; 32 * 48]);
+    change_tensor(&place, "model.layers.0.self_attn.q_proj.bias", &[32], &[0.0; 32]);
+    place.train_refused(&["model.layers.0.self_attn.q_proj.bias", "does not belong"]);
+}
+
+#[test]
+fn a_nan_weight_is_named() {
+    for value in [f32::NAN, f32::INFINITY] {
+        let place = Place::new();
+        let name = "model.layers.0.mlp.gate_proj.weight";
+        let mut values = vec![0.1; 48 * 32];
+        values[77] = value;
+        change_tensor(&place, name, &[48, 32], &values);
+        place.train_refused(&["model.safetensors", name, "77", &value.to_string()]);
+    }
+}
+
+#[test]
+fn a_group_size_that_does_not_divide_lists_every_layer() {
+    let place = Place::new();
+    place.recipe(|recipe| recipe.replace("group_size = 16", "group_size = 32"));
+    let layers =
+        ["model.layers.0.mlp.down_proj (48 inputs)", "model.layers.1.mlp.down_proj (48 inputs)"];
+    place.train_refused(&["group_size 32", layers[0], layers[1]]);
+}
+
+#[test]
+fn recipes_with_mistakes_are_refused_by_field() {
+    let place = Place::new();
+    let cases: [(&str, &str, &[&str]); 12] = [
+        ("rank = 2", "rank = 2\nranks = 3", &["recipe.toml", "ranks"]),
+        ("steps = 3", "steps = 3\nepochs = 3", &["recipe.toml", "line 21", "epochs"]),
+        ("steps = 3", "steps = 0", &["training.steps", "0"]),
+        ("rank = 2", "rank = 0", &["method.rank", "0"]),
+        ("bits = 4", "bits = 9", &["recipe.toml", "bits is 9"]),
+        ("bits = 4", "bits = 4\ninit = \"best\"", &["best", "lsq_plus"]),
+        ("name = \"l4q\"", "name = \"l5q\"", &["recipe.toml", "l5q"]),
+        ("context = 24", "context = 65", &["data.context", "65", "64"]),
+        ("[output]", "[optimizer]\nlearning_rate = -1.0\n[output]", &["learning_rate", "-1"]),
+        ("[output]", "[optimizer]\nbeta1 = 1.0\n[output]", &["beta1", "1"]),
+        ("\"model\"", "\"nowhere\"", &["nowhere", "config.json"]),
+        ("[\"text.txt\"]", "[\"builtin:homer\"]", &["homer", "builtin:milton_train"]),
+    ];
+    for (from, to, parts) in cases {
+        place.recipe(|recipe| recipe.replace(from, to));
+        place.train_refused(parts);
+    }
+}
+
+#[test]
+fn texts_and_token_ids_that_mean_nothing_are_refused() {
+    let place = Place::new();
+    let at = place.path();
+    fs::write(at.join("text.txt"), " \n").unwrap();
+    place.train_refused(&["text.txt", "empty"]);
+    fs::write(at.join("text.txt"), "Sing").unwrap();
+    place.train_refused(&["tokens", "25"]);
+    fs::write(at.join("text.txt"), [0xff, 0xfe, b'a']).unwrap();
+    place.train_refused(&["text.txt", "UTF-8"]);
+
+    fs::write(at.join("ids.json"), "[1, 2, 280]").unwrap();
+    let eval = |file: &str| {
+        plumbline(at, &["eval", "perplexity", "--model", "model", "--token-ids", file])
+    };
+    refused(&eval("ids.json"), &["ids.json", "280", "position 2"]);
+    fs::write(at.join("ids.json"), "{\"input_ids\": [1, -1]}").unwrap();
+    refused(&eval("ids.json"), &["ids.json", "-1", "position 1"]);
+    fs::write(at.join("ids.json"), "[1]").unwrap();
+    refused(&eval("ids.json"), &["1 tokens", "at least 2"]);
+    fs::write(at.join("ids.json"), "{\"ids\": 3}").unwrap();
+    refused(&eval("ids.json"), &["ids.json", "input_ids"]);
+    let ids = ["generate", "--model", "model", "--prompt-ids", "5,300"];
+    refused(&plumbline(at, &ids), &["300", "position 1"]);
+    let none = ["generate", "--model", "model"];
+    refused(&plumbline(at, &none), &["--prompt"]);
+    let cold = ["generate", "--model", "model", "--prompt", "a", "--temperature=-1"];
+    refused(&plumbline(at, &cold), &["temperature", "-1"]);
+}
+
+#[test]
+fn a_model_that_is_not_llama_is_refused_by_field() {
+    let place = Place::new();
+    let path = place.path().join("model/config.json");
+    let good: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    let cases = [
+        ("model_type", serde_json::json!("gpt2"), "gpt2"),
+        ("rope_scaling", serde_json::json!({"rope_type": "llama3"}), "llama3"),
+        ("quantization_config", serde_json::json!({"quant_method": "gptq"}), "gptq"),
+        ("num_attention_heads", serde_json::json!(0), "0"),
+        ("hidden_size", serde_json::json!("wide"), "wide"),
+    ];
+    for (field, value, shown) in cases {
+        let mut bad = good.clone();
+        bad[field] = value;
+        fs::write(&path, bad.to_string()).unwrap();
+        place.train_refused(&["config.json", shown]);
+    }
+}
