@@ -41,9 +41,9 @@ pub struct Unit {
     pub roundoff: f64,
     /// Absolute: the smallest positive number of the precision.
     pub tiny: f64,
-    /// Absolute: the smallest normal number. An exponential below it may be flushed to zero or
-    /// stop there, as vector and device libraries do.
-    pub smallest_normal: f64,
+    /// Absolute, for an exponential: twice the smallest normal number. Below it, vector and device
+    /// libraries flush to zero or stop at the exponential of a clamped argument.
+    pub flush: f64,
 }
 
 impl Unit {
@@ -54,12 +54,12 @@ impl Unit {
             Precision::F32 => Self {
                 roundoff: 2_f64.powi(-24) + oracle,
                 tiny: f64::from(f32::from_bits(1)),
-                smallest_normal: f64::from(f32::MIN_POSITIVE),
+                flush: 2.0 * f64::from(f32::MIN_POSITIVE),
             },
             Precision::F64 => Self {
                 roundoff: oracle + oracle,
                 tiny: f64::from_bits(1),
-                smallest_normal: f64::MIN_POSITIVE,
+                flush: 2.0 * f64::MIN_POSITIVE,
             },
         }
     }

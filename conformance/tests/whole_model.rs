@@ -81,10 +81,9 @@ fn layer<'a>(
 
 #[test]
 fn loss_and_every_gradient_agree_with_the_reference() {
-    for (tied, bits, grad_scale, recompute) in [
-        (true, 4, GradScale::None, Recompute::None),
-        (false, 2, GradScale::Lsq, Recompute::Blocks),
-    ] {
+    for (tied, bits, grad_scale, recompute) in
+        [(true, 4, GradScale::None, Recompute::None), (false, 2, GradScale::Lsq, Recompute::Blocks)]
+    {
         let config = config(tied);
         let bits = Bits::new(bits).unwrap();
         let root = tempfile::tempdir().unwrap();

@@ -88,7 +88,7 @@ impl Query {
         let of_sum: f64 = probability.iter().zip(&exponents).map(|(p, e)| p * e).sum();
         let rest = of_sum + unit.gamma(keys.len() as f64 + 1.0);
         let relative = exponents.iter().map(|exponent| (exponent + rest).exp_m1()).collect();
-        Self { probability, relative, flushed: unit.smallest_normal }
+        Self { probability, relative, flushed: unit.flush }
     }
 }
 

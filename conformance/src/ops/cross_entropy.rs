@@ -101,7 +101,7 @@ fn counted_logit(row: ArrayView1<f64>, target: i32, ignore_index: i32) -> Option
 }
 
 /// `d_logit = (p - [target]) / counted`; a token that is not counted gets exact zeros. The sum that
-/// divides an exponential is at least 1, so a flushed one leaves at most the smallest normal.
+/// divides an exponential is at least 1, so it does not magnify what a flushed one lost.
 pub(super) fn backward_bounds(evidence: &Evidence) -> Result<Bounds, String> {
     let unit = evidence.unit;
     let Tokens::<f64> { logits, targets, ignore_index } = Tokens::read(evidence.request)?;
@@ -117,8 +117,7 @@ pub(super) fn backward_bounds(evidence: &Evidence) -> Result<Bounds, String> {
             let is_target = usize::try_from(target).is_ok_and(|target| target == c);
             let result = if is_target { 1.0 - p } else { p };
             let relative = (exponent_error[c] + sum_error + unit.roundoff).exp_m1();
-            let flushed = unit.smallest_normal;
-            let error = p * relative + unit.gamma(3.0) * result + flushed;
+            let error = p * relative + unit.gamma(3.0) * result + unit.flush;
             bound[[t, c]] = error / counted + unit.tiny;
         }
     }

@@ -8,6 +8,7 @@
 //! | `logits` | largest logit | `gamma(path)` | `path` counts the roundings on the longest way from the tokens to a logit |
 //! | `loss` | largest logit or the loss | `gamma(path)` | the loss moves by at most the largest logit's error |
 //! | `d_<name>` | largest element of the tensor | `gamma(3 * path)` | the way back is as long for activations, and as long again for the weights |
+//! | `d_` of one block's q, k, v and o projections | largest element of the four | `gamma(3 * path)` | the gradients of q and k are differences of terms as large as those of v, and vanish where a query sees one token or equal ones |
 //!
 //! The count is of a worst case in which no two errors cancel, while those of a long sum grow like
 //! the root of their number: that margin is what sensitivities greater than one may use. A
@@ -30,10 +31,13 @@ use crate::sampler::Sampler;
 use crate::tensor::{Data, Kind, Tensor, Tensors};
 
 /// How a tensor of the model is judged.
-pub const BOUND: &str = "gamma(roundings on the longest path) * largest element of the tensor";
+pub const BOUND: &str =
+    "gamma(roundings on the longest path) * largest element of the tensor, or of its attention";
 
 const TOKENS: &str = "tokens";
 const HEAD: &str = "lm_head.weight";
+/// Between a block's name and that of its q, k, v or o projection.
+const ATTENTION: &str = ".self_attn.";
 const EMBEDDING: &str = "model.embed_tokens.weight";
 
 pub(super) fn sizes(request: &Request) -> Result<Vec<(&'static str, usize)>, String> {
@@ -105,10 +109,18 @@ pub(super) fn bounds(evidence: &Evidence) -> Result<Bounds, String> {
     let path = path(&config, tokens.ncols());
     let largest = |tensor: &Tensor| tensor.values().fold(0.0_f64, |max, x| max.max(x.abs()));
     let largest_logit = expected.get("logits").map_or(0.0, largest);
+    let mut attention = BTreeMap::new();
+    for (name, tensor) in expected {
+        if let Some((block, _)) = name.split_once(ATTENTION) {
+            let scale: &mut f64 = attention.entry(block).or_default();
+            *scale = scale.max(largest(tensor));
+        }
+    }
     let allowances = expected.iter().map(|(name, tensor)| {
-        let (scale, roundings) = match name.as_str() {
-            "loss" => (largest(tensor).max(largest_logit), path),
-            "logits" => (largest_logit, path),
+        let (scale, roundings) = match (name.as_str(), name.split_once(ATTENTION)) {
+            ("loss", _) => (largest(tensor).max(largest_logit), path),
+            ("logits", _) => (largest_logit, path),
+            (_, Some((block, _))) => (attention[block], 3.0 * path),
             _ => (largest(tensor), 3.0 * path),
         };
         let condition = std::iter::repeat_n(scale, tensor.len());

@@ -6,7 +6,7 @@ use plumbline_reference::swiglu::{swiglu, swiglu_backward};
 use crate::case::Request;
 use crate::judge::bound::{Allowance, Bounds, Evidence, TRANSCENDENTAL, named};
 use crate::params::Params;
-use crate::precision::{Scalar, Unit};
+use crate::precision::Scalar;
 use crate::sampler::Sampler;
 use crate::tensor::{Tensor, Tensors};
 
@@ -35,21 +35,16 @@ fn sigmoid(x: f64) -> f64 {
     1.0 / (1.0 + (-x).exp())
 }
 
-/// Roundings of `sigmoid`: the exponential, the sum, the division.
+/// Roundings of `sigmoid`: the exponential, the sum, the division. Where `exp(-gate)` overflows,
+/// it is 0 in place of a number about as small as a flushed exponential.
 const SIGMOID: f64 = TRANSCENDENTAL + 2.0;
-
-/// What `sigmoid` loses where `exp(-gate)` overflows: it is 0 there, in place of at most the
-/// reciprocal of the largest number, which is less than the smallest normal one.
-fn overflow(unit: Unit) -> f64 {
-    unit.smallest_normal
-}
 
 pub(super) fn forward_bounds(evidence: &Evidence) -> Result<Bounds, String> {
     let Evidence { request, unit, .. } = *evidence;
     let (gate, up): (ArrayD<f64>, ArrayD<f64>) = (request.array("gate")?, request.array("up")?);
     let product = &gate * &up;
     let condition = gate.mapv(sigmoid) * product.mapv(f64::abs);
-    let lost = product.mapv(|product| product.abs() * overflow(unit));
+    let lost = product.mapv(|product| product.abs() * unit.flush);
     Ok(named([("output", Allowance::of(&condition, SIGMOID + 2.0, unit).plus(&lost))]))
 }
 
@@ -64,7 +59,7 @@ pub(super) fn backward_bounds(evidence: &Evidence) -> Result<Bounds, String> {
     let d_gate = gate.mapv(sigmoid) * &d_gate_terms;
     let d_up_terms = (&d_output * &gate).mapv(f64::abs);
     let d_up = gate.mapv(sigmoid) * &d_up_terms;
-    let lost = |terms: ArrayD<f64>| terms.mapv(|term| term * overflow(unit));
+    let lost = |terms: ArrayD<f64>| terms.mapv(|term| term * unit.flush);
     Ok(named([
         ("d_gate", Allowance::of(&d_gate, 2.0 * SIGMOID + 5.0, unit).plus(&lost(d_gate_terms))),
         ("d_up", Allowance::of(&d_up, SIGMOID + 2.0, unit).plus(&lost(d_up_terms))),
