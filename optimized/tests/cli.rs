@@ -298,7 +298,7 @@ fn recipes_with_mistakes_are_refused_by_field() {
     let place = Place::new();
     let cases: [(&str, &str, &[&str]); 12] = [
         ("rank = 2", "rank = 2\nranks = 3", &["recipe.toml", "ranks"]),
-        ("steps = 3", "steps = 3\nepochs = 3", &["recipe.toml", "line 21", "epochs"]),
+        ("steps = 3", "steps = 3\nepochs = 3", &["recipe.toml", "line 18", "epochs"]),
         ("steps = 3", "steps = 0", &["training.steps", "0"]),
         ("rank = 2", "rank = 0", &["method.rank", "0"]),
         ("bits = 4", "bits = 9", &["recipe.toml", "bits is 9"]),

@@ -1,6 +1,6 @@
 //! Causal grouped-query attention.
 
-use ndarray::{Array4, ArrayView4, s};
+use ndarray::{Array4, ArrayView1, ArrayView4, ArrayViewMut1, Axis};
 
 use crate::{Error, Real, check};
 
@@ -36,6 +36,24 @@ fn check_heads<T: Real>(
     Ok(heads / kv_heads)
 }
 
+/// One head of one token: `x[b,t,h,:]`.
+fn vector<'a, T>(
+    x: &'a ArrayView4<T>,
+    (b, t, h): (usize, usize, usize),
+) -> ArrayView1<'a, T> {
+    let sequence = x.view().index_axis_move(Axis(0), b);
+    sequence.index_axis_move(Axis(0), t).index_axis_move(Axis(0), h)
+}
+
+/// The same, to be written.
+fn vector_mut<T>(
+    x: &mut Array4<T>,
+    (b, t, h): (usize, usize, usize),
+) -> ArrayViewMut1<'_, T> {
+    let sequence = x.view_mut().index_axis_move(Axis(0), b);
+    sequence.index_axis_move(Axis(0), t).index_axis_move(Axis(0), h)
+}
+
 /// `probability[0..=t]` of one query; shifting by the largest score keeps every exponential finite.
 fn probabilities<T: Real>(
     q: &ArrayView4<T>,
@@ -46,7 +64,7 @@ fn probabilities<T: Real>(
     let root = T::of(1.0 / (q.dim().3 as f64).sqrt());
     out.clear();
     out.extend(
-        (0..=t).map(|u| check::dot(q.slice(s![b, t, h, ..]), k.slice(s![b, u, kv, ..])) * root),
+        (0..=t).map(|u| check::dot(vector(q, (b, t, h)), vector(k, (b, u, kv))) * root),
     );
     let largest = out.iter().copied().fold(T::neg_infinity(), T::max);
     let mut sum = T::zero();
@@ -87,9 +105,9 @@ pub fn attention<T: Real>(
             let kv = h / heads_per_kv;
             for t in 0..tokens {
                 probabilities(&q, &k, (b, t, h, kv), &mut probability);
-                let mut output = output.slice_mut(s![b, t, h, ..]);
+                let mut output = vector_mut(&mut output, (b, t, h));
                 for (u, &p) in probability.iter().enumerate() {
-                    output.zip_mut_with(&v.slice(s![b, u, kv, ..]), |sum, &v| *sum += p * v);
+                    output.zip_mut_with(&vector(&v, (b, u, kv)), |sum, &v| *sum += p * v);
                 }
             }
         }
@@ -133,12 +151,12 @@ pub fn attention_backward<T: Real>(
         for h in 0..heads {
             let kv = h / heads_per_kv;
             for t in 0..tokens {
-                let d_row = d_output.slice(s![b, t, h, ..]);
-                let q_row = q.slice(s![b, t, h, ..]);
-                let mut d_q_row = d_q.slice_mut(s![b, t, h, ..]);
+                let d_row = vector(&d_output, (b, t, h));
+                let q_row = vector(&q, (b, t, h));
+                let mut d_q_row = vector_mut(&mut d_q, (b, t, h));
                 probabilities(&q, &k, (b, t, h, kv), &mut probability);
                 d_probability.clear();
-                d_probability.extend((0..=t).map(|u| check::dot(d_row, v.slice(s![b, u, kv, ..]))));
+                d_probability.extend((0..=t).map(|u| check::dot(d_row, vector(&v, (b, u, kv)))));
                 let mut mean = T::zero();
                 for (&p, &d_p) in probability.iter().zip(&d_probability) {
                     mean += p * d_p;
@@ -146,9 +164,9 @@ pub fn attention_backward<T: Real>(
                 for u in 0..=t {
                     let p = probability[u];
                     let d_score = p * (d_probability[u] - mean) * root;
-                    d_v.slice_mut(s![b, u, kv, ..]).zip_mut_with(&d_row, |d_v, &d| *d_v += p * d);
-                    d_q_row.zip_mut_with(&k.slice(s![b, u, kv, ..]), |d_q, &k| *d_q += d_score * k);
-                    d_k.slice_mut(s![b, u, kv, ..])
+                    vector_mut(&mut d_v, (b, u, kv)).zip_mut_with(&d_row, |d_v, &d| *d_v += p * d);
+                    d_q_row.zip_mut_with(&vector(&k, (b, u, kv)), |d_q, &k| *d_q += d_score * k);
+                    vector_mut(&mut d_k, (b, u, kv))
                         .zip_mut_with(&q_row, |d_k, &q| *d_k += d_score * q);
                 }
             }

@@ -1,6 +1,6 @@
 //! Token embeddings.
 
-use ndarray::{Array2, Array3, ArrayView2, ArrayView3, s};
+use ndarray::{Array2, Array3, ArrayView2, ArrayView3, Axis};
 
 use crate::{Error, Real, check};
 
@@ -43,7 +43,7 @@ pub fn embedding<T: Real>(
     let mut output = Array3::zeros((batch, length, hidden));
     for ((b, t), &token) in tokens.indexed_iter() {
         let row = row_of(OPERATION, &[b, t], token, vocab_size)?;
-        output.slice_mut(s![b, t, ..]).assign(&table.row(row));
+        output.index_axis_mut(Axis(0), b).row_mut(t).assign(&table.row(row));
     }
     Ok(output)
 }
@@ -72,7 +72,7 @@ pub fn embedding_backward<T: Real>(
     for ((b, t), &token) in tokens.indexed_iter() {
         let row = row_of(OPERATION, &[b, t], token, vocab)?;
         let mut d_row = d_table.row_mut(row);
-        d_row += &d_output.slice(s![b, t, ..]);
+        d_row += &d_output.index_axis(Axis(0), b).row(t);
     }
     check::result(OPERATION, "d_table", d_table)
 }

@@ -1,6 +1,6 @@
 //! Scale and offset before training, from the weights alone.
 
-use ndarray::{Array2, ArrayView1, ArrayView2, s};
+use ndarray::{Array2, ArrayView1, ArrayView2, Axis, Slice};
 
 use crate::quantize::{argument, code, raised_scale};
 use crate::spec::{InitScaleRule, QuantSpec};
@@ -48,7 +48,8 @@ pub fn init_scale<T: Real>(
     let mut offset = Array2::zeros((weight.nrows(), spec.groups()));
     for ((o, g), scale) in scale.indexed_iter_mut() {
         let first = g * spec.group_size();
-        let group = weight.slice(s![o, first..first + spec.group_size()]);
+        let row = weight.row(o);
+        let group = row.slice_axis(Axis(0), Slice::from(first..first + spec.group_size()));
         (*scale, offset[[o, g]]) = group_grid(group, spec, rule);
     }
     Ok(ScaleOffset {

@@ -39,8 +39,7 @@
 //! assert_eq!(quantized.output, array![[1.0, -0.5, 3.5]]);
 //! # Ok::<(), plumbline_reference::Error>(())
 //! ```
-// Not `forbid`: the expansion of ndarray's slicing macro `s!` carries an `allow` of its own.
-#![deny(unsafe_code)]
+#![forbid(unsafe_code)]
 
 mod check;
 mod error;

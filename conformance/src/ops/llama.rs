@@ -9,6 +9,7 @@
 //! | `loss` | largest logit or the loss | `gamma(path)` | the loss moves by at most the largest logit's error |
 //! | `d_<name>` | largest element of the tensor | `gamma(3 * path)` | the way back is as long for activations, and as long again for the weights |
 //! | `d_` of one block's q, k, v and o projections | largest element of the four | `gamma(3 * path)` | the gradients of q and k are differences of terms as large as those of v, and vanish where a query sees one token or equal ones |
+//! | `d_` of a norm's weight `w` | largest `sum_o abs(W[o,h] * d_W[o,h] / w[h])` over the matrices `W` that read the norm | `gamma(3 * path)` | without the absolute values this sum is the gradient itself: it is what the tokens' terms cancel from |
 //!
 //! The count is of a worst case in which no two errors cancel, while those of a long sum grow like
 //! the root of their number: that margin is what sensitivities greater than one may use. A
@@ -32,12 +33,10 @@ use crate::tensor::{Data, Kind, Tensor, Tensors};
 
 /// How a tensor of the model is judged.
 pub const BOUND: &str =
-    "gamma(roundings on the longest path) * largest element of the tensor, or of its attention";
+    "gamma(roundings on the longest path) * largest element of the tensor, or its largest terms";
 
 const TOKENS: &str = "tokens";
 const HEAD: &str = "lm_head.weight";
-/// Between a block's name and that of its q, k, v or o projection.
-const ATTENTION: &str = ".self_attn.";
 const EMBEDDING: &str = "model.embed_tokens.weight";
 
 pub(super) fn sizes(request: &Request) -> Result<Vec<(&'static str, usize)>, String> {
@@ -107,26 +106,79 @@ pub(super) fn bounds(evidence: &Evidence) -> Result<Bounds, String> {
     let config = params::llama_config(&request.params)?;
     let tokens: Array2<i32> = request.tokens(TOKENS)?;
     let path = path(&config, tokens.ncols());
-    let largest = |tensor: &Tensor| tensor.values().fold(0.0_f64, |max, x| max.max(x.abs()));
-    let largest_logit = expected.get("logits").map_or(0.0, largest);
-    let mut attention = BTreeMap::new();
-    for (name, tensor) in expected {
-        if let Some((block, _)) = name.split_once(ATTENTION) {
-            let scale: &mut f64 = attention.entry(block).or_default();
-            *scale = scale.max(largest(tensor));
-        }
-    }
+    let scales = Scales::new(request, expected, &config);
     let allowances = expected.iter().map(|(name, tensor)| {
-        let (scale, roundings) = match (name.as_str(), name.split_once(ATTENTION)) {
-            ("loss", _) => (largest(tensor).max(largest_logit), path),
-            ("logits", _) => (largest_logit, path),
-            (_, Some((block, _))) => (attention[block], 3.0 * path),
-            _ => (largest(tensor), 3.0 * path),
-        };
-        let condition = std::iter::repeat_n(scale, tensor.len());
+        let roundings = if name.starts_with("d_") { 3.0 * path } else { path };
+        let condition = std::iter::repeat_n(scales.of(name), tensor.len());
         (name.clone(), Allowance::new(condition, roundings, unit))
     });
     Ok(allowances.collect())
+}
+
+fn largest(tensor: &Tensor) -> f64 {
+    tensor.values().fold(0.0, |max, x| max.max(x.abs()))
+}
+
+/// What the error of each output is relative to: the middle column of the table above.
+struct Scales<'a> {
+    request: &'a Request,
+    expected: &'a Tensors,
+    tied: bool,
+}
+
+impl<'a> Scales<'a> {
+    fn new(request: &'a Request, expected: &'a Tensors, config: &LlamaConfig) -> Self {
+        Self { request, expected, tied: config.tie_word_embeddings }
+    }
+
+    fn of(&self, output: &str) -> f64 {
+        let own = self.largest(output);
+        if output == "loss" {
+            return own.max(self.largest("logits"));
+        }
+        if let Some((block, _)) = output.split_once(".self_attn.") {
+            let names = ["q", "k", "v", "o"].map(|p| format!("{block}.self_attn.{p}_proj.weight"));
+            return names.iter().fold(own, |max, name| max.max(self.largest(name)));
+        }
+        match output.strip_prefix("d_") {
+            Some(norm) if norm.ends_with("norm.weight") => own.max(self.before_cancelling(norm)),
+            _ => own,
+        }
+    }
+
+    fn largest(&self, output: &str) -> f64 {
+        self.expected.get(output).map_or(0.0, largest)
+    }
+
+    /// `max_h sum_o |W[o,h] * d_W[o,h] / w[h]|` over the matrices that read the norm of weight `w`.
+    fn before_cancelling(&self, norm: &str) -> f64 {
+        let block = |parts: &[&str], end| {
+            let block = norm.strip_suffix(end).unwrap_or_default();
+            parts.iter().map(|part| format!("{block}{part}.weight")).collect()
+        };
+        let readers: Vec<String> = if norm.ends_with("input_layernorm.weight") {
+            let parts = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"];
+            block(&parts, "input_layernorm.weight")
+        } else if norm.ends_with("post_attention_layernorm.weight") {
+            block(&["mlp.gate_proj", "mlp.up_proj"], "post_attention_layernorm.weight")
+        } else {
+            vec![if self.tied { EMBEDDING } else { HEAD }.to_owned()]
+        };
+        let Some(weight) = self.request.inputs.get(norm) else { return 0.0 };
+        let mut terms = vec![0.0; weight.len()];
+        for reader in readers {
+            let matrix = self.request.inputs.get(&reader);
+            let gradient = self.expected.get(&format!("d_{reader}"));
+            let Some((matrix, gradient)) = matrix.zip(gradient) else { continue };
+            for (index, (w, d)) in matrix.values().zip(gradient.values()).enumerate() {
+                let h = index % weight.len();
+                // A norm weight of zero says nothing about what stood before it.
+                let divisor = weight.value(h);
+                terms[h] += if divisor == 0.0 { 0.0 } else { (w * d / divisor).abs() };
+            }
+        }
+        terms.into_iter().fold(0.0, f64::max)
+    }
 }
 
 pub(super) fn sample(sampler: &mut Sampler) -> Result<(Params, Tensors), String> {

@@ -2,8 +2,11 @@
 
 //! The one door to the matrix-product library, and the only unsafe code of the CPU backend.
 //!
-//! `gemm` was the fastest of the pure-Rust libraries on every shape that a LLaMA step uses
-//! (docs/performance.md) and gives the same bits for any number of threads.
+//! `gemm` was the fastest of the pure-Rust libraries on nearly every shape that a LLaMA step uses and
+//! gives the same bits for any number of threads (docs/decisions/0001). Its f32 part is used directly:
+//! the whole library would compile kernels for four more types.
+
+use gemm_common::Parallelism;
 
 /// A strided view of a matrix in a slice.
 #[derive(Clone, Copy)]
@@ -84,29 +87,32 @@ pub(crate) fn product(
     }
     let work = rows.saturating_mul(columns).saturating_mul(inner);
     let parallelism = if threads == Threads::One || work < PARALLEL_FROM {
-        gemm::Parallelism::None
+        Parallelism::None
     } else {
-        gemm::Parallelism::Rayon(rayon::current_num_threads())
+        Parallelism::Rayon(rayon::current_num_threads())
     };
+    let (left, right) = (b.t(), a.t());
+    // The library's kernels write columns, so this computes `out^T = b^T @ a^T`.
+    //
     // SAFETY: `Matrix::strided` and the asserts above keep every index
     // `row * row_stride + column * column_stride` of a, b and out inside its slice (transposing
     // swaps rows with columns and their strides together, and the last element is the same one);
     // `out` is borrowed mutably, so it aliases neither input; strides fit in isize because slices do.
     unsafe {
-        gemm::gemm(
-            rows,
+        gemm_f32::gemm::f32::get_gemm_fn()(
             columns,
+            rows,
             inner,
             out.as_mut_ptr(),
-            1,
             out_stride as isize,
+            1,
             add,
-            a.values.as_ptr(),
-            a.column_stride as isize,
-            a.row_stride as isize,
-            b.values.as_ptr(),
-            b.column_stride as isize,
-            b.row_stride as isize,
+            left.values.as_ptr(),
+            left.column_stride as isize,
+            left.row_stride as isize,
+            right.values.as_ptr(),
+            right.column_stride as isize,
+            right.row_stride as isize,
             1.0,
             multiplier,
             false,

@@ -9,7 +9,7 @@ mod block;
 use std::collections::BTreeMap;
 
 use ndarray::{Array, Array1, Array2, Array3, ArrayD, ArrayView1, ArrayView2, Dimension, Ix1, Ix2};
-use ndarray::{IntoDimension, s};
+use ndarray::{IntoDimension};
 
 use crate::cross_entropy::{cross_entropy, cross_entropy_backward};
 use crate::embedding::{embedding, embedding_backward};
@@ -286,8 +286,10 @@ fn unflatten<T: Real>(rows: Array2<T>, (batch, length): (usize, usize)) -> Array
 /// The token after each one, in one row; [`NO_TARGET`] behind the end of every sequence.
 fn next_tokens(tokens: ArrayView2<i32>) -> Array1<i32> {
     let mut targets = Array2::from_elem(tokens.dim(), NO_TARGET);
-    if tokens.ncols() > 1 {
-        targets.slice_mut(s![.., ..-1]).assign(&tokens.slice(s![.., 1..]));
+    for ((b, t), target) in targets.indexed_iter_mut() {
+        if t + 1 < tokens.ncols() {
+            *target = tokens[[b, t + 1]];
+        }
     }
     reshape(targets, tokens.len())
 }
