@@ -40,8 +40,8 @@ fn cpu(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// The naive loops take seconds for one call, so there is only the small shape, with ten samples
-/// (criterion's least) of one call each. The times say how slow the definition is, no more.
+/// One call of the naive loops takes about a second, so there is only the small shape, with ten
+/// samples (criterion's least) of one call each. The times say how slow the definition is, no more.
 fn reference(criterion: &mut Criterion) {
     let shape = L4Q_LINEAR[0];
     let inputs = Inputs::new(shape).expect("the shapes are valid");

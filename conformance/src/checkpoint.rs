@@ -61,11 +61,31 @@ pub fn ask(
             LoadedModel::Merged(model) => optimized(&model, question, start),
         },
         (subject, precision) => {
-            let reason = format!("{subject} at {precision} has no whole model; there are reference \
-                 at f64 and f32, and cpu at f32");
+            let reason = format!(
+                "{subject} at {precision} has no whole model; there are reference \
+                 at f64 and f32, and cpu at f32"
+            );
             Err(Error::Usage(reason))
         }
     }
+}
+
+/// Token ids from a JSON file: an array, or an object with `input_ids`.
+///
+/// # Errors
+/// `Io`; `Case` naming what is not a token id.
+pub fn read_token_ids(path: &Path) -> Result<Vec<i32>, Error> {
+    let text = std::fs::read_to_string(path).map_err(|error| Error::io(path, error))?;
+    let value: serde_json::Value =
+        serde_json::from_str(&text).map_err(|error| Error::case(path, error.to_string()))?;
+    let list = value.get("input_ids").unwrap_or(&value).as_array();
+    let list = list.ok_or_else(|| Error::case(path, "neither an array nor input_ids"))?;
+    list.iter()
+        .map(|id| {
+            let parsed = id.as_i64().and_then(|id| i32::try_from(id).ok());
+            parsed.ok_or_else(|| Error::case(path, format!("{id} is not a token id")))
+        })
+        .collect()
 }
 
 fn usage(error: impl std::fmt::Display) -> Error {

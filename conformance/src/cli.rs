@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use crate::case::{self, Case, FORMAT, container, container::Container, prefixed};
+use crate::checkpoint::{self, Question};
 use crate::collect::{Collected, collect};
 use crate::error::Error;
 use crate::generate::generate;
@@ -37,6 +38,8 @@ enum Command {
     Generate(Generate),
     /// Shows the operations and which subject implements which.
     List(List),
+    /// Asks a whole checkpoint for the loss of given tokens and its greedy continuation of BOS.
+    Checkpoint(Checkpoint),
 }
 
 #[derive(Args)]
@@ -98,6 +101,24 @@ struct Generate {
 }
 
 #[derive(Args)]
+struct Checkpoint {
+    /// Model folder in Hugging Face layout.
+    model: PathBuf,
+    /// reference or cpu.
+    #[arg(long)]
+    subject: String,
+    /// Precision of the arithmetic; without it f64 for the reference and f32 for the cpu.
+    #[arg(long)]
+    precision: Option<Precision>,
+    /// A JSON file: an array of token ids, or an object with input_ids.
+    #[arg(long, value_name = "FILE")]
+    token_ids: Option<PathBuf>,
+    /// Tokens to write greedily, BOS included.
+    #[arg(long, default_value_t = 0)]
+    greedy: usize,
+}
+
+#[derive(Args)]
 struct List {
     /// Prints one JSON object instead of text.
     #[arg(long)]
@@ -120,6 +141,7 @@ pub fn main() -> ExitCode {
         Command::Check(args) => check(&args),
         Command::Generate(args) => generate_cases(&args),
         Command::List(args) => list(&args),
+        Command::Checkpoint(args) => ask_checkpoint(&args),
     };
     done.unwrap_or_else(|error| {
         eprintln!("conform: {error}");
@@ -151,7 +173,7 @@ fn eval(args: &Eval) -> Result<ExitCode, Error> {
     let request = case.request.to_precision(precision);
     let outputs = match run(subject.as_mut(), &request, precision) {
         Ok(outputs) => outputs,
-        // A request that is refused is input that cannot be used; a broken subject does not conform.
+        // What a subject refuses is input that cannot be used; one that breaks does not conform.
         Err(error @ (SubjectError::Refused(_) | SubjectError::Skip(_))) => {
             return Err(Error::Usage(format!("{}: {} {error}", case.label(), subject.name())));
         }
@@ -314,4 +336,17 @@ fn list_json(op: &Operation, subjects: &[Box<dyn Subject>]) -> Value {
         "judged": judged.collect::<serde_json::Map<_, _>>(),
         "subjects": by_subject.collect::<serde_json::Map<_, _>>(),
     })
+}
+
+fn ask_checkpoint(args: &Checkpoint) -> Result<ExitCode, Error> {
+    let default = if args.subject == "cpu" { Precision::F32 } else { Precision::F64 };
+    let tokens = match &args.token_ids {
+        Some(path) => checkpoint::read_token_ids(path)?,
+        None => Vec::new(),
+    };
+    let question = Question { tokens, greedy: args.greedy };
+    let precision = args.precision.unwrap_or(default);
+    let answer = checkpoint::ask(&args.model, &question, &args.subject, precision)?;
+    say(json!(answer));
+    Ok(ExitCode::SUCCESS)
 }

@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-/// Why the tool could not even judge. A subject's failure is a [`crate::judge::CaseReport`] instead.
+/// Why the tool could not even judge. What a subject does wrong is in its
+/// [`crate::judge::report::CaseReport`] instead.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 pub mod case;
+pub mod checkpoint;
 pub mod cli;
 pub mod collect;
 pub mod error;

@@ -6,11 +6,12 @@ use std::path::Path;
 use plumbline_conformance::case::{Case, Expected, Request};
 use plumbline_conformance::generate::generated_case;
 use plumbline_conformance::judge::compare::Verdict;
-use plumbline_conformance::judge::judge_outputs;
 use plumbline_conformance::judge::report::Failure;
-use plumbline_conformance::ops::{self, Class, OPERATIONS};
+use plumbline_conformance::judge::{judge, judge_outputs};
+use plumbline_conformance::ops::{self, Class, OPERATIONS, Operation};
 use plumbline_conformance::params::Params;
 use plumbline_conformance::precision::Precision;
+use plumbline_conformance::subject::{Subject, SubjectError, Support};
 use plumbline_conformance::tensor::{Data, Tensor, Tensors};
 
 fn floats(shape: &[usize], values: &[f32]) -> Tensor {
@@ -182,6 +183,32 @@ fn a_code_inside_its_interval_must_match() {
     let request = fake_quantize(0.24, 0.1);
     assert_eq!(failures(&request, &answer(2, 0.1)), Vec::<String>::new());
     assert_eq!(failures(&request, &answer(3, 0.1)).len(), 2);
+}
+
+struct Panics;
+
+impl Subject for Panics {
+    fn name(&self) -> &str {
+        "panics"
+    }
+    fn precisions(&self) -> &[Precision] {
+        &[Precision::F32]
+    }
+    fn supports(&self, _: &Operation, _: Precision) -> Support {
+        Support::Yes
+    }
+    fn run(&mut self, request: &Request, _: Precision) -> Result<Tensors, SubjectError> {
+        panic!("no idea what {} is", request.op.name)
+    }
+}
+
+#[test]
+fn a_panic_is_the_failure_of_one_case() {
+    let op = ops::find("swiglu.forward").unwrap();
+    let case = generated_case(Path::new(""), op, 1, 0).unwrap();
+    let report = judge(&case, &mut Panics, Precision::F32).to_string();
+    assert!(report.starts_with("FAIL"), "{report}");
+    assert!(report.contains("panicked: no idea what swiglu.forward is"), "{report}");
 }
 
 /// A mistake that a wrong kernel could make in one output.

@@ -37,7 +37,7 @@ pub enum Error {
         value: f32,
     },
     /// A token id that the model has no row for.
-    #[error("token id {token} at position {position} is outside 0..{vocab_size}")]
+    #[error("token {token} at position {position} is outside 0..{vocab_size}")]
     TokenOutOfRange {
         /// The id.
         token: i64,

@@ -68,9 +68,8 @@ pub fn perplexity<B: Backend, L: LinearMethod<B>>(
 /// Each position's target is the next token of its sequence; the last has none.
 pub fn next_tokens(tokens: &[i32], batch: usize) -> Vec<i32> {
     let length = tokens.len() / batch;
-    let next = |sequence: &[i32]| -> Vec<i32> {
-        sequence[1..].iter().copied().chain([IGNORE]).collect()
-    };
+    let next =
+        |sequence: &[i32]| -> Vec<i32> { sequence[1..].iter().copied().chain([IGNORE]).collect() };
     tokens.chunks_exact(length).flat_map(next).collect()
 }
 

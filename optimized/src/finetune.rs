@@ -102,7 +102,10 @@ where
         let weight = device.upload(weight)?;
         let (mut scale, mut offset) = (device.zeros(groups)?, device.zeros(groups)?);
         device.init_scale(spec, rule, out, &weight, &mut scale, &mut offset)?;
-        Merged::new(&*device, &MergedTensors::of_weight(&*device, spec, out, weight, scale, offset)?)
+        Merged::new(
+            &*device,
+            &MergedTensors::of_weight(&*device, spec, out, weight, scale, offset)?,
+        )
     })
 }
 

@@ -35,9 +35,11 @@ impl Sampling {
     pub fn choose(&self, logits: &[f32], random: &mut impl Rng) -> i32 {
         let mut order: Vec<usize> = (0..logits.len()).collect();
         if self.temperature == 0.0 {
-            let best = order.into_iter().reduce(|best, id| {
-                if logits[id] > logits[best] { id } else { best }
-            });
+            let best = order.into_iter().reduce(
+                |best, id| {
+                    if logits[id] > logits[best] { id } else { best }
+                },
+            );
             return best.unwrap_or(0) as i32;
         }
         order.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b)));

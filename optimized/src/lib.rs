@@ -2,15 +2,15 @@
 #![deny(unsafe_code)]
 
 pub mod backend;
+pub mod checkpoint;
 pub mod cpu;
+pub mod embedded;
 pub mod error;
-pub mod ops;
+pub mod eval;
+pub mod finetune;
+pub mod generate;
 pub mod methods;
 pub mod model;
-pub mod checkpoint;
-pub mod eval;
-pub mod generate;
-pub mod train;
+pub mod ops;
 pub mod recipe;
-pub mod embedded;
-pub mod finetune;
+pub mod train;

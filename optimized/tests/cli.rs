@@ -182,7 +182,9 @@ dir = "pre"
     let output = plumbline(at, &["pretrain", "pretrain.toml"]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let change = |recipe: String| {
-        recipe.replace("\"model\"", "\"pre/model\"").replace("group_size = 16", "group_size = 8")
+        recipe
+            .replace("\"model\"", "\"pre/model\"")
+            .replace("group_size = 16", "group_size = 8")
             .replace("context = 24", "context = 16")
     };
     place.recipe(change);

@@ -63,20 +63,13 @@ fn train<L: LinearMethod<Cpu>>(
     recompute: Recompute,
 ) -> Vec<f64> {
     let context = 24;
-    let settings = TrainingSettings {
-        steps: 8,
-        micro_batch,
-        accumulation,
-        seed: 5,
-        recompute,
-        eval_every: 0,
-    };
+    let settings =
+        TrainingSettings { steps: 8, micro_batch, accumulation, seed: 5, recompute, eval_every: 0 };
     // Rates high enough that weights clip and scales move within eight steps.
     let optimizer = OptimizerSettings { learning_rate: 2e-2, ..OptimizerSettings::default() };
     let data = TokenWindows::new(tokens, context, 5).unwrap();
     let schedule = Schedule { warmup_steps: 2, ..Schedule::default() };
-    let mut trainer =
-        Trainer::new(model, data, context, settings, &optimizer, schedule).unwrap();
+    let mut trainer = Trainer::new(model, data, context, settings, &optimizer, schedule).unwrap();
     let mut losses = Losses::default();
     trainer.run(model, &mut losses).unwrap();
     losses.0
@@ -177,9 +170,7 @@ fn the_merged_model_is_the_trained_model_bit_for_bit() {
         let code = &mut linear.codes[0];
         *code = if i32::from(*code) == spec.qmin() { *code + 1 } else { *code - 1 };
         let broken = merged
-            .map_linears(|linear, _| {
-                plumbline::methods::Merged::new(&Cpu, &broken[&linear.name])
-            })
+            .map_linears(|linear, _| plumbline::methods::Merged::new(&Cpu, &broken[&linear.name]))
             .unwrap();
         assert!(first_difference(&trained, &broken, probe).unwrap().is_some());
     }

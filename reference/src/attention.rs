@@ -37,19 +37,13 @@ fn check_heads<T: Real>(
 }
 
 /// One head of one token: `x[b,t,h,:]`.
-fn vector<'a, T>(
-    x: &'a ArrayView4<T>,
-    (b, t, h): (usize, usize, usize),
-) -> ArrayView1<'a, T> {
+fn vector<'a, T>(x: &'a ArrayView4<T>, (b, t, h): (usize, usize, usize)) -> ArrayView1<'a, T> {
     let sequence = x.view().index_axis_move(Axis(0), b);
     sequence.index_axis_move(Axis(0), t).index_axis_move(Axis(0), h)
 }
 
 /// The same, to be written.
-fn vector_mut<T>(
-    x: &mut Array4<T>,
-    (b, t, h): (usize, usize, usize),
-) -> ArrayViewMut1<'_, T> {
+fn vector_mut<T>(x: &mut Array4<T>, (b, t, h): (usize, usize, usize)) -> ArrayViewMut1<'_, T> {
     let sequence = x.view_mut().index_axis_move(Axis(0), b);
     sequence.index_axis_move(Axis(0), t).index_axis_move(Axis(0), h)
 }
@@ -63,9 +57,7 @@ fn probabilities<T: Real>(
 ) {
     let root = T::of(1.0 / (q.dim().3 as f64).sqrt());
     out.clear();
-    out.extend(
-        (0..=t).map(|u| check::dot(vector(q, (b, t, h)), vector(k, (b, u, kv))) * root),
-    );
+    out.extend((0..=t).map(|u| check::dot(vector(q, (b, t, h)), vector(k, (b, u, kv))) * root));
     let largest = out.iter().copied().fold(T::neg_infinity(), T::max);
     let mut sum = T::zero();
     for score in out.iter_mut() {

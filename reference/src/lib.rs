@@ -41,6 +41,11 @@
 //! ```
 #![forbid(unsafe_code)]
 
+// ndarray-linalg turns on ndarray's BLAS: whoever links this crate then needs OpenBLAS, also where
+// no function of this crate reaches it.
+#[cfg(feature = "linalg")]
+extern crate ndarray_linalg as _;
+
 mod check;
 mod error;
 mod real;

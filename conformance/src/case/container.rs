@@ -106,7 +106,7 @@ pub fn write(path: &Path, container: &Container) -> Result<(), Error> {
     write_bytes(path, &bytes(container))
 }
 
-/// As [`write`], for any bytes.
+/// As [`write()`], for any bytes.
 ///
 /// # Errors
 /// Where the folder cannot be written.

@@ -204,9 +204,7 @@ impl Counts {
 impl fmt::Display for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { pass, fail, skip, flips, open } = self;
-        write!(
-            f,
-            "{pass} passed, {fail} failed, {skip} skipped; {flips} of {open} open codes flipped"
-        )
+        write!(f, "{pass} passed, {fail} failed, {skip} skipped; ")?;
+        write!(f, "{flips} codes flipped, {open} decisions left open by the precision")
     }
 }

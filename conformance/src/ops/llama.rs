@@ -3,13 +3,21 @@
 //! Per-element bounds through a whole model would have to follow every sensitivity; they are not
 //! derived here. What stands instead is one relative bound per tensor, in this one place:
 //!
-//! | tensor | relative to | bound | why |
-//! |---|---|---|---|
-//! | `logits` | largest logit | `gamma(path)` | `path` counts the roundings on the longest way from the tokens to a logit |
-//! | `loss` | largest logit or the loss | `gamma(path)` | the loss moves by at most the largest logit's error |
-//! | `d_<name>` | largest element of the tensor | `gamma(3 * path)` | the way back is as long for activations, and as long again for the weights |
-//! | `d_` of one block's q, k, v and o projections | largest element of the four | `gamma(3 * path)` | the gradients of q and k are differences of terms as large as those of v, and vanish where a query sees one token or equal ones |
-//! | `d_` of a norm's weight `w` | largest `sum_o abs(W[o,h] * d_W[o,h] / w[h])` over the matrices `W` that read the norm | `gamma(3 * path)` | without the absolute values this sum is the gradient itself: it is what the tokens' terms cancel from |
+//! | tensor | relative to | bound |
+//! |---|---|---|
+//! | `logits` | largest logit | `gamma(path)` |
+//! | `loss` | largest logit, or the loss | `gamma(path)` |
+//! | `d_` of one block's q, k, v, o projections | largest of the four | `gamma(3 * path)` |
+//! | `d_` of a norm's weight `w` | largest `sum_o abs(W[o,h] * d_W[o,h] / w[h])` | `gamma(3 * path)` |
+//! | `d_` of anything else | largest of the tensor | `gamma(3 * path)` |
+//!
+//! - `path` counts the roundings on the longest way from the tokens to a logit. The loss moves by
+//!   at most the largest logit's error. The way back is as long for the activations, and as long
+//!   again for the weights.
+//! - The gradients of q and k are differences of terms as large as those of v, and vanish where a
+//!   query sees one token or equal ones.
+//! - The sum for a norm runs over the matrices `W` that read it. Without the absolute values it is
+//!   the norm's gradient itself, so it is what the tokens' terms cancel from.
 //!
 //! The count is of a worst case in which no two errors cancel, while those of a long sum grow like
 //! the root of their number: that margin is what sensitivities greater than one may use. A

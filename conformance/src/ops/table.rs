@@ -22,7 +22,7 @@ const KV: Words = &["batch", "tokens", "kv_heads", "head_dim"];
 const LOGITS: Words = &["tokens", "vocab"];
 
 const DEQUANTIZED: &str = "gamma(2) * (|code * scale| + |offset|)";
-const PRODUCT: &str = "gamma(in + 2) * sum |x| * (|code * scale| + |offset|)";
+const PRODUCT: &str = "gamma(terms + 2) * sum |x| * (|code * scale| + |offset|)";
 const GROUP_SUM: &str = "gamma(terms + 5) * sum |d * h| + sum |d| * error of the argument";
 const LOW_RANK: &str = "gamma(all roundings) * the same sums over absolute values";
 const INIT: &str = "gamma(roundings of the rule) * sum of absolute terms";

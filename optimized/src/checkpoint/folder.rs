@@ -59,8 +59,8 @@ impl ModelFolder {
     /// `Io` and `File` naming the file, the field or tensor, and what was found there.
     pub fn open(path: &Path) -> Result<Self> {
         let config_path = path.join("config.json");
-        let config = std::fs::read_to_string(&config_path)
-            .map_err(Error::io(&config_path, "read"))?;
+        let config =
+            std::fs::read_to_string(&config_path).map_err(Error::io(&config_path, "read"))?;
         let tokenizer_path = path.join("tokenizer.json");
         let tokenizer = match std::fs::read(&tokenizer_path) {
             Ok(bytes) => Some(bytes),
@@ -228,7 +228,8 @@ impl ModelFolder {
         if let Some(index) = scale.iter().position(|scale| *scale <= 0.0) {
             let scale_name = name("scale");
             let value = scale[index];
-            let reason = format!("tensor {scale_name} is {value} at flat index {index}, not positive");
+            let reason =
+                format!("tensor {scale_name} is {value} at flat index {index}, not positive");
             return Err(Error::file(self.file(&scale_name)?.path(), reason));
         }
         let offset = self.tensor(&name("offset"), &grid)?;

@@ -75,10 +75,12 @@ impl TensorFile {
             let (from, to) = info.data_offsets;
             let range = data_start + from as u64..data_start + to as u64;
             end = end.max(range.end);
-            tensors.insert(name, TensorInfo { dtype: info.dtype, shape: info.shape.clone(), range });
+            tensors
+                .insert(name, TensorInfo { dtype: info.dtype, shape: info.shape.clone(), range });
         }
         if end != length {
-            let reason = format!("is {length} bytes long, its header describes {end}: damaged or cut short");
+            let reason =
+                format!("is {length} bytes long, its header describes {end}: damaged or cut short");
             return Err(Error::file(path, reason));
         }
         let metadata = parsed.metadata().clone().unwrap_or_default().into_iter().collect();
@@ -108,9 +110,16 @@ impl TensorFile {
         let info = self.expect(name, shape)?;
         let bytes = self.bytes(info)?;
         let values: Vec<f32> = match info.dtype {
-            Dtype::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
-            Dtype::F16 => bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
-            Dtype::BF16 => bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+            Dtype::F32 => bytes
+                .chunks_exact(4)
+                .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+                .collect(),
+            Dtype::F16 => {
+                bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect()
+            }
+            Dtype::BF16 => {
+                bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect()
+            }
             other => {
                 let reason = format!("tensor {name} is {other:?}, expected F32, F16 or BF16");
                 return Err(Error::file(&self.path, reason));
@@ -188,7 +197,10 @@ fn read_header(path: &Path, from: &mut impl Read, length: u64) -> Result<Vec<u8>
     from.read_exact(&mut header).map_err(|_| short())?;
     let announced = u64::from_le_bytes(header[..8].try_into().expect("eight bytes were read"));
     if announced > LARGEST_HEADER {
-        return Err(Error::file(path, format!("not a safetensors file: header of {announced} bytes")));
+        return Err(Error::file(
+            path,
+            format!("not a safetensors file: header of {announced} bytes"),
+        ));
     }
     if announced + 8 > length {
         return Err(short());

@@ -71,9 +71,7 @@ fn base_tensors<B: Backend, L: LinearMethod<B>>(
 ///
 /// # Errors
 /// When the device failed.
-pub fn dense_tensors<B: Backend>(
-    model: &Llama<B, Dense<B>>,
-) -> Result<BTreeMap<String, Vec<f32>>> {
+pub fn dense_tensors<B: Backend>(model: &Llama<B, Dense<B>>) -> Result<BTreeMap<String, Vec<f32>>> {
     let mut tensors = BTreeMap::new();
     for (name, parameter) in model.base_parameters() {
         tensors.insert(name, parameter.to_host(model.backend())?);

@@ -86,9 +86,7 @@ impl Tokenizer {
     /// `Invalid` when the library fails.
     pub fn decode(&self, ids: &[i32]) -> Result<String> {
         let ids: Vec<u32> = ids.iter().map(|id| *id as u32).collect();
-        self.inner
-            .decode(&ids, true)
-            .map_err(|error| Error::Invalid(format!("tokenizer: {error}")))
+        self.inner.decode(&ids, true).map_err(|error| Error::Invalid(format!("tokenizer: {error}")))
     }
 
     /// The `tokenizer.json` text.
@@ -96,9 +94,7 @@ impl Tokenizer {
     /// # Errors
     /// `Invalid` when the library fails.
     pub fn to_json(&self) -> Result<String> {
-        self.inner
-            .to_string(true)
-            .map_err(|error| Error::Invalid(format!("tokenizer: {error}")))
+        self.inner.to_string(true).map_err(|error| Error::Invalid(format!("tokenizer: {error}")))
     }
 }
 

@@ -145,8 +145,7 @@ impl Bench {
         let mut random = ChaCha8Rng::seed_from_u64(self.seed);
         let sampling = Sampling::new(0.7, 0.9)?;
         let each = |_| Ok(());
-        let new =
-            generate(&mut decoder, &prompt, SAMPLE_TOKENS, sampling, &[], &mut random, each)?;
+        let new = generate(&mut decoder, &prompt, SAMPLE_TOKENS, sampling, &[], &mut random, each)?;
         let all: Vec<i32> = prompt.into_iter().chain(new).collect();
         Ok(self.tokenizer.decode(&all)?)
     }

@@ -27,7 +27,10 @@ pub fn merge(run: &Path, out: &Path, json: bool) -> Result<ExitCode> {
     let recipe_path = run.join("recipe.toml");
     let recipe: TrainRecipe = recipe::read(&recipe_path)?;
     let MethodSettings::L4q(settings) = &recipe.method else {
-        bail!("{}: method.name is lora, which has no codes; merge is for l4q", recipe_path.display());
+        bail!(
+            "{}: method.name is lora, which has no codes; merge is for l4q",
+            recipe_path.display()
+        );
     };
     let base = open_model(recipe.model.path.as_deref())?;
     let checkpoint = latest_checkpoint(run)?;
@@ -42,9 +45,8 @@ pub fn merge(run: &Path, out: &Path, json: bool) -> Result<ExitCode> {
         );
     }
     let start = Start::Adapter(&adapter);
-    let model = waiting("loading the trained model", || {
-        l4q_model(Arc::new(Cpu), &base, settings, start)
-    })?;
+    let model =
+        waiting("loading the trained model", || l4q_model(Arc::new(Cpu), &base, settings, start))?;
     let probe = probe(&base);
     let mut workspace = model.evaluation_workspace(probe.len())?;
     let trained = model.logits(1, &probe, &mut workspace)?;
@@ -97,5 +99,7 @@ fn refuse(what: &str, difference: Difference) -> ExitCode {
 pub fn probe(model: &ModelFolder) -> Vec<i32> {
     let config = model.config();
     let length = PROBE_TOKENS.min(config.max_position_embeddings);
-    (0..length).map(|position| ((position * position * 31 + 7 * position) % config.vocab_size) as i32).collect()
+    (0..length)
+        .map(|position| ((position * position * 31 + 7 * position) % config.vocab_size) as i32)
+        .collect()
 }

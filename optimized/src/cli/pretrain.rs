@@ -47,15 +47,15 @@ pub fn pretrain(recipe_path: &Path) -> Result<()> {
     eprintln!(
         "{} windows of {context} tokens an epoch, {:.1} epochs",
         data.windows_per_epoch(),
-        (recipe.training.steps as usize * recipe.training.micro_batch * recipe.training.accumulation)
-            as f64
+        (recipe.training.steps as usize
+            * recipe.training.micro_batch
+            * recipe.training.accumulation) as f64
             / data.windows_per_epoch() as f64
     );
     let mut model = new_model(Arc::new(Cpu), &config, recipe.training.seed)?;
     let settings = recipe.training.clone();
     let schedule = recipe.schedule;
-    let mut trainer =
-        Trainer::new(&model, data, context, settings, &recipe.optimizer, schedule)?;
+    let mut trainer = Trainer::new(&model, data, context, settings, &recipe.optimizer, schedule)?;
     let mut metrics = start_run(&recipe.output.dir, &recipe)?;
     let (every, steps) = (recipe.training.eval_every, recipe.training.steps);
     let mut watch = Watch::new(&mut metrics, &eval, context, every, steps);
@@ -63,9 +63,7 @@ pub fn pretrain(recipe_path: &Path) -> Result<()> {
     drop(watch);
     let path = recipe.output.dir.join("model");
     let json = tokenizer.to_json()?;
-    new_folder(&path, |folder| {
-        save_dense(folder, &model, Some(json.as_bytes()), Precision::Bf16)
-    })?;
+    new_folder(&path, |folder| save_dense(folder, &model, Some(json.as_bytes()), Precision::Bf16))?;
     println!("{}", path.display());
     Ok(())
 }

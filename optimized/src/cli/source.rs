@@ -16,8 +16,8 @@ pub fn open_model(path: Option<&Path>) -> Result<ModelFolder> {
 
 /// Token ids from a JSON file: an array, or an object with `input_ids`.
 pub fn read_token_ids(path: &Path, vocab_size: usize) -> Result<Vec<i32>> {
-    let text =
-        std::fs::read_to_string(path).with_context(|| format!("{}: cannot read", path.display()))?;
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("{}: cannot read", path.display()))?;
     let value: serde_json::Value =
         serde_json::from_str(&text).with_context(|| format!("{}: is not JSON", path.display()))?;
     let list = value.get("input_ids").unwrap_or(&value);

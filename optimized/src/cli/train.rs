@@ -88,13 +88,11 @@ pub fn train(path: &Path, json: bool) -> Result<()> {
     match &prepared.recipe.method {
         MethodSettings::L4q(settings) => {
             let start = Start::Fresh(seed);
-            let model =
-                waiting(LOADING, || l4q_model(backend, &prepared.base, settings, start))?;
+            let model = waiting(LOADING, || l4q_model(backend, &prepared.base, settings, start))?;
             fit(prepared, model, json, |model| warn_of_floored_scales(model))
         }
         MethodSettings::Lora(settings) => {
-            let model =
-                waiting(LOADING, || lora_model(backend, &prepared.base, settings, seed))?;
+            let model = waiting(LOADING, || lora_model(backend, &prepared.base, settings, seed))?;
             fit(prepared, model, json, |_| Ok(()))
         }
     }
@@ -110,8 +108,7 @@ fn fit<L: LinearMethod<Cpu>>(
     let settings = recipe.training.clone();
     let context = recipe.data.context;
     let schedule = recipe.schedule;
-    let mut trainer =
-        Trainer::new(&model, data, context, settings, &recipe.optimizer, schedule)?;
+    let mut trainer = Trainer::new(&model, data, context, settings, &recipe.optimizer, schedule)?;
     let fingerprint = base.fingerprint()?;
     let mut metrics = start_run(&recipe.output.dir, &recipe)?;
     let (every, steps) = (recipe.training.eval_every, recipe.training.steps);
@@ -150,8 +147,8 @@ fn warn_of_floored_scales(model: &Llama<Cpu, L4q<Cpu>>) -> Result<()> {
 /// The newest checkpoint of a run.
 pub fn latest_checkpoint(run: &Path) -> Result<PathBuf> {
     let folder = run.join("checkpoints");
-    let entries = std::fs::read_dir(&folder)
-        .with_context(|| format!("{}: cannot read", folder.display()))?;
+    let entries =
+        std::fs::read_dir(&folder).with_context(|| format!("{}: cannot read", folder.display()))?;
     let mut newest: Option<(u64, PathBuf)> = None;
     for entry in entries {
         let path = entry?.path();

@@ -20,7 +20,12 @@ pub(crate) struct Matrix<'a> {
 
 impl<'a> Matrix<'a> {
     /// A row-major matrix whose rows start `row_stride` values apart.
-    pub(crate) fn strided(values: &'a [f32], rows: usize, columns: usize, row_stride: usize) -> Self {
+    pub(crate) fn strided(
+        values: &'a [f32],
+        rows: usize,
+        columns: usize,
+        row_stride: usize,
+    ) -> Self {
         assert!(columns <= row_stride, "rows overlap");
         if rows > 0 {
             assert!((rows - 1) * row_stride + columns <= values.len(), "matrix leaves its slice");

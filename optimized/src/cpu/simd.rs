@@ -106,7 +106,10 @@ mod tests {
     fn a_vectorised_sum_has_the_bits_of_the_plain_one() {
         for len in [0, 1, 15, 16, 17, 100, 1000] {
             let values: Vec<f32> = (0..len).map(|i| ((i * 7919) % 1000) as f32 / 7.0).collect();
-            let wide = vectorized(#[inline(always)] || lane_sum(values.len(), |i| values[i]));
+            let wide = vectorized(
+                #[inline(always)]
+                || lane_sum(values.len(), |i| values[i]),
+            );
             assert_eq!(wide.to_bits(), lane_sum(values.len(), |i| values[i]).to_bits());
             let exact: f64 = values.iter().map(|v| f64::from(*v)).sum();
             assert!((f64::from(wide) - exact).abs() <= exact * 1e-6);

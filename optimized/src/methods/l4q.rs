@@ -84,7 +84,8 @@ impl<B: Backend> L4q<B> {
         options: L4qOptions,
         tensors: &L4qTensors,
     ) -> Result<Self> {
-        let (rank, width, groups) = (options.rank, options.spec.in_features(), options.spec.groups());
+        let (rank, width, groups) =
+            (options.rank, options.spec.in_features(), options.spec.groups());
         let trained = |values: &[f32], shape: [usize; 2], kind| {
             Parameter::new(backend, values, &shape, kind, true)
         };

@@ -64,15 +64,15 @@ impl<B: Backend> BlockActivations<B> {
 
 /// Gradients of activations; one set serves every block.
 pub(super) struct ActivationGradients<B: Storage> {
-    pub(super) d_hidden: B::Floats,   // [tokens, hidden], of the residual stream
-    pub(super) d_norm: B::Floats,     // [tokens, hidden]
-    pub(super) d_q: B::Floats,        // like q
-    pub(super) d_k: B::Floats,        // like k
-    pub(super) d_v: B::Floats,        // like v
+    pub(super) d_hidden: B::Floats, // [tokens, hidden], of the residual stream
+    pub(super) d_norm: B::Floats,   // [tokens, hidden]
+    pub(super) d_q: B::Floats,      // like q
+    pub(super) d_k: B::Floats,      // like k
+    pub(super) d_v: B::Floats,      // like v
     pub(super) d_attended: B::Floats, // like attended
-    pub(super) d_gate: B::Floats,     // like gate
-    pub(super) d_up: B::Floats,       // like up
-    pub(super) d_gated: B::Floats,    // like gated
+    pub(super) d_gate: B::Floats,   // like gate
+    pub(super) d_up: B::Floats,     // like up
+    pub(super) d_gated: B::Floats,  // like gated
 }
 
 impl<B: Backend> ActivationGradients<B> {

@@ -56,7 +56,8 @@ impl<'m, B: Backend, L: LinearMethod<B>> Decoder<'m, B, L> {
     pub fn append(&mut self, tokens: &[i32]) -> Result<Vec<f32>> {
         let (position, capacity) = (self.position, self.capacity);
         if tokens.is_empty() || position + tokens.len() > capacity {
-            let reason = format!("cannot append {} tokens to {position} of {capacity}", tokens.len());
+            let reason =
+                format!("cannot append {} tokens to {position} of {capacity}", tokens.len());
             return Err(Error::Invalid(reason));
         }
         let model = self.model;

@@ -342,7 +342,8 @@ impl<B: Backend, L: LinearMethod<B>> Llama<B, L> {
         let around = self.around(batch.batch, batch.tokens.len(), workspace)?;
         self.hidden_states(&around, batch.tokens, workspace)?;
         let (length, count) = (around.length, batch.tokens.len());
-        let Workspace { recompute, hidden, blocks: saved, gradients, head, scratch, .. } = workspace;
+        let Workspace { recompute, hidden, blocks: saved, gradients, head, scratch, .. } =
+            workspace;
         let Some(gradients) = gradients else {
             return Err(Error::Invalid("the workspace is for evaluation only".into()));
         };

@@ -101,10 +101,13 @@ impl OptimizerSettings {
     /// `Invalid` naming field and value; `Spec` for betas and eps.
     pub fn check(&self) -> Result<AdamWSpec> {
         let kinds = [
-            ("", KindSettings {
-                learning_rate: Some(self.learning_rate),
-                weight_decay: Some(self.weight_decay),
-            }),
+            (
+                "",
+                KindSettings {
+                    learning_rate: Some(self.learning_rate),
+                    weight_decay: Some(self.weight_decay),
+                },
+            ),
             ("weight.", self.weight),
             ("embedding.", self.embedding),
             ("norm.", self.norm),
@@ -114,10 +117,9 @@ impl OptimizerSettings {
             ("offset.", self.offset),
         ];
         for (kind, settings) in kinds {
-            for (field, value) in [
-                ("learning_rate", settings.learning_rate),
-                ("weight_decay", settings.weight_decay),
-            ] {
+            for (field, value) in
+                [("learning_rate", settings.learning_rate), ("weight_decay", settings.weight_decay)]
+            {
                 if let Some(value) = value
                     && !(value >= 0.0 && value.is_finite())
                 {

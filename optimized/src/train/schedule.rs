@@ -56,9 +56,7 @@ mod tests {
 
     #[test]
     fn the_rate_rises_linearly_and_ends_where_it_should() {
-        let of = |kind, step| {
-            Schedule { kind, warmup_steps: 4, final_ratio: 0.1 }.factor(step, 10)
-        };
+        let of = |kind, step| Schedule { kind, warmup_steps: 4, final_ratio: 0.1 }.factor(step, 10);
         for kind in [ScheduleKind::Cosine, ScheduleKind::Linear, ScheduleKind::Constant] {
             assert_eq!(of(kind, 1), 0.25);
             assert_eq!(of(kind, 4), 1.0);

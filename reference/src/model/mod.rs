@@ -8,8 +8,8 @@ mod block;
 
 use std::collections::BTreeMap;
 
+use ndarray::IntoDimension;
 use ndarray::{Array, Array1, Array2, Array3, ArrayD, ArrayView1, ArrayView2, Dimension, Ix1, Ix2};
-use ndarray::{IntoDimension};
 
 use crate::cross_entropy::{cross_entropy, cross_entropy_backward};
 use crate::embedding::{embedding, embedding_backward};

@@ -32,15 +32,18 @@ impl AdamW for Cpu {
         )
             .into_par_iter()
             .for_each(|(parameter, first, second, gradient)| {
-                vectorized(#[inline(always)] || {
-                    for i in 0..gradient.len() {
-                        let g = gradient[i] * args.gradient_multiplier;
-                        first[i] = old1 * first[i] + new1 * g;
-                        second[i] = old2 * second[i] + new2 * (g * g);
-                        let root = second[i].sqrt() / correction + eps;
-                        parameter[i] = parameter[i] * keep - rate * first[i] / root;
-                    }
-                })
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        for i in 0..gradient.len() {
+                            let g = gradient[i] * args.gradient_multiplier;
+                            first[i] = old1 * first[i] + new1 * g;
+                            second[i] = old2 * second[i] + new2 * (g * g);
+                            let root = second[i].sqrt() / correction + eps;
+                            parameter[i] = parameter[i] * keep - rate * first[i] / root;
+                        }
+                    },
+                )
             });
         Ok(())
     }

@@ -13,11 +13,14 @@ impl Add for Cpu {
         let x = prefix("add", "x", x, len)?;
         let y = prefix_mut("add", "y", y, len)?;
         y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| {
-            vectorized(#[inline(always)] || {
-                for (y, x) in y.iter_mut().zip(x) {
-                    *y += x;
-                }
-            })
+            vectorized(
+                #[inline(always)]
+                || {
+                    for (y, x) in y.iter_mut().zip(x) {
+                        *y += x;
+                    }
+                },
+            )
         });
         Ok(())
     }

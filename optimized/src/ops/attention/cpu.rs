@@ -40,7 +40,14 @@ impl Layout {
     }
 
     /// Rows `start..start + rows` of one query head of one sequence.
-    fn queries<'a>(self, x: &'a [f32], batch: usize, head: usize, start: usize, rows: usize) -> Matrix<'a> {
+    fn queries<'a>(
+        self,
+        x: &'a [f32],
+        batch: usize,
+        head: usize,
+        start: usize,
+        rows: usize,
+    ) -> Matrix<'a> {
         let width = self.args.heads * self.args.head_dim;
         let first = (batch * self.args.queries + start) * width + head * self.args.head_dim;
         Matrix::strided(&x[first..], rows, self.args.head_dim, width)
@@ -177,12 +184,15 @@ fn forward_task(
             let k = layout.keys(k, batch, kv_head, seen);
             product(&mut scores, seen, q, k.t(), layout.factor, false, Threads::One);
             let saved = &mut log_sum_exp[member * queries + start..][..rows];
-            vectorized(#[inline(always)] || {
-                for (row, saved) in saved.iter_mut().enumerate() {
-                    let row_scores = &mut scores[row * seen..][..seen];
-                    *saved = softmax(row_scores, layout.visible(start + row));
-                }
-            });
+            vectorized(
+                #[inline(always)]
+                || {
+                    for (row, saved) in saved.iter_mut().enumerate() {
+                        let row_scores = &mut scores[row * seen..][..seen];
+                        *saved = softmax(row_scores, layout.visible(start + row));
+                    }
+                },
+            );
             let v = layout.keys(v, batch, kv_head, seen);
             let output = &mut output[(member * queries + start) * head_dim..];
             let probabilities = Matrix::new(&scores, rows, seen);
@@ -248,24 +258,27 @@ fn backward_task(
             let v = layout.keys(saved.v, batch, kv_head, seen);
             product(&mut probabilities, seen, q, k.t(), layout.factor, false, Threads::One);
             product(&mut d_scores, seen, d_output, v.t(), 1.0, false, Threads::One);
-            vectorized(#[inline(always)] || {
-                for row in 0..rows {
-                    let t = start + row;
-                    let first = ((batch * queries + t) * heads + head) * head_dim;
-                    let d_y = &saved.d_output[first..][..head_dim];
-                    let y = &saved.output[first..][..head_dim];
-                    let delta = lane_sum(head_dim, |i| d_y[i] * y[i]);
-                    let p = &mut probabilities[row * seen..][..seen];
-                    let d_s = &mut d_scores[row * seen..][..seen];
-                    let visible = layout.visible(t);
-                    for j in 0..visible {
-                        p[j] = exp(p[j] - log_sum_exp[t]);
-                        d_s[j] = p[j] * (d_s[j] - delta) * layout.factor;
+            vectorized(
+                #[inline(always)]
+                || {
+                    for row in 0..rows {
+                        let t = start + row;
+                        let first = ((batch * queries + t) * heads + head) * head_dim;
+                        let d_y = &saved.d_output[first..][..head_dim];
+                        let y = &saved.output[first..][..head_dim];
+                        let delta = lane_sum(head_dim, |i| d_y[i] * y[i]);
+                        let p = &mut probabilities[row * seen..][..seen];
+                        let d_s = &mut d_scores[row * seen..][..seen];
+                        let visible = layout.visible(t);
+                        for j in 0..visible {
+                            p[j] = exp(p[j] - log_sum_exp[t]);
+                            d_s[j] = p[j] * (d_s[j] - delta) * layout.factor;
+                        }
+                        p[visible..].fill(0.0);
+                        d_s[visible..].fill(0.0);
                     }
-                    p[visible..].fill(0.0);
-                    d_s[visible..].fill(0.0);
-                }
-            });
+                },
+            );
             let p = Matrix::new(&probabilities, rows, seen);
             let d_s = Matrix::new(&d_scores, rows, seen);
             let d_q = &mut gradients.d_q[(member * queries + start) * head_dim..];

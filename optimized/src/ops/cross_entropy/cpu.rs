@@ -46,11 +46,14 @@ impl CrossEntropy for Cpu {
                 let normalizer = log_sum_exp(row);
                 let loss = normalizer.minus(row[target]);
                 let factor = args.gradient_multiplier / normalizer.sum;
-                vectorized(#[inline(always)] || {
-                    for value in row.iter_mut() {
-                        *value = exp(*value - normalizer.max) * factor;
-                    }
-                });
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        for value in row.iter_mut() {
+                            *value = exp(*value - normalizer.max) * factor;
+                        }
+                    },
+                );
                 row[target] -= args.gradient_multiplier;
                 Some(loss)
             })
@@ -91,10 +94,13 @@ impl LogSumExp {
 }
 
 fn log_sum_exp(row: &[f32]) -> LogSumExp {
-    vectorized(#[inline(always)] || {
-        let max = lane_max(row);
-        LogSumExp { max, sum: lane_sum(row.len(), |v| exp(row[v] - max)) }
-    })
+    vectorized(
+        #[inline(always)]
+        || {
+            let max = lane_max(row);
+            LogSumExp { max, sum: lane_sum(row.len(), |v| exp(row[v] - max)) }
+        },
+    )
 }
 
 /// Adds in the order of the tokens.

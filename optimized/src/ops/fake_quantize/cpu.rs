@@ -173,8 +173,7 @@ impl FakeQuantize for Cpu {
     ) -> Result<()> {
         let rows = RowQuantizer::new("fake_quantize", args)?;
         let width = args.spec.in_features();
-        let output =
-            prefix_mut("fake_quantize", "output", output, args.out_features * width)?;
+        let output = prefix_mut("fake_quantize", "output", output, args.out_features * width)?;
         let (argument, largest) = output
             .par_chunks_mut(width)
             .enumerate()
@@ -200,12 +199,15 @@ impl FakeQuantize for Cpu {
             codes.par_chunks_mut(width).enumerate().for_each_init(
                 || vec![0.0f32; width],
                 |argument, (o, codes)| {
-                    vectorized(#[inline(always)] || {
-                        rows.argument(&rows.row(o), argument);
-                        for (code, v) in codes.iter_mut().zip(argument.iter()) {
-                            *code = nearest_code(args.spec, *v) as i8;
-                        }
-                    })
+                    vectorized(
+                        #[inline(always)]
+                        || {
+                            rows.argument(&rows.row(o), argument);
+                            for (code, v) in codes.iter_mut().zip(argument.iter()) {
+                                *code = nearest_code(args.spec, *v) as i8;
+                            }
+                        },
+                    )
                 },
             );
         }
@@ -233,11 +235,14 @@ impl FakeQuantize for Cpu {
             .zip(codes.par_chunks(size))
             .zip(scale.par_iter().zip(offset))
             .for_each(|((output, codes), (scale, offset))| {
-                vectorized(#[inline(always)] || {
-                    for (y, code) in output.iter_mut().zip(codes) {
-                        *y = f32::from(*code) * scale + offset;
-                    }
-                })
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        for (y, code) in output.iter_mut().zip(codes) {
+                            *y = f32::from(*code) * scale + offset;
+                        }
+                    },
+                )
             });
         Ok(())
     }

@@ -34,17 +34,20 @@ impl FakeQuantizeBackward for Cpu {
             .map_init(
                 || vec![0.0f32; width],
                 |argument, (o, (d_row, sums))| {
-                    vectorized(#[inline(always)] || {
-                        let row = rows.row(o);
-                        let largest = rows.argument(&row, argument);
-                        let groups = d_row
-                            .chunks_exact_mut(spec.group_size())
-                            .zip(argument.chunks_exact(spec.group_size()));
-                        for ((d_group, argument), sums) in groups.zip(sums) {
-                            *sums = group_sums(spec, argument, d_group);
-                        }
-                        largest
-                    })
+                    vectorized(
+                        #[inline(always)]
+                        || {
+                            let row = rows.row(o);
+                            let largest = rows.argument(&row, argument);
+                            let groups = d_row
+                                .chunks_exact_mut(spec.group_size())
+                                .zip(argument.chunks_exact(spec.group_size()));
+                            for ((d_group, argument), sums) in groups.zip(sums) {
+                                *sums = group_sums(spec, argument, d_group);
+                            }
+                            largest
+                        },
+                    )
                 },
             )
             .reduce(|| 0, u32::max);
@@ -64,8 +67,7 @@ impl FakeQuantizeBackward for Cpu {
                 *d_offset += factor * sums.1;
             }
         }
-        if let (Some(low_rank), Some((d_lora_a, d_lora_b))) =
-            (&args.low_rank, gradients.d_low_rank)
+        if let (Some(low_rank), Some((d_lora_a, d_lora_b))) = (&args.low_rank, gradients.d_low_rank)
         {
             let rank = low_rank.rank;
             let d_lora_a = prefix_mut(NAME, "d_lora_a", d_lora_a, rank * width)?;

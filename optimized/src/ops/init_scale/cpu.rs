@@ -59,7 +59,11 @@ fn grid_of(group: &[f32], spec: QuantSpec, rule: InitScaleRule) -> (f32, f32) {
         InitScaleRule::Lp { p, steps } => (best_range(group, largest, spec, p, steps), 0.0),
     };
     // A constant group: code 0 reproduces it.
-    if scale == 0.0 { (1.0, if rule == InitScaleRule::Asymmetric { max } else { 0.0 }) } else { (scale, offset) }
+    if scale == 0.0 {
+        (1.0, if rule == InitScaleRule::Asymmetric { max } else { 0.0 })
+    } else {
+        (scale, offset)
+    }
 }
 
 /// Mean and unbiased standard deviation, zero for a single value.

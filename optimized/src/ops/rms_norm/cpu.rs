@@ -29,16 +29,19 @@ impl RmsNorm for Cpu {
         (output.par_chunks_mut(block), inverse_rms.par_chunks_mut(ROWS), x.par_chunks(block))
             .into_par_iter()
             .for_each(|(output, inverse_rms, x)| {
-                vectorized(#[inline(always)] || {
-                    let rows = x.chunks_exact(hidden).zip(output.chunks_exact_mut(hidden));
-                    for ((x, y), inverse) in rows.zip(inverse_rms) {
-                        let sum = lane_sum(hidden, |h| x[h] * x[h]);
-                        *inverse = 1.0 / (sum / hidden as f32 + eps).sqrt();
-                        for h in 0..hidden {
-                            y[h] = x[h] * *inverse * weight[h];
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        let rows = x.chunks_exact(hidden).zip(output.chunks_exact_mut(hidden));
+                        for ((x, y), inverse) in rows.zip(inverse_rms) {
+                            let sum = lane_sum(hidden, |h| x[h] * x[h]);
+                            *inverse = 1.0 / (sum / hidden as f32 + eps).sqrt();
+                            for h in 0..hidden {
+                                y[h] = x[h] * *inverse * weight[h];
+                            }
                         }
-                    }
-                })
+                    },
+                )
             });
         Ok(())
     }
@@ -71,24 +74,28 @@ impl RmsNorm for Cpu {
             .into_par_iter()
             .map(|(d_x, x, d_output, inverse_rms)| {
                 let mut d_weight = vec![0.0f32; if wants_weight { hidden } else { 0 }];
-                vectorized(#[inline(always)] || {
-                    for (row, inverse) in inverse_rms.iter().enumerate() {
-                        let x = &x[row * hidden..][..hidden];
-                        let d_y = &d_output[row * hidden..][..hidden];
-                        let d_x = &mut d_x[row * hidden..][..hidden];
-                        let dot = lane_sum(hidden, |h| d_y[h] * weight[h] * (x[h] * inverse));
-                        let mean = dot / hidden as f32;
-                        for h in 0..hidden {
-                            let gradient = inverse * (d_y[h] * weight[h] - x[h] * inverse * mean);
-                            d_x[h] = if add { d_x[h] + gradient } else { gradient };
-                        }
-                        if wants_weight {
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        for (row, inverse) in inverse_rms.iter().enumerate() {
+                            let x = &x[row * hidden..][..hidden];
+                            let d_y = &d_output[row * hidden..][..hidden];
+                            let d_x = &mut d_x[row * hidden..][..hidden];
+                            let dot = lane_sum(hidden, |h| d_y[h] * weight[h] * (x[h] * inverse));
+                            let mean = dot / hidden as f32;
                             for h in 0..hidden {
-                                d_weight[h] += d_y[h] * (x[h] * inverse);
+                                let gradient =
+                                    inverse * (d_y[h] * weight[h] - x[h] * inverse * mean);
+                                d_x[h] = if add { d_x[h] + gradient } else { gradient };
+                            }
+                            if wants_weight {
+                                for h in 0..hidden {
+                                    d_weight[h] += d_y[h] * (x[h] * inverse);
+                                }
                             }
                         }
-                    }
-                });
+                    },
+                );
                 d_weight
             })
             .collect();

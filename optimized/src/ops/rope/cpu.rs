@@ -45,21 +45,24 @@ fn rotate(
     let width = heads * head_dim;
     let x = prefix_mut("rope", "x", x, batch * length * width)?;
     x.par_chunks_mut(TOKENS * width).enumerate().for_each(|(chunk, x)| {
-        vectorized(#[inline(always)] || {
-            for (row, x) in x.chunks_exact_mut(width).enumerate() {
-                let position = first_position + (chunk * TOKENS + row) % length;
-                let cosine = &cosine[position * half..][..half];
-                let sine = &sine[position * half..][..half];
-                for head in x.chunks_exact_mut(head_dim) {
-                    let (first, second) = head.split_at_mut(half);
-                    for i in 0..half {
-                        let (a, b, s) = (first[i], second[i], direction * sine[i]);
-                        first[i] = a * cosine[i] - b * s;
-                        second[i] = b * cosine[i] + a * s;
+        vectorized(
+            #[inline(always)]
+            || {
+                for (row, x) in x.chunks_exact_mut(width).enumerate() {
+                    let position = first_position + (chunk * TOKENS + row) % length;
+                    let cosine = &cosine[position * half..][..half];
+                    let sine = &sine[position * half..][..half];
+                    for head in x.chunks_exact_mut(head_dim) {
+                        let (first, second) = head.split_at_mut(half);
+                        for i in 0..half {
+                            let (a, b, s) = (first[i], second[i], direction * sine[i]);
+                            first[i] = a * cosine[i] - b * s;
+                            second[i] = b * cosine[i] + a * s;
+                        }
                     }
                 }
-            }
-        })
+            },
+        )
     });
     Ok(())
 }

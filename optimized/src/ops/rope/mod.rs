@@ -46,9 +46,8 @@ impl<F> RopeTable<F> {
     ) -> Result<Self> {
         let angles: Vec<f64> = (0..positions)
             .flat_map(|position| {
-                (0..head_dim / 2).map(move |i| {
-                    position as f64 * theta.powf(-2.0 * i as f64 / head_dim as f64)
-                })
+                (0..head_dim / 2)
+                    .map(move |i| position as f64 * theta.powf(-2.0 * i as f64 / head_dim as f64))
             })
             .collect();
         let table = |function: fn(f64) -> f64| -> Vec<f32> {

@@ -25,11 +25,14 @@ impl Swiglu for Cpu {
         (output.par_chunks_mut(CHUNK), gate.par_chunks(CHUNK), up.par_chunks(CHUNK))
             .into_par_iter()
             .for_each(|(output, gate, up)| {
-                vectorized(#[inline(always)] || {
-                    for ((y, g), u) in output.iter_mut().zip(gate).zip(up) {
-                        *y = g / (1.0 + exp(-g)) * u;
-                    }
-                })
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        for ((y, g), u) in output.iter_mut().zip(gate).zip(up) {
+                            *y = g / (1.0 + exp(-g)) * u;
+                        }
+                    },
+                )
             });
         Ok(())
     }
@@ -57,13 +60,16 @@ impl Swiglu for Cpu {
         )
             .into_par_iter()
             .for_each(|(d_gate, d_up, gate, up, d_output)| {
-                vectorized(#[inline(always)] || {
-                    for i in 0..gate.len() {
-                        let p = 1.0 / (1.0 + exp(-gate[i]));
-                        d_gate[i] = d_output[i] * up[i] * (p * (1.0 + gate[i] * (1.0 - p)));
-                        d_up[i] = d_output[i] * (gate[i] * p);
-                    }
-                })
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        for i in 0..gate.len() {
+                            let p = 1.0 / (1.0 + exp(-gate[i]));
+                            d_gate[i] = d_output[i] * up[i] * (p * (1.0 + gate[i] * (1.0 - p)));
+                            d_up[i] = d_output[i] * (gate[i] * p);
+                        }
+                    },
+                )
             });
         Ok(())
     }
