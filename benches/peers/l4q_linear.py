@@ -19,7 +19,6 @@ import json
 import os
 import pathlib
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -163,7 +162,11 @@ def worker(options) -> None:
 
 
 def peak_rss() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not ru_maxrss: that survives exec, so a child would report its parent's peak.
+    for line in pathlib.Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise OSError("/proc/self/status has no VmHWM: this needs Linux")
 
 
 # --- Both sides, in turn --------------------------------------------------------------------------
@@ -190,7 +193,9 @@ def plumbline_command(shape, options):
     numbers = dict(zip(("in", "out", "group"), shape, strict=True))
     numbers |= {"tokens": TOKENS, "rank": RANK, "bits": BITS, "repeats": options.repeats}
     arguments = [text for name, number in numbers.items() for text in (f"--{name}", str(number))]
-    return [*cargo("run"), "--", *arguments]
+    # Not `cargo run`, which would wait for other builds between the rounds.
+    target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", REPOSITORY / "target"))
+    return [str(target / "release" / "l4q_linear"), *arguments]
 
 
 def cargo(subcommand):

@@ -55,14 +55,14 @@ pub enum Error {
         reason: String,
     },
     /// The operating system refused.
-    #[error("{}: cannot {action}: {source}", path.display())]
+    #[error("{}: cannot {action}: {cause}", path.display())]
     Io {
         /// The file or folder.
         path: PathBuf,
         /// What was tried.
         action: &'static str,
         /// Why not.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// A request that contradicts itself or the model.
     #[error("{0}")]
@@ -78,6 +78,6 @@ impl Error {
     /// Wraps an [`std::io::Error`], for `map_err`.
     pub fn io(path: impl AsRef<Path>, action: &'static str) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.as_ref().to_path_buf();
-        move |source| Self::Io { path, action, source }
+        move |cause| Self::Io { path, action, cause }
     }
 }

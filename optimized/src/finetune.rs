@@ -109,25 +109,31 @@ where
     })
 }
 
-/// Codes of every layer by name, and the model that runs on them. The adapters are gone.
+/// A merged model and what it is made of.
+pub struct MergedModel<B: Backend> {
+    /// Runs on the codes.
+    pub model: Llama<B, Merged<B>>,
+    /// Codes and grid of every linear layer by name, on the host.
+    pub linears: BTreeMap<String, MergedTensors>,
+}
+
+/// Turns every layer into codes. The adapters are gone.
 ///
 /// # Errors
 /// `NonFinite` naming the tensor.
-pub fn merge<B: Backend>(
-    model: Llama<B, L4q<B>>,
-) -> Result<(Llama<B, Merged<B>>, BTreeMap<String, MergedTensors>)>
+pub fn merge<B: Backend>(model: Llama<B, L4q<B>>) -> Result<MergedModel<B>>
 where
     B::Codes: Send,
 {
     let backend = model.shared_backend();
-    let mut all = BTreeMap::new();
-    let merged = model.map_linears(|linear, layer| {
+    let mut linears = BTreeMap::new();
+    let model = model.map_linears(|linear, layer| {
         let tensors = layer.merge(&*backend)?;
         let merged = Merged::new(&*backend, &tensors)?;
-        all.insert(linear.name.clone(), tensors);
+        linears.insert(linear.name.clone(), tensors);
         Ok(merged)
     })?;
-    Ok((merged, all))
+    Ok(MergedModel { model, linears })
 }
 
 /// Where two models' logits first differ in their bits.

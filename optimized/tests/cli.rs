@@ -298,7 +298,7 @@ fn a_group_size_that_does_not_divide_lists_every_layer() {
 #[test]
 fn recipes_with_mistakes_are_refused_by_field() {
     let place = Place::new();
-    let cases: [(&str, &str, &[&str]); 12] = [
+    let cases: [(&str, &str, &[&str]); 13] = [
         ("rank = 2", "rank = 2\nranks = 3", &["recipe.toml", "ranks"]),
         ("steps = 3", "steps = 3\nepochs = 3", &["recipe.toml", "line 18", "epochs"]),
         ("steps = 3", "steps = 0", &["training.steps", "0"]),
@@ -309,6 +309,7 @@ fn recipes_with_mistakes_are_refused_by_field() {
         ("context = 24", "context = 65", &["data.context", "65", "64"]),
         ("[output]", "[optimizer]\nlearning_rate = -1.0\n[output]", &["learning_rate", "-1"]),
         ("[output]", "[optimizer]\nbeta1 = 1.0\n[output]", &["beta1", "1"]),
+        ("[output]", "[schedule]\nfinal_ratio = -0.5\n[output]", &["final_ratio", "-0.5"]),
         ("\"model\"", "\"nowhere\"", &["nowhere", "config.json"]),
         ("[\"text.txt\"]", "[\"builtin:homer\"]", &["homer", "builtin:milton_train"]),
     ];

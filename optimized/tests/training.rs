@@ -7,7 +7,7 @@ use std::sync::Arc;
 use plumbline::checkpoint::ModelFolder;
 use plumbline::cpu::Cpu;
 use plumbline::eval::next_tokens;
-use plumbline::finetune::{Start, first_difference, l4q_model, lora_model, merge};
+use plumbline::finetune::{MergedModel, Start, first_difference, l4q_model, lora_model, merge};
 use plumbline::methods::{L4q, LinearMethod};
 use plumbline::model::{Batch, Decoder, Llama, Recompute};
 use plumbline::recipe::{L4qSettings, LoraSettings};
@@ -77,7 +77,7 @@ fn train<L: LinearMethod<Cpu>>(
 
 fn trained_bits<L: LinearMethod<Cpu>>(model: &mut Llama<Cpu, L>) -> Vec<(String, Vec<u32>)> {
     let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect();
-    model.trained_values().unwrap().into_iter().map(|(n, _, v)| (n, bits(v))).collect()
+    model.trained_values().unwrap().into_iter().map(|t| (t.name, bits(t.values))).collect()
 }
 
 fn fresh(folder: &ModelFolder, bits: u32) -> Llama<Cpu, L4q<Cpu>> {
@@ -159,7 +159,7 @@ fn the_merged_model_is_the_trained_model_bit_for_bit() {
         let probe = &text[..40];
         let mut workspace = model.evaluation_workspace(probe.len()).unwrap();
         let trained = model.logits(1, probe, &mut workspace).unwrap();
-        let (merged, linears) = merge(model).unwrap();
+        let MergedModel { model: merged, linears } = merge(model).unwrap();
         assert_eq!(first_difference(&trained, &merged, probe).unwrap(), None);
         let moved = linears.values().any(|linear| linear.offset.iter().any(|o| *o != 0.0));
         assert!(moved, "no offset moved at {bits} bits: nothing was clipped, a vacuous run");
@@ -207,9 +207,9 @@ fn a_diverging_run_stops_and_names_the_tensor() {
     let targets = next_tokens(&text[..16], 1);
     let mut workspace = model.training_workspace(16, Recompute::None).unwrap();
     let batch = Batch { batch: 1, tokens: &text[..16], targets: &targets };
-    for mut tensor in model.trainable() {
+    for tensor in model.trainable() {
         if tensor.name == "model.layers.1.mlp.up_proj.lora_b" {
-            plumbline::backend::Storage::write(&Cpu, &[f32::NAN], &mut tensor.value).unwrap();
+            plumbline::backend::Storage::write(&Cpu, &[f32::NAN], tensor.value).unwrap();
         }
     }
     let error = model.loss_and_gradients(&batch, 1.0, &mut workspace).unwrap_err().to_string();

@@ -48,8 +48,9 @@ pub fn save_adapter<B: Backend, L: LinearMethod<B>>(
     base_sha256: &str,
 ) -> Result<()> {
     let mut tensors = BTreeMap::new();
-    for (name, shape, host) in model.trained_values()? {
-        tensors.insert(name, store(&host, &shape, Precision::F32));
+    for tensor in model.trained_values()? {
+        let stored = store(&tensor.values, &tensor.shape, Precision::F32);
+        tensors.insert(tensor.name, stored);
     }
     new_folder(folder, |folder| {
         let path = folder.join("adapter.safetensors");

@@ -240,7 +240,7 @@ fn l4q_row(bench: &Bench, bits: Bits) -> Result<(Row, String)> {
     let mut workspace = model.evaluation_workspace(probe.len())?;
     let trained = model.logits(1, probe, &mut workspace)?;
     drop(workspace);
-    let (merged, _) = merge(model)?;
+    let merged = merge(model)?.model;
     let difference = first_difference(&trained, &merged, probe)?;
     let mut row = bench.row(&format!("{label}, merged"), count, &merged)?;
     row.merged_equals_trained = Some(difference.is_none());

@@ -9,7 +9,9 @@ use plumbline::checkpoint::{
     LoadedModel, ModelFolder, QuantizationConfig, load_adapter, new_folder, save_merged,
 };
 use plumbline::cpu::Cpu;
-use plumbline::finetune::{Difference, Start, first_difference, l4q_model, merge as to_codes};
+use plumbline::finetune::{
+    Difference, MergedModel, Start, first_difference, l4q_model, merge as to_codes,
+};
 use plumbline::recipe::{self, MethodSettings, TrainRecipe};
 
 use super::progress::waiting;
@@ -51,7 +53,7 @@ pub fn merge(run: &Path, out: &Path, json: bool) -> Result<ExitCode> {
     let mut workspace = model.evaluation_workspace(probe.len())?;
     let trained = model.logits(1, &probe, &mut workspace)?;
     drop(workspace);
-    let (merged, linears) = waiting("merging", || to_codes(model))?;
+    let MergedModel { model: merged, linears } = waiting("merging", || to_codes(model))?;
     if let Some(difference) = first_difference(&trained, &merged, &probe)? {
         return Ok(refuse("the merged model", difference));
     }

@@ -21,7 +21,11 @@ pub fn pretrain(recipe_path: &Path) -> Result<()> {
     recipe.output.dir = resolve(folder, &recipe.output.dir)?;
     recipe.training.check()?;
     recipe.optimizer.check()?;
+    recipe.schedule.check()?;
     let context = recipe.data.context;
+    if context < 2 {
+        bail!("{}: data.context is {context}, expected at least 2", recipe_path.display());
+    }
     let config = recipe.model.config(context)?;
     let texts: Vec<String> =
         recipe.data.train.iter().map(|path: &PathBuf| read_text(path)).collect::<Result<_>>()?;

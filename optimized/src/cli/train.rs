@@ -43,6 +43,7 @@ fn prepare(path: &Path) -> Result<Prepared> {
     let at = || path.display().to_string();
     recipe.training.check().with_context(at)?;
     recipe.optimizer.check().with_context(at)?;
+    recipe.schedule.check().with_context(at)?;
     recipe.method.check().with_context(at)?;
     if recipe.data.train.is_empty() {
         bail!("{}: data.train is empty", path.display());
@@ -89,7 +90,7 @@ pub fn train(path: &Path, json: bool) -> Result<()> {
         MethodSettings::L4q(settings) => {
             let start = Start::Fresh(seed);
             let model = waiting(LOADING, || l4q_model(backend, &prepared.base, settings, start))?;
-            fit(prepared, model, json, |model| warn_of_floored_scales(model))
+            fit(prepared, model, json, warn_of_floored_scales)
         }
         MethodSettings::Lora(settings) => {
             let model = waiting(LOADING, || lora_model(backend, &prepared.base, settings, seed))?;

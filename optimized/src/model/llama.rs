@@ -40,6 +40,17 @@ pub struct Llama<B: Backend, L> {
     pub(super) rope: RopeTable<B::Floats>,
 }
 
+/// A tensor on the host.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NamedTensor {
+    /// Name in the checkpoint.
+    pub name: String,
+    /// Row-major shape.
+    pub shape: Vec<usize>,
+    /// Row-major values.
+    pub values: Vec<f32>,
+}
+
 /// A linear layer of the model: its place and size.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Projection {
@@ -262,15 +273,15 @@ impl<B: Backend, L: LinearMethod<B>> Llama<B, L> {
         all
     }
 
-    /// Name, shape and values of every trained tensor, on the host.
+    /// Every trained tensor, on the host.
     ///
     /// # Errors
     /// When the device failed.
-    pub fn trained_values(&mut self) -> Result<Vec<(String, Vec<usize>, Vec<f32>)>> {
+    pub fn trained_values(&mut self) -> Result<Vec<NamedTensor>> {
         let backend = self.backend.clone();
         let host = |tensor: Trainable<'_, B>| {
             let values = backend.download(tensor.value, tensor.len)?;
-            Ok((tensor.name, tensor.shape.to_vec(), values))
+            Ok(NamedTensor { name: tensor.name, shape: tensor.shape.to_vec(), values })
         };
         self.trainable().into_iter().map(host).collect()
     }

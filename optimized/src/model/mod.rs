@@ -10,4 +10,4 @@ mod llama;
 pub use activations::{Recompute, Workspace};
 pub use block::Block;
 pub use decode::Decoder;
-pub use llama::{Batch, IGNORE, Llama, Projection, tensor_shapes};
+pub use llama::{Batch, IGNORE, Llama, NamedTensor, Projection, tensor_shapes};

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::{Error, Result};
+
 /// What happens after the warm-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -34,6 +36,16 @@ impl Default for Schedule {
 }
 
 impl Schedule {
+    /// # Errors
+    /// `Invalid` for a final ratio outside 0 to 1.
+    pub fn check(&self) -> Result<()> {
+        if (0.0..=1.0).contains(&self.final_ratio) {
+            return Ok(());
+        }
+        let ratio = self.final_ratio;
+        Err(Error::Invalid(format!("schedule.final_ratio is {ratio}, expected 0 to 1")))
+    }
+
     /// Factor on the learning rate at `step`, which runs from 1 to `steps`.
     pub fn factor(&self, step: u64, steps: u64) -> f64 {
         if step <= self.warmup_steps {

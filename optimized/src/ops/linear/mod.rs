@@ -40,7 +40,7 @@ impl LinearArgs {
 
 /// Products with a weight `[out_features, in_features]`.
 pub trait Linear: Storage {
-    /// `y[t,o] = multiplier * sum_i x[t,i] * weight[o,i]`. Eq. (N1).
+    /// `y[t,o] = multiplier * sum_i x[t,i] * weight[o,i]`. Eq. (N1a).
     ///
     /// # Shapes
     /// `x [tokens, in]`, `weight [out, in]` -> `y [tokens, out]`
@@ -70,7 +70,7 @@ pub trait Linear: Storage {
         d_x: &mut Self::Floats,
     ) -> Result<()>;
 
-    /// `d_weight[o,i] = multiplier * sum_t d_y[t,o] * x[t,i]`. Eq. (N1c).
+    /// `d_weight[o,i] = multiplier * sum_t d_y[t,o] * x[t,i]`. Eq. (N1b).
     ///
     /// # Shapes
     /// `d_y [tokens, out]`, `x [tokens, in]` -> `d_weight [out, in]`

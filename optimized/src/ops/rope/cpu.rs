@@ -27,7 +27,7 @@ impl Rope for Cpu {
 fn rotate(
     args: RopeArgs,
     table: &RopeTable<Vec<f32>>,
-    x: &mut Vec<f32>,
+    x: &mut [f32],
     direction: f32,
 ) -> Result<()> {
     let RopeArgs { batch, length, heads, head_dim, first_position } = args;
