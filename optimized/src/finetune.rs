@@ -14,6 +14,7 @@ use crate::methods::{
     L4q, L4qOptions, L4qTensors, LinearMethod, Lora, LoraOptions, Merged, MergedTensors,
 };
 use crate::model::{Llama, Projection};
+use crate::ops::fake_quantize::FakeQuantizeArgs;
 use crate::recipe::{L4qSettings, LoraSettings};
 
 /// Where the trained tensors start.
@@ -102,10 +103,15 @@ where
         let weight = device.upload(weight)?;
         let (mut scale, mut offset) = (device.zeros(groups)?, device.zeros(groups)?);
         device.init_scale(spec, rule, out, &weight, &mut scale, &mut offset)?;
-        Merged::new(
-            &*device,
-            &MergedTensors::of_weight(&*device, spec, out, weight, scale, offset)?,
-        )
+        let args = FakeQuantizeArgs {
+            spec,
+            out_features: out,
+            weight: &weight,
+            low_rank: None,
+            scale: &scale,
+            offset: &offset,
+        };
+        Merged::new(&*device, &MergedTensors::quantize(&*device, &args)?)
     })
 }
 

@@ -106,19 +106,7 @@ impl<B: Backend> L4q<B> {
     /// # Errors
     /// `NonFinite` naming the tensor.
     pub fn merge(self, backend: &B) -> Result<MergedTensors> {
-        let len = self.out_features * self.options.spec.in_features();
-        let mut effective = backend.zeros(len)?;
-        let mut codes = backend.zero_codes(len)?;
-        backend.fake_quantize(&self.args(), &mut effective, Some(&mut codes))?;
-        let floor = SCALE_FLOOR as f32;
-        let scale = self.scale.to_host(backend)?.into_iter().map(|s| s.max(floor)).collect();
-        Ok(MergedTensors {
-            spec: self.options.spec,
-            out_features: self.out_features,
-            codes: backend.download_codes(&codes)?,
-            scale,
-            offset: self.offset.to_host(backend)?,
-        })
+        MergedTensors::quantize(backend, &self.args())
     }
 
     /// Groups whose scale lies below the floor, and groups in all.

@@ -242,35 +242,29 @@ pub struct MergedTensors {
 }
 
 impl MergedTensors {
-    /// Codes of a weight `[out, in]` on a given grid, without any update.
+    /// Codes and grid of a weight, with its update where there is one. Eq. (M3).
     ///
     /// # Errors
     /// `NonFinite` naming the tensor.
-    pub fn of_weight<B: Backend>(
+    pub fn quantize<B: Backend>(
         backend: &B,
-        spec: QuantSpec,
-        out_features: usize,
-        weight: B::Floats,
-        scale: B::Floats,
-        offset: B::Floats,
+        args: &FakeQuantizeArgs<'_, B::Floats>,
     ) -> Result<Self> {
+        let FakeQuantizeArgs { spec, out_features, .. } = *args;
         let len = out_features * spec.in_features();
         let groups = out_features * spec.groups();
         let mut effective = backend.zeros(len)?;
         let mut codes = backend.zero_codes(len)?;
-        let args = FakeQuantizeArgs {
+        backend.fake_quantize(args, &mut effective, Some(&mut codes))?;
+        let floor = SCALE_FLOOR as f32;
+        let scale = backend.download(args.scale, groups)?.into_iter().map(|s| s.max(floor));
+        Ok(Self {
             spec,
             out_features,
-            weight: &weight,
-            low_rank: None,
-            scale: &scale,
-            offset: &offset,
-        };
-        backend.fake_quantize(&args, &mut effective, Some(&mut codes))?;
-        let floor = SCALE_FLOOR as f32;
-        let scale = backend.download(&scale, groups)?.into_iter().map(|s| s.max(floor)).collect();
-        let codes = backend.download_codes(&codes)?;
-        Ok(Self { spec, out_features, codes, scale, offset: backend.download(&offset, groups)? })
+            codes: backend.download_codes(&codes)?,
+            scale: scale.collect(),
+            offset: backend.download(args.offset, groups)?,
+        })
     }
 }
 

@@ -193,19 +193,6 @@ impl<B: Backend, L: LinearMethod<B>> Block<B, L> {
             ("mlp.down_proj", &self.down_proj),
         ]
     }
-
-    /// The same, mutable.
-    pub fn linears_mut(&mut self) -> [(&'static str, &mut L); 7] {
-        [
-            ("self_attn.q_proj", &mut self.q_proj),
-            ("self_attn.k_proj", &mut self.k_proj),
-            ("self_attn.v_proj", &mut self.v_proj),
-            ("self_attn.o_proj", &mut self.o_proj),
-            ("mlp.gate_proj", &mut self.gate_proj),
-            ("mlp.up_proj", &mut self.up_proj),
-            ("mlp.down_proj", &mut self.down_proj),
-        ]
-    }
 }
 
 /// The branch that a normalisation opens: its gradient joins the residual stream's.

@@ -161,11 +161,6 @@ impl<B: Backend> Optimizer<B> {
         Ok(Self { settings: settings.clone(), spec, moments: BTreeMap::new(), step: 0 })
     }
 
-    /// Steps done.
-    pub fn steps_done(&self) -> u64 {
-        self.step
-    }
-
     /// Updates every trained tensor with its rate times `rate_factor`, clears the gradients and
     /// returns their global norm before clipping.
     ///
