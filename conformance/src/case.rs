@@ -6,11 +6,12 @@ pub mod text;
 use std::path::{Path, PathBuf};
 
 use ndarray::{Array, Dimension};
+use plumbline_reference::Real;
 
 use crate::error::Error;
 use crate::ops::{self, Operation, TensorSpec};
 use crate::params::Params;
-use crate::precision::{Precision, Scalar};
+use crate::precision::Precision;
 use crate::tensor::{Data, Kind, Tensor, Tensors};
 use container::Container;
 
@@ -59,8 +60,22 @@ impl Request {
     ///
     /// # Errors
     /// Where it is absent or has another rank.
-    pub fn array<T: Scalar, D: Dimension>(&self, name: &str) -> Result<Array<T, D>, String> {
+    pub fn array<T: Real, D: Dimension>(&self, name: &str) -> Result<Array<T, D>, String> {
         ranked(name, self.tensor(name)?.array::<T>())
+    }
+
+    /// The unsigned codes, as an array of the rank that `D` asks for.
+    ///
+    /// # Errors
+    /// Where they are absent, of another type or of another rank.
+    pub fn unsigned<D: Dimension>(&self, name: &str) -> Result<Array<u8, D>, String> {
+        let tensor = self.tensor(name)?;
+        let Data::U8(codes) = tensor.data() else {
+            return Err(format!("in.{name} has dtype {}, expected U8", tensor.dtype()));
+        };
+        let array = Array::from_shape_vec(tensor.shape(), codes.clone())
+            .map_err(|e| format!("in.{name}: {e}"))?;
+        ranked(name, array)
     }
 
     /// The token ids, as an array of the rank that `D` asks for.
@@ -315,6 +330,7 @@ impl Kind {
         match self {
             Self::Float => "number",
             Self::SignedCodes => "code",
+            Self::UnsignedCodes => "code from 0 to 255",
             Self::TokenIds => "token id",
         }
     }

@@ -266,7 +266,7 @@ fn write_report(folder: &Path, reports: &[CaseReport]) -> Result<(), Error> {
 
 fn generate_cases(args: &Generate) -> Result<ExitCode, Error> {
     let operations: Vec<&'static Operation> = if args.ops.is_empty() {
-        OPERATIONS.iter().collect()
+        OPERATIONS.clone()
     } else {
         let found = args.ops.iter().map(|name| ops::find(name));
         found.collect::<Result<_, _>>().map_err(Error::Usage)?
@@ -288,7 +288,7 @@ fn list(args: &List) -> Result<ExitCode, Error> {
     }
     let header: Vec<_> = subjects.iter().map(|subject| format!("{:<16}", subject.name())).collect();
     say(format!("{:<28}{}", "operation", header.join("").trim_end()));
-    for op in OPERATIONS {
+    for op in OPERATIONS.iter().copied() {
         let cells = subjects.iter().map(|subject| {
             let precisions = supported(subject.as_ref(), op);
             format!(
@@ -321,6 +321,7 @@ fn list_json(op: &Operation, subjects: &[Box<dyn Subject>]) -> Value {
         let rule = match spec.class {
             Class::Bounded(formula) => formula,
             Class::Codes => "equal, or the neighbour across a tie that the precision leaves open",
+            Class::Exact => "equal",
             Class::Given => "not judged",
         };
         (spec.name.to_string(), json!(rule))

@@ -3,6 +3,7 @@
 pub mod bound;
 pub mod compare;
 pub mod report;
+pub mod tracked;
 
 use safetensors::Dtype;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,7 +14,7 @@ use crate::ops::{Class, TensorSpec, TensorSpecs};
 use crate::precision::{Precision, Unit};
 use crate::subject::{Subject, SubjectError, Support};
 use crate::tensor::{Data, Kind, Tensor, Tensors};
-use bound::{Bounds, Evidence};
+use bound::{Allowance, Bounds, Evidence};
 use compare::Verdict;
 use report::{CaseReport, Failure, Status};
 
@@ -152,7 +153,7 @@ struct Judgement<'a> {
     actual: &'a Tensors,
     required: Option<Precision>,
     precision: Precision,
-    codes: Option<Vec<i8>>,
+    codes: Option<Vec<i16>>,
 }
 
 impl Judgement<'_> {
@@ -197,11 +198,8 @@ impl Judgement<'_> {
         let grid = self.request.op.grid.ok_or("an operation with codes has a grid")?;
         let grid = grid(&self.request, Unit::of(self.coarsest()))?;
         let verdict = compare::codes(&spec.name, &grid, expected, actual);
-        if verdict.failure.is_none()
-            && verdict.flips > 0
-            && let Data::I8(codes) = actual.data()
-        {
-            self.codes = Some(codes.clone());
+        if verdict.failure.is_none() && verdict.flips > 0 {
+            self.codes = actual.small_integers();
         }
         Ok(verdict)
     }
@@ -211,6 +209,10 @@ impl Judgement<'_> {
             Ok(pair) => pair,
             Err(verdict) => return Ok(verdict),
         };
+        if spec.class == Class::Exact {
+            let equal = Allowance::absolute(std::iter::repeat_n(0.0, actual.len()));
+            return Ok(compare::floats(&spec.name, &equal, expected, actual));
+        }
         let unit = Unit::of(computed_in(actual).unwrap_or(self.precision));
         let evidence = Evidence {
             request: &self.request,

@@ -14,20 +14,38 @@ pub mod lora;
 pub mod quantizer;
 pub mod rms_norm;
 pub mod rope;
+mod row;
 pub mod swiglu;
-mod table;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
 use crate::case::Request;
 use crate::judge::bound::{Bounds, Evidence};
+use crate::judge::tracked::Outputs;
 use crate::params::Params;
-use crate::precision::Unit;
+use crate::precision::{Scalar, Unit};
 use crate::sampler::Sampler;
 use crate::tensor::{Kind, Tensor, Tensors};
 
-pub use table::OPERATIONS;
+/// Every operation, in the protocol's order.
+pub static OPERATIONS: LazyLock<Vec<&'static Operation>> = LazyLock::new(|| {
+    let families = [
+        fake_quantize::ROWS,
+        init_scale::ROWS,
+        l4q::ROWS,
+        lora::ROWS,
+        rms_norm::ROWS,
+        rope::ROWS,
+        attention::ROWS,
+        swiglu::ROWS,
+        cross_entropy::ROWS,
+        adamw::ROWS,
+        llama::ROWS,
+    ];
+    families.into_iter().flatten().collect()
+});
 
 /// Runs the reference on a request; a refusal is its message.
 pub type Run = fn(&Request) -> Result<Tensors, String>;
@@ -115,6 +133,8 @@ pub enum Class {
     /// Equal; or the neighbour, where binary64 puts the argument within the derived error of the
     /// tie between the two. See [`quantizer::Grid`].
     Codes,
+    /// Equal, whatever the precision.
+    Exact,
     /// Within the per-element allowance, which this text states.
     Bounded(&'static str),
 }
@@ -135,6 +155,7 @@ pub struct TensorSpecs {
 pub fn find(name: &str) -> Result<&'static Operation, String> {
     OPERATIONS
         .iter()
+        .copied()
         .find(|op| op.name == name)
         .ok_or_else(|| format!("op is {name:?}, which this version does not know (conform list)"))
 }
@@ -223,6 +244,12 @@ impl Sizes {
             }
         }
     }
+}
+
+/// The outputs of a reference run as tensors of its scalar type.
+pub(crate) fn stored<T: Scalar>(outputs: Outputs<T>) -> Tensors {
+    let named = outputs.into_iter();
+    named.map(|(name, array)| (name.to_owned(), Tensor::floats(&array))).collect()
 }
 
 /// Outputs under their names.

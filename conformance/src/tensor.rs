@@ -5,6 +5,8 @@ use ndarray::{Array, Dimension, IxDyn};
 use safetensors::Dtype;
 use std::collections::BTreeMap;
 
+use plumbline_reference::Real;
+
 use crate::precision::{Precision, Scalar};
 
 /// Named tensors, without the `in.` or `out.` of the file.
@@ -43,6 +45,8 @@ pub enum Kind {
     Float,
     /// I8.
     SignedCodes,
+    /// U8: codes of an unsigned grid, or packed bytes.
+    UnsignedCodes,
     /// I32.
     TokenIds,
 }
@@ -55,6 +59,7 @@ impl Kind {
                 matches!(dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16)
             }
             Self::SignedCodes => dtype == Dtype::I8,
+            Self::UnsignedCodes => dtype == Dtype::U8,
             Self::TokenIds => dtype == Dtype::I32,
         }
     }
@@ -64,6 +69,7 @@ impl Kind {
         match self {
             Self::Float => "F64, F32, F16 or BF16",
             Self::SignedCodes => "I8",
+            Self::UnsignedCodes => "U8",
             Self::TokenIds => "I32",
         }
     }
@@ -88,6 +94,12 @@ impl Tensor {
     /// Codes of a signed grid.
     pub fn codes<D: Dimension>(array: &Array<i8, D>) -> Self {
         let data = Data::I8(array.iter().copied().collect());
+        Self { shape: array.shape().to_vec(), data }
+    }
+
+    /// Codes of an unsigned grid, or packed bytes.
+    pub fn unsigned<D: Dimension>(array: &Array<u8, D>) -> Self {
+        let data = Data::U8(array.iter().copied().collect());
         Self { shape: array.shape().to_vec(), data }
     }
 
@@ -159,6 +171,15 @@ impl Tensor {
         }
     }
 
+    /// The elements of a tensor of codes.
+    pub fn small_integers(&self) -> Option<Vec<i16>> {
+        match &self.data {
+            Data::I8(codes) => Some(codes.iter().copied().map(i16::from).collect()),
+            Data::U8(codes) => Some(codes.iter().copied().map(i16::from).collect()),
+            _ => None,
+        }
+    }
+
     /// All elements in row-major order.
     pub fn values(&self) -> impl Iterator<Item = f64> {
         (0..self.len()).map(|index| self.value(index))
@@ -214,7 +235,7 @@ impl Tensor {
     }
 
     /// The elements as an array over the scalar type.
-    pub fn array<T: Scalar>(&self) -> Array<T, IxDyn> {
+    pub fn array<T: Real>(&self) -> Array<T, IxDyn> {
         let values: Vec<T> = self.values().map(T::of).collect();
         Array::from_shape_vec(IxDyn(&self.shape), values).expect("the shape holds the elements")
     }

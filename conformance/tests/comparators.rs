@@ -242,7 +242,7 @@ type Tally = BTreeMap<(String, &'static str), (usize, usize)>;
 
 #[test]
 fn every_float_output_of_every_operation_rejects_every_fault() {
-    for op in OPERATIONS {
+    for op in OPERATIONS.iter().copied() {
         let mut tally = Tally::new();
         for index in 0..24 {
             let case = generated_case(Path::new(""), op, 11, index).unwrap();
@@ -282,7 +282,7 @@ fn try_faults(case: &Case, honest: &Tensors, name: &str, tally: &mut Tally) {
 
 #[test]
 fn every_code_off_by_one_away_from_a_tie_is_rejected() {
-    for op in OPERATIONS.iter().filter(|op| op.grid.is_some()) {
+    for op in OPERATIONS.iter().copied().filter(|op| op.grid.is_some()) {
         let case = generated_case(Path::new(""), op, 5, 1).unwrap();
         let honest = (op.f32)(&case.request).unwrap();
         for index in 0..honest["codes"].len() {
@@ -328,7 +328,7 @@ fn golden_values_stand_above_the_reference() {
 /// exceeds would reject them: over many cases the f32 reference uses a visible part of it.
 #[test]
 fn allowances_are_used_but_not_exceeded() {
-    for op in OPERATIONS {
+    for op in OPERATIONS.iter().copied() {
         let mut used: f64 = 0.0;
         let mut exact = true;
         for index in 0..40 {

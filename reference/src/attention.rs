@@ -58,7 +58,7 @@ fn probabilities<T: Real>(
     let root = T::of(1.0 / (q.dim().3 as f64).sqrt());
     out.clear();
     out.extend((0..=t).map(|u| check::dot(vector(q, (b, t, h)), vector(k, (b, u, kv))) * root));
-    let largest = out.iter().copied().fold(T::neg_infinity(), T::max);
+    let largest = out.iter().copied().fold(-T::infinity(), T::max);
     let mut sum = T::zero();
     for score in out.iter_mut() {
         *score = (*score - largest).exp();

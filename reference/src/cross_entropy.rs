@@ -34,7 +34,7 @@ fn classes<T: Real>(
 
 /// `max_w row[w]` and `sum_w exp(row[w] - max)`.
 fn shifted_sum<T: Real>(row: ArrayView1<T>) -> (T, T) {
-    let largest = row.iter().copied().fold(T::neg_infinity(), T::max);
+    let largest = row.iter().copied().fold(-T::infinity(), T::max);
     let sum = row.iter().fold(T::zero(), |sum, &logit| sum + (logit - largest).exp());
     (largest, sum)
 }

@@ -63,7 +63,7 @@ fn group_grid<T: Real>(group: ArrayView1<T>, spec: &QuantSpec, rule: InitScaleRu
     let qmin = T::of(f64::from(spec.qmin()));
     let qmax = T::of(f64::from(spec.qmax()));
     let min = group.iter().copied().fold(T::infinity(), T::min);
-    let max = group.iter().copied().fold(T::neg_infinity(), T::max);
+    let max = group.iter().copied().fold(-T::infinity(), T::max);
     let absmax = min.abs().max(max.abs());
     let half_range = -qmin;
     let scale = match rule {

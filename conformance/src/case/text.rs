@@ -171,6 +171,7 @@ fn tensor(kind: Kind, value: &Value) -> Result<Tensor, String> {
     let mut data = match kind {
         Kind::Float => Data::F64(Vec::new()),
         Kind::SignedCodes => Data::I8(Vec::new()),
+        Kind::UnsignedCodes => Data::U8(Vec::new()),
         Kind::TokenIds => Data::I32(Vec::new()),
     };
     flatten(value, &shape, kind, &mut data)?;
@@ -205,6 +206,9 @@ fn push(value: &Value, kind: Kind, data: &mut Data) -> Result<(), String> {
         }
         (Data::I8(codes), Value::Integer(number)) => {
             codes.push(i8::try_from(*number).map_err(|_| wrong())?);
+        }
+        (Data::U8(codes), Value::Integer(number)) => {
+            codes.push(u8::try_from(*number).map_err(|_| wrong())?);
         }
         (Data::I32(ids), Value::Integer(number)) => {
             ids.push(i32::try_from(*number).map_err(|_| wrong())?);

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 
 use crate::case::Request;
 use crate::precision::Unit;
-use crate::tensor::{Data, Tensors};
+use crate::tensor::Tensors;
 
 /// Roundings that one exponential, power or logarithm counts for: 2 ulp, which the usual
 /// mathematical libraries promise.
@@ -28,18 +28,15 @@ pub struct Evidence<'a> {
     pub expected: &'a Tensors,
     /// The subject's codes where they were accepted and differ from the expected ones: everything
     /// downstream of a legal choice is judged with that choice.
-    pub codes: Option<&'a [i8]>,
+    pub codes: Option<&'a [i16]>,
     /// Rounding errors of the result's type.
     pub unit: Unit,
 }
 
 impl Evidence<'_> {
     /// The expected codes, where the operation has codes.
-    pub fn expected_codes(&self) -> Option<&[i8]> {
-        match self.expected.get("codes")?.data() {
-            Data::I8(codes) => Some(codes),
-            _ => None,
-        }
+    pub fn expected_codes(&self) -> Option<Vec<i16>> {
+        self.expected.get("codes")?.small_integers()
     }
 }
 

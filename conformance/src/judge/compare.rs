@@ -136,8 +136,8 @@ pub fn codes(name: &str, grid: &Grid, expected: &Tensor, actual: &Tensor) -> Ver
     let (mut mismatches, mut count) = (Vec::new(), 0);
     for (index, element) in grid.elements.iter().enumerate() {
         let (is, should) = (actual.value(index), expected.value(index));
-        let (distance, other) = element.nearest_tie(&grid.spec);
-        let open = element.at_tie(&grid.spec);
+        let (distance, other) = element.nearest_tie(grid.ends);
+        let open = element.at_tie(grid.ends);
         verdict.open += usize::from(open);
         if is == should {
             continue;

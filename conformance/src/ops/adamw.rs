@@ -4,12 +4,38 @@ use ndarray::{ArrayD, Zip};
 use plumbline_reference::adamw::adamw_step;
 use serde_json::json;
 
+use super::Operation;
+use super::row::{any, bounded_like, like};
 use crate::case::Request;
 use crate::judge::bound::{Allowance, Bounds, Evidence, TRANSCENDENTAL, named};
 use crate::params::{AdamW, Params};
 use crate::precision::{Precision, Scalar, Unit};
 use crate::sampler::Sampler;
 use crate::tensor::{Tensor, Tensors};
+
+/// The rows of the registry.
+pub(super) static ROWS: &[Operation] = &[Operation {
+    name: "adamw.step",
+    params: &["lr", "beta1", "beta2", "eps", "weight_decay", "step"],
+    inputs: &[
+        any("parameter"),
+        like("gradient", "parameter"),
+        like("first_moment", "parameter"),
+        like("second_moment", "parameter"),
+    ],
+    outputs: &[
+        bounded_like("parameter", "parameter", "gamma(20) * (|parameter| + |update|)"),
+        bounded_like("first_moment", "parameter", "gamma(3) * sum of |terms|"),
+        bounded_like("second_moment", "parameter", "gamma(4) * second_moment"),
+    ],
+    weights: None,
+    sizes: sizes,
+    f64: run::<f64>,
+    f32: run::<f32>,
+    grid: None,
+    bounds: bounds,
+    sample: sample,
+}];
 
 pub(super) fn sizes(request: &Request) -> Result<Vec<(&'static str, usize)>, String> {
     let params = AdamW::read(&request.params)?;

@@ -4,12 +4,48 @@ use ndarray::{Array4, ArrayView1, ArrayViewMut1, Axis};
 use plumbline_reference::attention::{attention, attention_backward};
 use serde_json::json;
 
+use super::Operation;
+use super::row::{KV, Q, SOFTMAX, bounded, given};
 use crate::case::Request;
 use crate::judge::bound::{Allowance, Bounds, Evidence, TRANSCENDENTAL, named};
 use crate::params::{self, Params};
 use crate::precision::{Scalar, Unit};
 use crate::sampler::Sampler;
 use crate::tensor::{Tensor, Tensors};
+
+/// The rows of the registry.
+pub(super) static ROWS: &[Operation] = &[
+    Operation {
+        name: "attention.forward",
+        params: &["heads", "kv_heads"],
+        inputs: &[given("q", Q), given("k", KV), given("v", KV)],
+        outputs: &[bounded("output", Q, SOFTMAX)],
+        weights: None,
+        sizes: sizes,
+        f64: forward::<f64>,
+        f32: forward::<f32>,
+        grid: None,
+        bounds: forward_bounds,
+        sample: sample_forward,
+    },
+    Operation {
+        name: "attention.backward",
+        params: &["heads", "kv_heads"],
+        inputs: &[given("q", Q), given("k", KV), given("v", KV), given("d_output", Q)],
+        outputs: &[
+            bounded("d_q", Q, SOFTMAX),
+            bounded("d_k", KV, SOFTMAX),
+            bounded("d_v", KV, SOFTMAX),
+        ],
+        weights: None,
+        sizes: sizes,
+        f64: backward::<f64>,
+        f32: backward::<f32>,
+        grid: None,
+        bounds: backward_bounds,
+        sample: sample_backward,
+    },
+];
 
 pub(super) fn sizes(request: &Request) -> Result<Vec<(&'static str, usize)>, String> {
     let params::Attention { heads, kv_heads } = params::Attention::read(&request.params)?;

@@ -4,12 +4,44 @@ use ndarray::{Array1, Array2, ArrayView1};
 use plumbline_reference::cross_entropy::{cross_entropy, cross_entropy_backward};
 use serde_json::json;
 
+use super::Operation;
+use super::row::{LOGITS, SOFTMAX, bounded, given, ids};
 use crate::case::Request;
 use crate::judge::bound::{Allowance, Bounds, Evidence, TRANSCENDENTAL, named};
 use crate::params::Params;
 use crate::precision::{Scalar, Unit};
 use crate::sampler::Sampler;
 use crate::tensor::{Data, Tensor, Tensors};
+
+/// The rows of the registry.
+pub(super) static ROWS: &[Operation] = &[
+    Operation {
+        name: "cross_entropy.forward",
+        params: &["ignore_index"],
+        inputs: &[given("logits", LOGITS), ids("targets", &["tokens"])],
+        outputs: &[bounded("loss", &[], SOFTMAX)],
+        weights: None,
+        sizes: sizes,
+        f64: forward::<f64>,
+        f32: forward::<f32>,
+        grid: None,
+        bounds: forward_bounds,
+        sample: sample,
+    },
+    Operation {
+        name: "cross_entropy.backward",
+        params: &["ignore_index"],
+        inputs: &[given("logits", LOGITS), ids("targets", &["tokens"])],
+        outputs: &[bounded("d_logits", LOGITS, SOFTMAX)],
+        weights: None,
+        sizes: sizes,
+        f64: backward::<f64>,
+        f32: backward::<f32>,
+        grid: None,
+        bounds: backward_bounds,
+        sample: sample,
+    },
+];
 
 pub(super) fn sizes(request: &Request) -> Result<Vec<(&'static str, usize)>, String> {
     request.params.required::<i32>("ignore_index")?;

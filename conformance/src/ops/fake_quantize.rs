@@ -5,13 +5,54 @@ use plumbline_reference::quantize::fake_quantize;
 use plumbline_reference::spec::GradScale;
 use plumbline_reference::straight_through::{fake_quantize_backward, grad_scale_factor};
 
+use super::Operation;
 use super::quantizer::Grid;
+use super::row::{DEQUANTIZED, GROUP_SUM, GROUPS, WEIGHT, bounded, codes, given};
 use crate::case::Request;
 use crate::judge::bound::{Allowance, Bounds, Evidence, named};
 use crate::params::{Params, Quantizer};
 use crate::precision::{Scalar, Unit};
 use crate::sampler::Sampler;
 use crate::tensor::{Tensor, Tensors};
+
+/// The rows of the registry.
+pub(super) static ROWS: &[Operation] = &[
+    Operation {
+        name: "fake_quantize.forward",
+        params: &["bits", "group_size"],
+        inputs: &[given("weight", WEIGHT), given("scale", GROUPS), given("offset", GROUPS)],
+        outputs: &[codes(), bounded("output", WEIGHT, DEQUANTIZED)],
+        weights: None,
+        sizes: sizes,
+        f64: forward::<f64>,
+        f32: forward::<f32>,
+        grid: Some(grid),
+        bounds: forward_bounds,
+        sample: sample_forward,
+    },
+    Operation {
+        name: "fake_quantize.backward",
+        params: &["bits", "group_size", "grad_scale"],
+        inputs: &[
+            given("weight", WEIGHT),
+            given("scale", GROUPS),
+            given("offset", GROUPS),
+            given("d_output", WEIGHT),
+        ],
+        outputs: &[
+            bounded("d_weight", WEIGHT, "0: a copy of d_output, or zero"),
+            bounded("d_scale", GROUPS, GROUP_SUM),
+            bounded("d_offset", GROUPS, GROUP_SUM),
+        ],
+        weights: None,
+        sizes: sizes,
+        f64: backward::<f64>,
+        f32: backward::<f32>,
+        grid: None,
+        bounds: backward_bounds,
+        sample: sample_backward,
+    },
+];
 
 /// The weight fixes the sizes that the other tensors must fit.
 pub(super) fn sizes(request: &Request) -> Result<Vec<(&'static str, usize)>, String> {
@@ -70,7 +111,7 @@ pub(super) fn dequantized_allowance(grid: &Grid, evidence: &Evidence) -> Allowan
     let mut allowance = Allowance::of(&magnitude, grid.dequantize_roundings(), evidence.unit);
     if evidence.codes.is_some() {
         let with_own = grid.dequantized(evidence.codes);
-        let without = grid.dequantized(evidence.expected_codes());
+        let without = grid.dequantized(evidence.expected_codes().as_deref());
         for (index, (own, expected)) in with_own.iter().zip(&without).enumerate() {
             if own != expected {
                 allowance.replaced.push((index, *own));
@@ -138,14 +179,14 @@ impl GroupSums<'_> {
             if !element.in_range {
                 offset_condition[place] += d;
             }
-            if element.at_tie(spec) {
+            if element.at_tie(grid.ends) {
                 scale_extra[place] += moves;
             }
             if element.at_edge {
                 scale_extra[place] += moves * (element.argument.abs() + element.error);
                 offset_extra[place] += d * (1.0 + unit.gamma(roundings));
             }
-            open += usize::from(element.at_edge || element.at_tie(spec));
+            open += usize::from(element.at_edge || element.at_tie(grid.ends));
         }
         let allowance = |condition, extra: &Array2<f64>| {
             let allowance = Allowance::of(condition, roundings, *unit).plus(extra);

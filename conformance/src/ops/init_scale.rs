@@ -5,13 +5,30 @@ use plumbline_reference::init_scale::init_scale;
 use plumbline_reference::spec::{InitScaleRule, QuantSpec, SCALE_FLOOR};
 use serde_json::json;
 
+use super::Operation;
 use super::quantizer::Steps;
+use super::row::{GROUPS, INIT, WEIGHT, bounded, given};
 use crate::case::Request;
 use crate::judge::bound::{Allowance, Bounds, Evidence, TRANSCENDENTAL, named};
 use crate::params::{self, Params, Quantizer};
 use crate::precision::{Scalar, Unit};
 use crate::sampler::Sampler;
 use crate::tensor::{Tensor, Tensors};
+
+/// The rows of the registry.
+pub(super) static ROWS: &[Operation] = &[Operation {
+    name: "init_scale",
+    params: &["bits", "group_size", "rule", "p", "steps"],
+    inputs: &[given("weight", WEIGHT)],
+    outputs: &[bounded("scale", GROUPS, INIT), bounded("offset", GROUPS, INIT)],
+    weights: None,
+    sizes: sizes,
+    f64: run::<f64>,
+    f32: run::<f32>,
+    grid: None,
+    bounds: bounds,
+    sample: sample,
+}];
 
 pub(super) fn sizes(request: &Request) -> Result<Vec<(&'static str, usize)>, String> {
     params::init_rule(&request.params)?;

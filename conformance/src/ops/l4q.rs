@@ -3,14 +3,97 @@
 use ndarray::Array2;
 use plumbline_reference::methods::l4q::L4q;
 
+use super::Operation;
 use super::fake_quantize::{GroupSums, dequantized_allowance};
 use super::quantizer::Grid;
+use super::row::{
+    DEQUANTIZED, GROUP_SUM, GROUPS, LORA_A, LORA_B, LOW_RANK, PRODUCT, WEIGHT, X, Y, bounded,
+    codes, given,
+};
 use crate::case::Request;
 use crate::judge::bound::{Allowance, Bounds, Evidence, named};
 use crate::params::{self, Params, Quantizer};
 use crate::precision::{Scalar, Unit};
 use crate::sampler::Sampler;
 use crate::tensor::{Tensor, Tensors};
+
+/// The rows of the registry.
+pub(super) static ROWS: &[Operation] = &[
+    Operation {
+        name: "l4q.forward",
+        params: &["bits", "group_size", "lora_scaling"],
+        inputs: &[
+            given("x", X),
+            given("weight", WEIGHT),
+            given("lora_a", LORA_A),
+            given("lora_b", LORA_B),
+            given("scale", GROUPS),
+            given("offset", GROUPS),
+        ],
+        outputs: &[
+            bounded("y", Y, PRODUCT),
+            codes(),
+            bounded("fake_quantized", WEIGHT, DEQUANTIZED),
+        ],
+        weights: None,
+        sizes: sizes,
+        f64: forward::<f64>,
+        f32: forward::<f32>,
+        grid: Some(grid),
+        bounds: forward_bounds,
+        sample: sample_forward,
+    },
+    Operation {
+        name: "l4q.backward",
+        params: &["bits", "group_size", "lora_scaling", "grad_scale"],
+        inputs: &[
+            given("x", X),
+            given("weight", WEIGHT),
+            given("lora_a", LORA_A),
+            given("lora_b", LORA_B),
+            given("scale", GROUPS),
+            given("offset", GROUPS),
+            given("d_y", Y),
+        ],
+        outputs: &[
+            bounded("d_x", X, PRODUCT),
+            bounded("d_lora_a", LORA_A, LOW_RANK),
+            bounded("d_lora_b", LORA_B, LOW_RANK),
+            bounded("d_scale", GROUPS, GROUP_SUM),
+            bounded("d_offset", GROUPS, GROUP_SUM),
+        ],
+        weights: None,
+        sizes: sizes,
+        f64: backward::<f64>,
+        f32: backward::<f32>,
+        grid: None,
+        bounds: backward_bounds,
+        sample: sample_backward,
+    },
+    Operation {
+        name: "l4q.merge",
+        params: &["bits", "group_size", "lora_scaling"],
+        inputs: &[
+            given("weight", WEIGHT),
+            given("lora_a", LORA_A),
+            given("lora_b", LORA_B),
+            given("scale", GROUPS),
+            given("offset", GROUPS),
+        ],
+        outputs: &[
+            codes(),
+            bounded("scale", GROUPS, "0; one rounding where the scale was raised to its floor"),
+            bounded("offset", GROUPS, "0: a copy"),
+        ],
+        weights: None,
+        sizes: sizes,
+        f64: merge::<f64>,
+        f32: merge::<f32>,
+        grid: Some(grid),
+        bounds: merge_bounds,
+        sample: sample_merge,
+    },
+];
 
 pub(super) fn sizes(request: &Request) -> Result<Vec<(&'static str, usize)>, String> {
     params::lora_scaling(&request.params)?;
@@ -102,7 +185,7 @@ pub(super) fn forward_bounds(evidence: &Evidence) -> Result<Bounds, String> {
     let mut y = Allowance::of(&condition, roundings, unit);
     if codes.is_some() {
         let own = grid.dequantized(codes);
-        let expected = grid.dequantized(evidence.expected_codes());
+        let expected = grid.dequantized(evidence.expected_codes().as_deref());
         let with_own = x.dot(&own.t());
         for ((t, o), value) in with_own.indexed_iter() {
             if own.row(o) != expected.row(o) {
@@ -127,7 +210,7 @@ pub(super) fn backward_bounds(evidence: &Evidence) -> Result<Bounds, String> {
 
     let open_codes = Array2::from_shape_fn(grid.elements.dim(), |(o, i)| {
         let scale = grid.scale[[o, i / spec.group_size()]];
-        if grid.elements[[o, i]].at_tie(spec) { scale } else { 0.0 }
+        if grid.elements[[o, i]].at_tie(grid.ends) { scale } else { 0.0 }
     });
     let d_x_roundings = out_features as f64 + grid.dequantize_roundings();
     let d_x = Allowance::of(&d_y.dot(&grid.dequantized_magnitude(None)), d_x_roundings, unit)

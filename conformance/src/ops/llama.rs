@@ -31,6 +31,8 @@ use plumbline_reference::model::{Llama, expected_shapes};
 use plumbline_reference::spec::LlamaConfig;
 use serde_json::json;
 
+use super::Operation;
+use super::row::{bounded, ids};
 use super::{Class, Shape, TensorSpec, TensorSpecs};
 use crate::case::Request;
 use crate::judge::bound::{Allowance, Bounds, Evidence};
@@ -38,6 +40,24 @@ use crate::params::{self, Params};
 use crate::precision::Scalar;
 use crate::sampler::Sampler;
 use crate::tensor::{Data, Kind, Tensor, Tensors};
+
+/// The rows of the registry.
+pub(super) static ROWS: &[Operation] = &[Operation {
+    name: "llama.loss_and_gradients",
+    params: &["config"],
+    inputs: &[ids("tokens", &["batch", "length"])],
+    outputs: &[
+        bounded("loss", &[], BOUND),
+        bounded("logits", &["batch", "length", "vocab"], BOUND),
+    ],
+    weights: Some(weights),
+    sizes: sizes,
+    f64: run::<f64>,
+    f32: run::<f32>,
+    grid: None,
+    bounds: bounds,
+    sample: sample,
+}];
 
 /// How a tensor of the model is judged.
 pub const BOUND: &str =

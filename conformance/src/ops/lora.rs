@@ -1,15 +1,63 @@
 //! `lora.forward` and `.backward`.
 
 use ndarray::Array2;
+use plumbline_reference::Real;
 use plumbline_reference::lora::{lora_backward, lora_forward};
 
-use super::l4q::absolute;
+use super::Operation;
+use super::row::{LORA_A, LORA_B, LOW_RANK, WEIGHT, X, Y, bounded, given};
 use crate::case::Request;
-use crate::judge::bound::{Allowance, Bounds, Evidence, named};
+use crate::judge::bound::{Bounds, Evidence};
+use crate::judge::tracked::{self, Outputs};
 use crate::params::{self, Params};
 use crate::precision::Scalar;
 use crate::sampler::Sampler;
-use crate::tensor::{Tensor, Tensors};
+use crate::tensor::Tensors;
+
+/// The rows of the registry.
+pub(super) static ROWS: &[Operation] = &[
+    Operation {
+        name: "lora.forward",
+        params: &["lora_scaling"],
+        inputs: &[
+            given("x", X),
+            given("weight", WEIGHT),
+            given("lora_a", LORA_A),
+            given("lora_b", LORA_B),
+        ],
+        outputs: &[bounded("y", Y, LOW_RANK)],
+        weights: None,
+        sizes: sizes,
+        f64: forward::<f64>,
+        f32: forward::<f32>,
+        grid: None,
+        bounds: forward_bounds,
+        sample: sample_forward,
+    },
+    Operation {
+        name: "lora.backward",
+        params: &["lora_scaling"],
+        inputs: &[
+            given("x", X),
+            given("weight", WEIGHT),
+            given("lora_a", LORA_A),
+            given("lora_b", LORA_B),
+            given("d_y", Y),
+        ],
+        outputs: &[
+            bounded("d_x", X, LOW_RANK),
+            bounded("d_lora_a", LORA_A, LOW_RANK),
+            bounded("d_lora_b", LORA_B, LOW_RANK),
+        ],
+        weights: None,
+        sizes: sizes,
+        f64: backward::<f64>,
+        f32: backward::<f32>,
+        grid: None,
+        bounds: backward_bounds,
+        sample: sample_backward,
+    },
+];
 
 pub(super) fn sizes(request: &Request) -> Result<Vec<(&'static str, usize)>, String> {
     params::lora_scaling(&request.params)?;
@@ -17,16 +65,16 @@ pub(super) fn sizes(request: &Request) -> Result<Vec<(&'static str, usize)>, Str
     Ok(vec![("out", out_features), ("in", in_features)])
 }
 
-pub(super) fn forward<T: Scalar>(request: &Request) -> Result<Tensors, String> {
+fn output<T: Real>(request: &Request) -> Result<Outputs<T>, String> {
     let (x, weight): (Array2<T>, Array2<T>) = (request.array("x")?, request.array("weight")?);
     let (lora_a, lora_b) = (request.array("lora_a")?, request.array("lora_b")?);
     let lora_scaling = params::lora_scaling(&request.params)?;
     let y = lora_forward(x.view(), weight.view(), lora_a.view(), lora_b.view(), lora_scaling)
         .map_err(|e| e.to_string())?;
-    Ok(super::tensors([("y", Tensor::floats(&y))]))
+    Ok(vec![("y", y.into_dyn())])
 }
 
-pub(super) fn backward<T: Scalar>(request: &Request) -> Result<Tensors, String> {
+fn gradients<T: Real>(request: &Request) -> Result<Outputs<T>, String> {
     let (x, weight): (Array2<T>, Array2<T>) = (request.array("x")?, request.array("weight")?);
     let (lora_a, lora_b) = (request.array("lora_a")?, request.array("lora_b")?);
     let d_y = request.array("d_y")?;
@@ -39,43 +87,29 @@ pub(super) fn backward<T: Scalar>(request: &Request) -> Result<Tensors, String> 
         d_y.view(),
     )
     .map_err(|e| e.to_string())?;
-    Ok(super::tensors([
-        ("d_x", Tensor::floats(&gradients.d_x)),
-        ("d_lora_a", Tensor::floats(&gradients.d_lora_a)),
-        ("d_lora_b", Tensor::floats(&gradients.d_lora_b)),
-    ]))
+    Ok(vec![
+        ("d_x", gradients.d_x.into_dyn()),
+        ("d_lora_a", gradients.d_lora_a.into_dyn()),
+        ("d_lora_b", gradients.d_lora_b.into_dyn()),
+    ])
 }
 
-/// `y = x @ weight^T + lora_scaling * (x @ lora_a^T) @ lora_b^T`, in this order or through
-/// `weight + lora_scaling * lora_b @ lora_a`: `in` and `rank` products and sums, then the scaling
-/// (its constant and the product) and the last sum.
-pub(super) fn forward_bounds(evidence: &Evidence) -> Result<Bounds, String> {
-    let Evidence { request, unit, .. } = *evidence;
-    let [x, weight, lora_a, lora_b] = absolute(request, ["x", "weight", "lora_a", "lora_b"])?;
-    let lora_scaling = params::lora_scaling(&request.params)?.abs();
-    let condition = x.dot(&weight.t()) + x.dot(&lora_a.t()).dot(&lora_b.t()) * lora_scaling;
-    let roundings = (x.ncols() + lora_a.nrows()) as f64 + 3.0;
-    Ok(named([("y", Allowance::of(&condition, roundings, unit))]))
+fn forward<T: Scalar>(request: &Request) -> Result<Tensors, String> {
+    output::<T>(request).map(super::stored)
 }
 
-/// The same count with `out` for `d_x`; the factors' gradients contract over tokens and once over
-/// `out` or `in`, in either order.
-pub(super) fn backward_bounds(evidence: &Evidence) -> Result<Bounds, String> {
-    let Evidence { request, unit, .. } = *evidence;
-    let names = ["x", "weight", "lora_a", "lora_b", "d_y"];
-    let [x, weight, lora_a, lora_b, d_y] = absolute(request, names)?;
-    let lora_scaling = params::lora_scaling(&request.params)?.abs();
-    let (tokens, in_features) = (x.nrows() as f64, x.ncols() as f64);
-    let (out_features, rank) = (d_y.ncols() as f64, lora_a.nrows() as f64);
-    let d_low = d_y.dot(&lora_b) * lora_scaling;
-    let d_x = d_y.dot(&weight) + d_low.dot(&lora_a);
-    let d_lora_a = d_low.t().dot(&x);
-    let d_lora_b = d_y.t().dot(&x.dot(&lora_a.t())) * lora_scaling;
-    Ok(named([
-        ("d_x", Allowance::of(&d_x, out_features + rank + 3.0, unit)),
-        ("d_lora_a", Allowance::of(&d_lora_a, tokens + out_features + 2.0, unit)),
-        ("d_lora_b", Allowance::of(&d_lora_b, tokens + in_features + 2.0, unit)),
-    ]))
+fn backward<T: Scalar>(request: &Request) -> Result<Tensors, String> {
+    gradients::<T>(request).map(super::stored)
+}
+
+/// The order of sums is free; forming `weight + lora_scaling * lora_b @ lora_a` first rounds no
+/// more often.
+fn forward_bounds(evidence: &Evidence) -> Result<Bounds, String> {
+    tracked::bounds(evidence, output, output)
+}
+
+fn backward_bounds(evidence: &Evidence) -> Result<Bounds, String> {
+    tracked::bounds(evidence, gradients, gradients)
 }
 
 pub(super) fn sample_forward(sampler: &mut Sampler) -> Result<(Params, Tensors), String> {

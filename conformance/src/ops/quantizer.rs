@@ -33,11 +33,34 @@ pub struct Element {
     pub at_edge: bool,
 }
 
+/// Smallest and largest code of a grid.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Ends {
+    /// `qmin`, or 0 for an unsigned grid.
+    pub low: f64,
+    /// `qmax`, or `2^bits - 1` for an unsigned grid.
+    pub high: f64,
+}
+
+impl Ends {
+    /// Those of signed codes.
+    pub fn signed(spec: &QuantSpec) -> Self {
+        Self { low: f64::from(spec.qmin()), high: f64::from(spec.qmax()) }
+    }
+
+    /// Those of unsigned codes.
+    pub fn unsigned(spec: &QuantSpec) -> Self {
+        Self { low: 0.0, high: f64::from(spec.bits().unsigned_max()) }
+    }
+}
+
 /// A quantizer over one weight matrix, in binary64.
 #[derive(Debug, Clone)]
 pub struct Grid {
     /// Width and groups.
     pub spec: QuantSpec,
+    /// Smallest and largest code.
+    pub ends: Ends,
     /// `[out, groups]`, raised to the floor.
     pub scale: Array2<f64>,
     /// `[out, groups]`.
@@ -51,10 +74,9 @@ pub struct Grid {
 impl Element {
     /// Distance of the argument to the tie between its code and the nearest other code of the
     /// grid, and that other code.
-    pub fn nearest_tie(&self, spec: &QuantSpec) -> (f64, f64) {
-        let (qmin, qmax) = (f64::from(spec.qmin()), f64::from(spec.qmax()));
+    pub fn nearest_tie(&self, ends: Ends) -> (f64, f64) {
         let other = if self.argument >= self.code { self.code + 1.0 } else { self.code - 1.0 };
-        if other < qmin || other > qmax {
+        if other < ends.low || other > ends.high {
             // Beyond the end of the grid everything has the same code.
             return (f64::INFINITY, self.code);
         }
@@ -63,8 +85,8 @@ impl Element {
     }
 
     /// Whether the error reaches from the argument to that tie.
-    pub fn at_tie(&self, spec: &QuantSpec) -> bool {
-        self.error > 0.0 && self.nearest_tie(spec).0 <= self.error
+    pub fn at_tie(&self, ends: Ends) -> bool {
+        self.error > 0.0 && self.nearest_tie(ends).0 <= self.error
     }
 }
 
@@ -82,12 +104,13 @@ impl Grid {
         let low_rank = LowRank::read(request)?;
         let raised = given_scale.mapv(|scale| scale < SCALE_FLOOR);
         let scale = given_scale.mapv(|scale| scale.max(SCALE_FLOOR));
+        let ends = Ends::signed(&spec);
         let elements = Array2::from_shape_fn(weight.dim(), |(o, i)| {
             let g = i / spec.group_size();
-            let place = Place { o, i, unit, raised: raised[[o, g]], spec: &spec };
+            let place = Place { o, i, unit, raised: raised[[o, g]], ends };
             element(&place, weight[[o, i]], scale[[o, g]], offset[[o, g]], low_rank.as_ref())
         });
-        Ok(Self { spec, scale, offset, raised, elements })
+        Ok(Self { spec, ends, scale, offset, raised, elements })
     }
 
     /// Roundings of `code * scale + offset`, and one for a scale that is the rounded floor.
@@ -96,16 +119,16 @@ impl Grid {
     }
 
     /// `code * scale + offset` with the given codes, or with the argument's own.
-    pub fn dequantized(&self, codes: Option<&[i8]>) -> Array2<f64> {
+    pub fn dequantized(&self, codes: Option<&[i16]>) -> Array2<f64> {
         self.dequantized_with(codes, |product, offset| product + offset)
     }
 
     /// `|code * scale| + |offset|`, what the rounding errors of the former are relative to.
-    pub fn dequantized_magnitude(&self, codes: Option<&[i8]>) -> Array2<f64> {
+    pub fn dequantized_magnitude(&self, codes: Option<&[i16]>) -> Array2<f64> {
         self.dequantized_with(codes, |product, offset| product.abs() + offset.abs())
     }
 
-    fn dequantized_with(&self, codes: Option<&[i8]>, sum: fn(f64, f64) -> f64) -> Array2<f64> {
+    fn dequantized_with(&self, codes: Option<&[i16]>, sum: fn(f64, f64) -> f64) -> Array2<f64> {
         let in_features = self.spec.in_features();
         Array2::from_shape_fn(self.elements.dim(), |(o, i)| {
             let g = i / self.spec.group_size();
@@ -135,12 +158,12 @@ impl LowRank {
     }
 }
 
-struct Place<'a> {
+struct Place {
     o: usize,
     i: usize,
     unit: Unit,
     raised: bool,
-    spec: &'a QuantSpec,
+    ends: Ends,
 }
 
 fn element(
@@ -178,7 +201,7 @@ fn element(
         (unit.gamma(roundings) * magnitude + roundings * unit.tiny) / scale
             + relative * unit.roundoff * value.abs()
     };
-    let (qmin, qmax) = (f64::from(place.spec.qmin()), f64::from(place.spec.qmax()));
+    let Ends { low: qmin, high: qmax } = place.ends;
     let to_edge = (value - qmin).abs().min((value - qmax).abs());
     Element {
         argument: value,
@@ -246,46 +269,39 @@ mod tests {
     use super::*;
     use crate::precision::Precision;
 
-    fn place(spec: &QuantSpec) -> Place<'_> {
-        Place { o: 0, i: 0, unit: Unit::of(Precision::F32), raised: false, spec }
+    fn place(ends: Ends) -> Place {
+        Place { o: 0, i: 0, unit: Unit::of(Precision::F32), raised: false, ends }
     }
 
-    fn spec() -> QuantSpec {
-        Quantizer::read(&params::Params::from_json(r#"{"bits": 4}"#).unwrap())
-            .and_then(|quantizer| quantizer.spec(1))
-            .unwrap()
-    }
+    const FOUR_BITS: Ends = Ends { low: -8.0, high: 7.0 };
 
     #[test]
     fn an_exact_tie_leaves_no_choice() {
-        let spec = spec();
-        let tie = element(&place(&spec), 1.25, 0.5, 0.0, None);
+        let tie = element(&place(FOUR_BITS), 1.25, 0.5, 0.0, None);
         assert_eq!((tie.argument, tie.error, tie.code), (2.5, 0.0, 2.0));
-        assert!(!tie.at_tie(&spec));
-        let edge = element(&place(&spec), 3.5, 0.5, 0.0, None);
+        assert!(!tie.at_tie(FOUR_BITS));
+        let edge = element(&place(FOUR_BITS), 3.5, 0.5, 0.0, None);
         assert!(edge.in_range && !edge.at_edge);
     }
 
     #[test]
     fn an_inexact_quotient_beside_a_tie_may_go_either_way() {
-        let spec = spec();
         let scale = f64::from(0.1_f32);
         let weight = f64::from((0.1_f32 * 2.5_f32).next_up());
-        let close = element(&place(&spec), weight, scale, 0.0, None);
+        let close = element(&place(FOUR_BITS), weight, scale, 0.0, None);
         assert!(close.error > 0.0 && close.error < 1e-6);
-        assert!(close.at_tie(&spec), "{close:?}");
-        assert_eq!(close.nearest_tie(&spec).1, 5.0 - close.code);
-        let far = element(&place(&spec), weight * 1.01, scale, 0.0, None);
-        assert!(!far.at_tie(&spec));
+        assert!(close.at_tie(FOUR_BITS), "{close:?}");
+        assert_eq!(close.nearest_tie(FOUR_BITS).1, 5.0 - close.code);
+        let far = element(&place(FOUR_BITS), weight * 1.01, scale, 0.0, None);
+        assert!(!far.at_tie(FOUR_BITS));
     }
 
     #[test]
     fn beyond_the_grid_there_is_no_tie() {
-        let spec = spec();
         let clipped =
-            element(&place(&spec), 7.5 * f64::from(0.1_f32), f64::from(0.1_f32), 0.0, None);
+            element(&place(FOUR_BITS), 7.5 * f64::from(0.1_f32), f64::from(0.1_f32), 0.0, None);
         assert_eq!(clipped.code, 7.0);
-        assert_eq!(clipped.nearest_tie(&spec).0, f64::INFINITY);
+        assert_eq!(clipped.nearest_tie(FOUR_BITS).0, f64::INFINITY);
     }
 
     #[test]

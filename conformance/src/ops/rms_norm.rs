@@ -4,12 +4,47 @@ use ndarray::{Array1, Array2};
 use plumbline_reference::rms_norm::{rms_norm, rms_norm_backward};
 use serde_json::json;
 
+use super::Operation;
+use super::row::{HIDDEN, bounded, given};
 use crate::case::Request;
 use crate::judge::bound::{Allowance, Bounds, Evidence, named};
 use crate::params::Params;
 use crate::precision::Scalar;
 use crate::sampler::Sampler;
 use crate::tensor::{Tensor, Tensors};
+
+/// The rows of the registry.
+pub(super) static ROWS: &[Operation] = &[
+    Operation {
+        name: "rms_norm.forward",
+        params: &["eps"],
+        inputs: &[given("x", HIDDEN), given("weight", &["hidden"])],
+        outputs: &[bounded("output", HIDDEN, "gamma(hidden / 2 + 5) * |output|")],
+        weights: None,
+        sizes: sizes,
+        f64: forward::<f64>,
+        f32: forward::<f32>,
+        grid: None,
+        bounds: forward_bounds,
+        sample: sample_forward,
+    },
+    Operation {
+        name: "rms_norm.backward",
+        params: &["eps"],
+        inputs: &[given("x", HIDDEN), given("weight", &["hidden"]), given("d_output", HIDDEN)],
+        outputs: &[
+            bounded("d_x", HIDDEN, "gamma(5 * hidden / 2 + 15) * (|first term| + |second term|)"),
+            bounded("d_weight", &["hidden"], "gamma(tokens + hidden / 2 + 5) * sum of |terms|"),
+        ],
+        weights: None,
+        sizes: sizes,
+        f64: backward::<f64>,
+        f32: backward::<f32>,
+        grid: None,
+        bounds: backward_bounds,
+        sample: sample_backward,
+    },
+];
 
 pub(super) fn sizes(request: &Request) -> Result<Vec<(&'static str, usize)>, String> {
     let eps = request.params.number("eps")?;

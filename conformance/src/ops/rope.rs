@@ -4,12 +4,44 @@ use ndarray::Array3;
 use plumbline_reference::rope::{rope, rope_backward};
 use serde_json::json;
 
+use super::Operation;
+use super::row::{HEADS, bounded, given};
 use crate::case::Request;
 use crate::judge::bound::{Allowance, Bounds, Evidence, TRANSCENDENTAL, named};
 use crate::params::{Params, Rope};
 use crate::precision::{Precision, Scalar, Unit};
 use crate::sampler::Sampler;
 use crate::tensor::{Tensor, Tensors};
+
+/// The rows of the registry.
+pub(super) static ROWS: &[Operation] = &[
+    Operation {
+        name: "rope.forward",
+        params: &["theta", "first_position"],
+        inputs: &[given("x", HEADS)],
+        outputs: &[bounded("output", HEADS, BOUND)],
+        weights: None,
+        sizes: sizes,
+        f64: forward::<f64>,
+        f32: forward::<f32>,
+        grid: None,
+        bounds: forward_bounds,
+        sample: sample_forward,
+    },
+    Operation {
+        name: "rope.backward",
+        params: &["theta", "first_position"],
+        inputs: &[given("d_output", HEADS)],
+        outputs: &[bounded("d_x", HEADS, BOUND)],
+        weights: None,
+        sizes: sizes,
+        f64: backward::<f64>,
+        f32: backward::<f32>,
+        grid: None,
+        bounds: backward_bounds,
+        sample: sample_backward,
+    },
+];
 
 /// How the rotation is judged.
 pub const BOUND: &str = "gamma(3) * (|x1 cos| + |x2 sin|), with cos and sin from binary64 angles";

@@ -3,12 +3,47 @@
 use ndarray::ArrayD;
 use plumbline_reference::swiglu::{swiglu, swiglu_backward};
 
+use super::Operation;
+use super::row::{POINTWISE, any, bounded_like, like};
 use crate::case::Request;
 use crate::judge::bound::{Allowance, Bounds, Evidence, TRANSCENDENTAL, named};
 use crate::params::Params;
 use crate::precision::Scalar;
 use crate::sampler::Sampler;
 use crate::tensor::{Tensor, Tensors};
+
+/// The rows of the registry.
+pub(super) static ROWS: &[Operation] = &[
+    Operation {
+        name: "swiglu.forward",
+        params: &[],
+        inputs: &[any("gate"), like("up", "gate")],
+        outputs: &[bounded_like("output", "gate", POINTWISE)],
+        weights: None,
+        sizes: sizes,
+        f64: forward::<f64>,
+        f32: forward::<f32>,
+        grid: None,
+        bounds: forward_bounds,
+        sample: sample_forward,
+    },
+    Operation {
+        name: "swiglu.backward",
+        params: &[],
+        inputs: &[any("gate"), like("up", "gate"), like("d_output", "gate")],
+        outputs: &[
+            bounded_like("d_gate", "gate", POINTWISE),
+            bounded_like("d_up", "gate", POINTWISE),
+        ],
+        weights: None,
+        sizes: sizes,
+        f64: backward::<f64>,
+        f32: backward::<f32>,
+        grid: None,
+        bounds: backward_bounds,
+        sample: sample_backward,
+    },
+];
 
 pub(super) fn sizes(_: &Request) -> Result<Vec<(&'static str, usize)>, String> {
     Ok(Vec::new())

@@ -2,6 +2,7 @@
 
 mod differences;
 mod inputs;
+mod proof;
 
 mod init_scale;
 mod l4q;

@@ -1,64 +1,39 @@
-//! Properties of (Q5) to (Q7): the gradients are those of the surrogate in which rounding adds a
+//! Properties of (Q5) to (Q7): the gradients are those of the definition in which rounding adds a
 //! constant and a clipped element stays clipped. The true forward is a step function, whose
 //! differences say nothing.
 
-use ndarray::{Array2, Zip};
-use plumbline_reference::quantize::argument;
-use plumbline_reference::spec::{GradScale, QuantSpec};
+use ndarray::{Array2, ArrayD, Zip};
+use plumbline_reference::Real;
+use plumbline_reference::spec::{GradScale, QuantSpec, SCALE_FLOOR};
 use plumbline_reference::straight_through::{fake_quantize_backward, grad_scale_factor};
 use proptest::prelude::*;
 
-use crate::differences::{assert_gradient, noise};
 use crate::inputs::{Quantizer, quantizer};
+use crate::proof::{Definition, assert_gradients, matrix, weighted_sum, with_gradient};
 
-/// What rounding and clamping did to each element at one point.
-pub enum Held {
-    /// In range: the constant that rounding added to the argument.
-    Residual(f64),
-    /// Out of range: the end of the grid.
-    End(f64),
-}
-
-pub fn held(
-    weight: &Array2<f64>,
-    scale: &Array2<f64>,
-    offset: &Array2<f64>,
+/// (Q4) as L4Q Eq. 7 to 10 print it, without codes between the rounding and the scale.
+pub fn fake_quantized<T: Real>(
+    weight: &Array2<T>,
+    scale: &Array2<T>,
+    offset: &Array2<T>,
     spec: &QuantSpec,
-) -> Vec<Held> {
-    let (qmin, qmax) = (f64::from(spec.qmin()), f64::from(spec.qmax()));
-    weight
-        .indexed_iter()
-        .map(|((o, i), &weight)| {
-            let g = i / spec.group_size();
-            let argument = argument(weight, scale[[o, g]], offset[[o, g]]);
-            if argument < qmin {
-                Held::End(qmin)
-            } else if argument > qmax {
-                Held::End(qmax)
-            } else {
-                Held::Residual(argument.round_ties_even() - argument)
-            }
-        })
-        .collect()
-}
-
-/// The quantizer with everything discontinuous held.
-pub fn surrogate(
-    held: &[Held],
-    weight: &Array2<f64>,
-    scale: &Array2<f64>,
-    offset: &Array2<f64>,
-    spec: &QuantSpec,
-) -> Array2<f64> {
-    let elements = held.iter().zip(weight.indexed_iter()).map(|(held, ((o, i), &weight))| {
+) -> Array2<T> {
+    let [qmin, qmax] = [spec.qmin(), spec.qmax()].map(|end| T::of(f64::from(end)));
+    Array2::from_shape_fn(weight.dim(), |(o, i)| {
         let g = i / spec.group_size();
-        let (scale, offset) = (scale[[o, g]], offset[[o, g]]);
-        match held {
-            Held::Residual(constant) => scale * ((weight - offset) / scale + constant) + offset,
-            Held::End(end) => scale * end + offset,
-        }
-    });
-    Array2::from_shape_vec(weight.dim(), elements.collect()).unwrap()
+        let scale = scale[[o, g]].max(T::of(SCALE_FLOOR));
+        let argument = (weight[[o, i]] - offset[[o, g]]) / scale;
+        argument.max(qmin).min(qmax).round_half_even() * scale + offset[[o, g]]
+    })
+}
+
+struct Loss<'a>(&'a Quantizer);
+
+impl Definition for Loss<'_> {
+    fn loss<T: Real>(&self, tensors: &[ArrayD<T>]) -> T {
+        let [weight, scale, offset] = [0, 1, 2].map(|which| matrix(&tensors[which]));
+        weighted_sum(&self.0.d_output, &fake_quantized(&weight, &scale, &offset, &self.0.spec))
+    }
 }
 
 proptest! {
@@ -66,28 +41,16 @@ proptest! {
 
     /// Property of (Q5), (Q6) and (Q7).
     #[test]
-    fn gradients_are_those_of_the_surrogate(q in quantizer()) {
-        let Quantizer { spec, weight, scale, offset, d_output } = q;
-        let held = held(&weight, &scale, &offset, &spec);
-        let loss = |weight: &Array2<f64>, scale: &Array2<f64>, offset: &Array2<f64>| -> f64 {
-            (surrogate(&held, weight, scale, offset, &spec) * &d_output).sum()
-        };
+    fn gradients_are_those_of_the_definition(q in quantizer()) {
         let gradients = fake_quantize_backward(
-            weight.view(), scale.view(), offset.view(), d_output.view(), &spec, GradScale::None,
+            q.weight.view(), q.scale.view(), q.offset.view(), q.d_output.view(), &q.spec,
+            GradScale::None,
         ).unwrap();
-        let matrix = |array: &ndarray::ArrayD<f64>| array.clone().into_dimensionality().unwrap();
-        // Five roundings; weight - offset reaches 2 * qmax + 2, and scale * end plus offset
-        // 2 * (qmax + 1) + 2; a step away from there still below the magnitude given.
-        let noise = noise(5, weight.len(), 2.0 * f64::from(spec.qmax()) + 6.0);
-        assert_gradient("weight", &weight, &gradients.d_weight, noise, |w| {
-            loss(&matrix(w), &scale, &offset)
-        });
-        assert_gradient("scale", &scale, &gradients.d_scale, noise, |s| {
-            loss(&weight, &matrix(s), &offset)
-        });
-        assert_gradient("offset", &offset, &gradients.d_offset, noise, |b| {
-            loss(&weight, &scale, &matrix(b))
-        });
+        assert_gradients(&Loss(&q), &[
+            with_gradient("weight", &q.weight, &gradients.d_weight),
+            with_gradient("scale", &q.scale, &gradients.d_scale),
+            with_gradient("offset", &q.offset, &gradients.d_offset),
+        ]);
     }
 
     /// Property of (Q7): the factor multiplies finished sums.

@@ -1,0 +1,69 @@
+//! The words that the rows of the registry are written in.
+
+use super::{Class, Shape, TensorSpec};
+use crate::tensor::Kind;
+use std::borrow::Cow;
+
+pub(super) type Words = &'static [&'static str];
+
+pub(super) const WEIGHT: Words = &["out", "in"];
+pub(super) const GROUPS: Words = &["out", "groups"];
+pub(super) const X: Words = &["tokens", "in"];
+pub(super) const Y: Words = &["tokens", "out"];
+pub(super) const LORA_A: Words = &["rank", "in"];
+pub(super) const LORA_B: Words = &["out", "rank"];
+pub(super) const HIDDEN: Words = &["tokens", "hidden"];
+pub(super) const HEADS: Words = &["tokens", "heads", "head_dim"];
+pub(super) const Q: Words = &["batch", "tokens", "heads", "head_dim"];
+pub(super) const KV: Words = &["batch", "tokens", "kv_heads", "head_dim"];
+pub(super) const LOGITS: Words = &["tokens", "vocab"];
+
+pub(super) const DEQUANTIZED: &str = "gamma(2) * (|code * scale| + |offset|)";
+pub(super) const PRODUCT: &str = "gamma(terms + 2) * sum |x| * (|code * scale| + |offset|)";
+pub(super) const GROUP_SUM: &str =
+    "gamma(terms + 5) * sum |d * h| + sum |d| * error of the argument";
+pub(super) const LOW_RANK: &str = "gamma(all roundings) * the same sums over absolute values";
+pub(super) const INIT: &str = "gamma(roundings of the rule) * sum of absolute terms";
+pub(super) const SOFTMAX: &str = "first-order error of scores, exp and sums, over absolute values";
+pub(super) const POINTWISE: &str = "gamma(operations) * |terms|, 2 ulp per exponential";
+
+pub(super) const fn tensor(
+    name: &'static str,
+    kind: Kind,
+    shape: Shape,
+    class: Class,
+) -> TensorSpec {
+    TensorSpec { name: Cow::Borrowed(name), kind, shape, optional: false, class }
+}
+
+pub(super) const fn given(name: &'static str, words: Words) -> TensorSpec {
+    tensor(name, Kind::Float, Shape::Words(words), Class::Given)
+}
+
+pub(super) const fn ids(name: &'static str, words: Words) -> TensorSpec {
+    tensor(name, Kind::TokenIds, Shape::Words(words), Class::Given)
+}
+
+pub(super) const fn codes() -> TensorSpec {
+    tensor("codes", Kind::SignedCodes, Shape::Words(WEIGHT), Class::Codes)
+}
+
+pub(super) const fn bounded(name: &'static str, words: Words, why: &'static str) -> TensorSpec {
+    tensor(name, Kind::Float, Shape::Words(words), Class::Bounded(why))
+}
+
+pub(super) const fn like(name: &'static str, other: &'static str) -> TensorSpec {
+    tensor(name, Kind::Float, Shape::Like(other), Class::Given)
+}
+
+pub(super) const fn bounded_like(
+    name: &'static str,
+    other: &'static str,
+    why: &'static str,
+) -> TensorSpec {
+    tensor(name, Kind::Float, Shape::Like(other), Class::Bounded(why))
+}
+
+pub(super) const fn any(name: &'static str) -> TensorSpec {
+    tensor(name, Kind::Float, Shape::Any, Class::Given)
+}
