@@ -4,6 +4,7 @@ mod differences;
 mod inputs;
 mod proof;
 
+mod adamw;
 mod init_scale;
 mod l4q;
 mod llama;
