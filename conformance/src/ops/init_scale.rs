@@ -22,12 +22,12 @@ pub(super) static ROWS: &[Operation] = &[Operation {
     inputs: &[given("weight", WEIGHT)],
     outputs: &[bounded("scale", GROUPS, INIT), bounded("offset", GROUPS, INIT)],
     weights: None,
-    sizes: sizes,
+    sizes,
     f64: run::<f64>,
     f32: run::<f32>,
     grid: None,
-    bounds: bounds,
-    sample: sample,
+    bounds,
+    sample,
 }];
 
 pub(super) fn sizes(request: &Request) -> Result<Vec<(&'static str, usize)>, String> {
