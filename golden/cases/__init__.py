@@ -1,7 +1,7 @@
 """The inputs of the golden cases, by family. Expected outputs are never written here."""
 
-from . import attention, init_scale, l4q, lora, lr_qat, quantize, storage, straight_through
-from . import training, transformer
+from . import attention, init_scale, l4q, lora, lr_qat, lr_qat_downcast, quantize, storage
+from . import straight_through, training, transformer
 
 FILES = [
     *quantize.FILES,
@@ -10,6 +10,7 @@ FILES = [
     *storage.FILES,
     *lora.FILES,
     *l4q.FILES,
+    *lr_qat_downcast.FILES,
     *lr_qat.FILES,
     *transformer.FILES,
     *attention.FILES,

@@ -1,34 +1,30 @@
-"""Cases of LR-QAT: downcast, forward, backward and merge. At 4 bits the codes run from -8 to 7."""
+"""Cases of LR-QAT: forward, backward and merge. At 4 bits the codes run from -8 to 7."""
 
 import math
 
 from case_text import GoldenFile, case
 
+from .lr_qat_layers import (
+    ASYMMETRIC,
+    EDGES,
+    EDGES_X,
+    FLOOR,
+    GROUPED,
+    GROUPED_ZERO_POINT,
+    HAND,
+    HAND_D_Y,
+    HAND_X,
+    KINDS,
+    LIVE,
+    ODD,
+    REFUSED,
+    TIES,
+    UNIT,
+    X7,
+    X9,
+)
 from .spread import spread
 
-REFUSED = {
-    "non_finite": "a NaN or infinity that clamps to an end of the range or is masked away",
-    "shape": "a broadcast, transposed or truncated tensor instead of a refusal",
-    "group_divides": "a group that crosses a row, or a silent fallback to one group per row",
-}
-DOWNCAST_NOTES = {
-    "stored_tie": "half away from zero in the stored type",
-    "fraction_bits": "a number of fractional bits that does not follow from the width",
-    "stored_clip": "a clip to the byte in place of the grid, or none, or one of the float types",
-    "one_rounding": "a weight that is cast before it is divided, or cast twice",
-    "nibbles": "the even input in the high nibble, or no two's complement",
-    "odd_size": "an odd row that runs into the next",
-    "group_index": "the scale of another group",
-    "one_group_per_row": "an absent group_size read as one group per tensor",
-    "asymmetric": "a zero-point that is ignored, or added before the rounding to a stored unit",
-    "asymmetric_ends": "an asymmetric range that does not fit the byte or the nibble",
-    "scale_floor": "a first scale that was not raised to the floor",
-    "overflow": "an infinity in f16 in place of a refusal",
-    "bits_range": "a width that the stored type does not hold",
-    "zero_point_integer": "a zero-point that is no code of the grid",
-    "downcast_name": "a silent fallback for a type that is not known",
-    **REFUSED,
-}
 FORWARD_NOTES = {
     "sum_tie": "rounding of weight and update apart, or half away from zero",
     "dialect": "the rounding of the public code in the paper's place, or the reverse",
@@ -78,256 +74,6 @@ MERGE_NOTES = {
     "odd_size": "a kernel that handles only whole tiles",
     **REFUSED,
 }
-
-KINDS = ("f32", "bf16", "f16", "fixed8", "int")
-
-
-def downcast(id, flags, inputs, *, error=None, remark=None, **params):
-    params = {"bits": 4, "downcast": "fixed8", **params}
-    return case(id, flags, params, **inputs, error=error, remark=remark)
-
-
-# Over its scale of 0.5: a tie of 1/16, its neighbours, both ends and beyond, a tie of codes.
-ENDS = {
-    "weight": [
-        [0.609375, 0.59375, 0.578125, 3.5, 3.625, 3.75, 4.5, -4.0],
-        [-4.125, -4.25, -6.0, 0.015625, 0.046875, -0.015625, 1.25, -1.75],
-    ],
-    "initial_scale": [[0.5], [0.5]],
-}
-GROUPED_WEIGHT = {
-    "weight": spread([3, 9], seed=41, step=0.03125, reach=100),
-    "initial_scale": [[0.25 + 0.125 * (3 * o + g) for g in range(3)] for o in range(3)],
-}
-SHIFTED = {
-    "weight": spread([2, 6], seed=42, step=0.03125, reach=80),
-    "initial_scale": [[0.25, 0.5], [1.0, 0.125]],
-}
-
-
-def every_zero_point(bits):
-    return {
-        "weight": [spread([9], seed=43, step=0.125, reach=2**bits * 10)] * 2**bits,
-        "initial_scale": [[1.0]] * 2**bits,
-        "zero_point": [[float(zero_point)] for zero_point in range(2**bits)],
-    }
-
-
-DOWNCAST = [
-    downcast(
-        "fixed_point_of_4_bits",
-        "stored_tie stored_clip fraction_bits",
-        ENDS,
-        remark="0.609375 over 0.5 is 19.5 sixteenths, which go to 20",
-    ),
-    *[
-        downcast(
-            f"fixed_point_of_{bits}_bits", "fraction_bits stored_clip stored_tie", ENDS, bits=bits
-        )
-        for bits in (2, 3, 5, 6, 7)
-    ],
-    *[
-        downcast(
-            f"codes_of_{bits}_bits",
-            "stored_tie stored_clip nibbles",
-            ENDS,
-            downcast="int",
-            bits=bits,
-        )
-        for bits in (2, 3, 4)
-    ],
-    downcast(
-        "odd_rows_of_nibbles",
-        "nibbles odd_size",
-        {"weight": [[1.0, -1.0, 3.0], [-8.0, 7.0, -2.0]], "initial_scale": [[1.0], [1.0]]},
-        downcast="int",
-        remark="rows 0xf1 0x03 and 0x78 0x0e",
-    ),
-    downcast(
-        "bf16_ties_do_not_clip",
-        "stored_tie stored_clip one_rounding",
-        {
-            "weight": [[0.501953125, 0.505859375, 40.125, -300.75]],
-            "initial_scale": [[0.5]],
-        },
-        downcast="bf16",
-        remark="over 0.5: 1 + 1/256, 1 + 3/256, 80.25, -601.5",
-    ),
-    downcast(
-        "f16_ties_do_not_clip",
-        "stored_tie stored_clip one_rounding",
-        {"weight": [[1024.5, 1025.5, -0.3125, 30000.0]], "initial_scale": [[0.5]]},
-        downcast="f16",
-    ),
-    downcast(
-        "thirds_in_bf16",
-        "one_rounding",
-        {"weight": [[1.0, 2.0, 5.0, -7.0]], "initial_scale": [[3.0]]},
-        downcast="bf16",
-    ),
-    downcast("f32_is_the_quotient", "one_rounding stored_clip", ENDS, downcast="f32", group_size=8),
-    *[
-        downcast(
-            f"three_groups_as_{kind}", "group_index", GROUPED_WEIGHT, downcast=kind, group_size=3
-        )
-        for kind in ("f16", "fixed8", "int")
-    ],
-    downcast(
-        "one_group_per_row",
-        "one_group_per_row odd_size",
-        {
-            "weight": spread([2, 5], seed=44, step=0.125, reach=30),
-            "initial_scale": [[0.5], [0.25]],
-        },
-        downcast="int",
-    ),
-    *[
-        downcast(
-            f"every_zero_point_of_{bits}_bits_as_{kind}",
-            "asymmetric asymmetric_ends stored_clip",
-            every_zero_point(bits),
-            bits=bits,
-            downcast=kind,
-        )
-        for bits, kind in ((2, "fixed8"), (2, "int"), (3, "fixed8"), (4, "int"))
-    ],
-    downcast(
-        "zero_points_by_group",
-        "asymmetric group_index",
-        {**SHIFTED, "zero_point": [[0.0, 3.0], [1.0, 2.0]]},
-        bits=2,
-        group_size=3,
-    ),
-    downcast(
-        "zero_point_in_the_middle_is_the_signed_grid",
-        "asymmetric",
-        {**SHIFTED, "zero_point": [[8.0, 8.0], [8.0, 8.0]]},
-        group_size=3,
-    ),
-    downcast(
-        "zero_point_does_not_move_a_float",
-        "asymmetric stored_clip",
-        {**SHIFTED, "zero_point": [[0.0, 15.0], [1.0, 2.0]]},
-        group_size=3,
-        downcast="bf16",
-    ),
-    downcast(
-        "scale_below_the_floor",
-        "scale_floor",
-        {"weight": [[1.0, -1.0, 0.0]], "initial_scale": [[2.0**-30]]},
-    ),
-    downcast(
-        "too_large_for_f16",
-        "overflow",
-        {"weight": [[65520.0]], "initial_scale": [[1.0]]},
-        downcast="f16",
-        error="phi",
-    ),
-    downcast("int_of_5_bits", "bits_range", ENDS, downcast="int", bits=5, error="bits"),
-    downcast("fixed_point_of_8_bits", "bits_range", ENDS, bits=8, error="bits"),
-    downcast(
-        "zero_point_of_8_bits",
-        "bits_range",
-        {**SHIFTED, "zero_point": [[1.0, 1.0], [1.0, 1.0]]},
-        group_size=3,
-        downcast="f32",
-        bits=8,
-        error="bits",
-    ),
-    *[
-        downcast(
-            f"zero_point_{name}",
-            "zero_point_integer",
-            {**SHIFTED, "zero_point": [[0.0, wrong], [1.0, 2.0]]},
-            group_size=3,
-            error="zero_point",
-        )
-        for name, wrong in (("of_a_half", 0.5), ("above_the_range", 16.0), ("negative", -1.0))
-    ],
-    downcast("another_type", "downcast_name", ENDS, downcast="fixed16", error="downcast"),
-    downcast(
-        "nan_in_weight",
-        "non_finite",
-        {"weight": [[math.nan]], "initial_scale": [[1.0]]},
-        error="weight",
-    ),
-    downcast(
-        "infinity_in_initial_scale",
-        "non_finite",
-        {"weight": [[1.0]], "initial_scale": [[math.inf]]},
-        error="initial_scale",
-    ),
-    downcast(
-        "initial_scale_for_two_groups",
-        "shape",
-        {"weight": [[1.0, 2.0]], "initial_scale": [[1.0, 1.0]]},
-        error="initial_scale",
-    ),
-    downcast("group_size_does_not_divide", "group_divides", ENDS, group_size=3, error="group_size"),
-]
-
-# Two rows, two groups. The update in steps is [0.25, -0.25, 0, 4], [-0.5, 0.5, 0, -8].
-HAND = {
-    "weight": [[0.625, -1.125, 3.5, 5.0], [-2.0, 3.5, 0.0625, 9.0]],
-    "initial_scale": [[0.5, 1.0], [0.25, 2.0]],
-    "lora_a": [[0.125, -0.125, 0.0, 2.0]],
-    "lora_b": [[1.0], [-2.0]],
-    "scale": [[0.75, 0.5], [0.25, 1.5]],
-}
-HAND_X = [[1.0, 2.0, -1.0, 4.0], [0.5, -8.0, 1.0, 0.25]]
-HAND_D_Y = [[1.0, -2.0], [0.5, 4.0]]
-ASYMMETRIC = {**HAND, "zero_point": [[0.0, 3.0], [1.0, 2.0]]}
-# What goes into a live layer.
-LIVE = {name: tensor for name, tensor in HAND.items() if name != "initial_scale"}
-# Ties of the sum that the stored code and the update make together: 1 + 0.5, 2 + 0.5, -3 - 0.5,
-# and one beside it.
-TIES = {
-    "weight": [[1.0, 2.0, -3.0, -4.0, 1.0, 7.0, -8.0]],
-    "initial_scale": [[1.0]],
-    "lora_a": [[0.5, 0.5, -0.5, -0.5, 0.53125, 0.5, -0.5]],
-    "lora_b": [[1.0]],
-    "scale": [[0.5]],
-}
-# One row about both ends of the range; the update is zero.
-EDGES = {
-    "weight": [[-8.0, -8.25, -8.5, -8.53125, 7.0, 7.25, 7.46875, 7.5, 0.25]],
-    "initial_scale": [[1.0]],
-    "lora_a": [[1.0] * 9],
-    "lora_b": [[0.0]],
-    "scale": [[0.5]],
-}
-EDGES_X = [[2.0**power for power in range(9)]]
-ODD = {
-    "weight": spread([3, 7], seed=51, step=0.25, reach=20),
-    "initial_scale": [[0.5], [0.25], [1.0]],
-    "lora_a": spread([3, 7], seed=52, step=0.25, reach=4),
-    "lora_b": spread([3, 3], seed=53, step=0.5, reach=2),
-    "scale": [[0.25], [0.5], [0.375]],
-}
-GROUPED = {
-    "weight": spread([5, 9], seed=61, step=0.25, reach=24),
-    "initial_scale": [[0.25 * 2 ** ((o + g) % 3) for g in range(3)] for o in range(5)],
-    "lora_a": spread([2, 9], seed=62, step=0.25, reach=4),
-    "lora_b": spread([5, 2], seed=63, step=0.5, reach=2),
-    "scale": [[0.25 + 0.0625 * (3 * o + g) for g in range(3)] for o in range(5)],
-}
-GROUPED_ZERO_POINT = [[float((7 * o + 4 * g) % 16) for g in range(3)] for o in range(5)]
-FLOOR = {
-    "weight": [[1.0, 0.0], [2.0, 0.5]],
-    "initial_scale": [[0.5], [2.0**-30]],
-    "lora_a": [[1.0, 0.0]],
-    "lora_b": [[0.5], [-1.0]],
-    "scale": [[2.0**-30], [0.5]],
-}
-UNIT = {
-    "weight": [[0.5]],
-    "initial_scale": [[0.25]],
-    "lora_a": [[2.0]],
-    "lora_b": [[0.5]],
-    "scale": [[0.375]],
-}
-X7 = spread([5, 7], seed=54)
-X9 = spread([4, 9], seed=64)
 
 
 def with_defaults(params):
@@ -438,6 +184,24 @@ FORWARD = [
         group_size=2,
         inner_scale="live",
         error="inner_scale",
+    ),
+    forward(
+        "frozen_without_its_scale",
+        "options",
+        LIVE,
+        HAND_X,
+        group_size=2,
+        error="initial_scale",
+    ),
+    forward(
+        "live_with_a_frozen_scale",
+        "options",
+        HAND,
+        HAND_X,
+        group_size=2,
+        downcast="f32",
+        inner_scale="live",
+        error="initial_scale",
     ),
     forward(
         "code_dialect_of_fixed_point",
@@ -688,7 +452,6 @@ MERGE = [
 ]
 
 FILES = [
-    GoldenFile("lr_qat/lr_qat.downcast.toml", "lr_qat.downcast", DOWNCAST_NOTES, DOWNCAST),
     GoldenFile("lr_qat/lr_qat.forward.toml", "lr_qat.forward", FORWARD_NOTES, FORWARD),
     GoldenFile("lr_qat/lr_qat.backward.toml", "lr_qat.backward", BACKWARD_NOTES, BACKWARD),
     GoldenFile("lr_qat/lr_qat.merge.toml", "lr_qat.merge", MERGE_NOTES, MERGE),

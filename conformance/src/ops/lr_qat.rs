@@ -119,8 +119,13 @@ pub(super) static ROWS: &[Operation] = &[
 ];
 
 const fn optional(name: &'static str, words: Words) -> TensorSpec {
-    let required = given(name, words);
-    TensorSpec { optional: true, ..required }
+    TensorSpec {
+        name: Cow::Borrowed(name),
+        kind: Kind::Float,
+        shape: Shape::Words(words),
+        optional: true,
+        class: Class::Given,
+    }
 }
 
 const fn codes() -> TensorSpec {

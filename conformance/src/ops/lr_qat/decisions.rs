@@ -32,8 +32,10 @@ pub(super) struct Near {
 }
 
 impl Near {
-    fn exactly(value: f64) -> Self {
-        Self { steps: Steps::start(value), error: 0.0 }
+    fn within(value: f64, error: f64) -> Self {
+        let steps = Steps::start(value);
+        let exact_in_f32 = steps.exact_in_f32 && error == 0.0;
+        Self { steps: Steps { exact_in_f32, ..steps }, error }
     }
 
     fn quotient(weight: f64, scale: f64, unit: Unit) -> Self {
@@ -41,8 +43,7 @@ impl Near {
             if scale < SCALE_FLOOR { (SCALE_FLOOR, 2.0) } else { (scale, 1.0) };
         let steps = Steps::start(weight).over(Steps::start(divisor));
         let exact = steps.exact_in_f32 || weight == 0.0;
-        let error =
-            if exact { 0.0 } else { unit.gamma(roundings) * steps.value.abs() + unit.tiny };
+        let error = if exact { 0.0 } else { unit.gamma(roundings) * steps.value.abs() + unit.tiny };
         Self { steps, error }
     }
 
@@ -175,8 +176,7 @@ impl Decisions {
                 None => vec![Near::quotient(weight[[o, i]], given_scale[at], unit)],
                 Some(stored) => {
                     let error = stored.error[[o, i]];
-                    let exactly = stored.phi[[o, i]].iter().map(|phi| Near::exactly(*phi));
-                    exactly.map(|near| Near::inexact(near, error)).collect()
+                    stored.phi[[o, i]].iter().map(|phi| Near::within(*phi, error)).collect()
                 }
             };
             let live = stored.is_none().then(|| inner[0]);
@@ -210,14 +210,6 @@ impl Decisions {
     /// Roundings of `code * scale`, and one for a scale that is the rounded floor.
     pub fn roundings(&self) -> f64 {
         if self.raised.iter().any(|raised| *raised) { 2.0 } else { 1.0 }
-    }
-}
-
-impl Near {
-    /// The same number, known less well.
-    fn inexact(self, error: f64) -> Self {
-        let exact_in_f32 = self.steps.exact_in_f32 && error == 0.0;
-        Self { steps: Steps { exact_in_f32, ..self.steps }, error }
     }
 }
 
