@@ -8,7 +8,7 @@ from decimal import Decimal
 from fractions import Fraction
 
 FORMAT = "plumbline-case-1"
-INTEGER_TENSORS = {"codes", "targets", "tokens"}
+INTEGER_TENSORS = {"codes", "packed", "stored", "targets", "tokens"}
 LINE = 100
 
 

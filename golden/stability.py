@@ -8,7 +8,7 @@ or the exact argument keeps its distance from every tie and from both ends of th
 import struct
 from fractions import Fraction
 
-from oracle import init_scale, lora, quantize
+from oracle import init_scale, lora, lr_qat, quantize
 
 MARGIN = Fraction(1, 10**5)
 
@@ -23,6 +23,8 @@ def check(op: str, params: dict, inputs: dict) -> None:
         check_lp(params, inputs["weight"])
     elif op.startswith(("fake_quantize", "l4q")):
         check_arguments(op, params, inputs)
+    elif op.startswith("lr_qat"):
+        check_lr_qat(op, params, inputs)
 
 
 def check_arguments(op, params, inputs):
@@ -45,15 +47,20 @@ def check_arguments(op, params, inputs):
 
 def adapted_f32(weight, lora_a, lora_b, scaling):
     """The contract's order: the products added from zero in rank order, scaled, then the weight."""
-    result = []
-    for o, row in enumerate(weight):
-        result.append([])
-        for i, element in enumerate(row):
-            total = Fraction(0)
-            for r, factor in enumerate(lora_b[o]):
-                total = f32(total + f32(factor * lora_a[r][i]))
-            result[o].append(f32(element + f32(scaling * total)))
-    return result
+    return [
+        [
+            f32(element + update_f32(lora_b[o], [row[i] for row in lora_a], scaling))
+            for i, element in enumerate(row)
+        ]
+        for o, row in enumerate(weight)
+    ]
+
+
+def update_f32(row, column, scaling):
+    total = Fraction(0)
+    for left, right in zip(row, column, strict=True):
+        total = f32(total + f32(left * right))
+    return f32(scaling * total)
 
 
 def argument_f32(weight, scale, offset):
@@ -65,6 +72,50 @@ def distance_to_decision(v, bits):
     qmin, qmax = quantize.code_range(bits)
     decisions = [Fraction(2 * code + 1, 2) for code in range(qmin, qmax)]
     return min(abs(v - point) for point in [*decisions, qmin, qmax])
+
+
+def check_lr_qat(op, params, inputs):
+    """The stored weight first, which the rounded quotient decides, then the sum that is rounded."""
+    frozen = params.get("inner_scale", "frozen") == "frozen"
+    scaling = Fraction(params.get("lora_scaling", 0))
+
+    def one(weight, o, i, g):
+        low, high = lr_qat.ends(params, inputs, o, g)
+        scale = quantize.raised(inputs["initial_scale" if frozen else "scale"][o][g])
+        inner, inner_f32 = weight / scale, f32(weight / f32(scale))
+        if frozen:
+            inner, inner_f32 = stored_stably(params, inner, inner_f32, low, high)
+        if op == "lr_qat.downcast":
+            return
+        column = [row[i] for row in inputs["lora_a"]]
+        update = lora.dot(inputs["lora_b"][o], column) * scaling
+        rounded_update = update_f32(inputs["lora_b"][o], column, scaling)
+        if params.get("dialect") == "lr_qat_code":
+            assert rounded_update == update or beside(update, update - Fraction(1, 2)), (o, i)
+        v, v_f32 = inner + update, f32(inner_f32 + rounded_update)
+        # Ties of the range and around it, where the mask is decided, and the ends themselves.
+        decisions = [Fraction(2 * code - 1, 2) for code in range(low, high + 2)]
+        margin = MARGIN * max(1, abs(v))
+        nearest = min(abs(v - point) for point in [*decisions, low, high])
+        assert v_f32 == v or nearest > margin, (op, o, i, float(v))
+
+    lr_qat.over_groups(params, inputs, one)
+
+
+def stored_stably(params, exact, rounded, low, high):
+    """What is stored of a quotient, where f32 stores the same."""
+    phi, _ = lr_qat.stored_as(params, exact, low, high)
+    if params["downcast"] == "f32":
+        return phi, rounded
+    if exact != rounded:
+        for off in (1 - MARGIN, 1 + MARGIN):
+            assert lr_qat.stored_as(params, exact * off, low, high)[0] == phi, float(exact)
+    return phi, phi
+
+
+def beside(number, tie):
+    """Whether a number keeps its distance from every whole number of steps beside the tie."""
+    return abs((number - tie) - round(number - tie)) > MARGIN
 
 
 def check_lp(params, weight):

@@ -321,6 +321,7 @@ fn list_json(op: &Operation, subjects: &[Box<dyn Subject>]) -> Value {
         let rule = match spec.class {
             Class::Bounded(formula) => formula,
             Class::Codes => "equal, or the neighbour across a tie that the precision leaves open",
+            Class::Chosen => "equal, or a neighbour that the precision leaves open",
             Class::Exact => "equal",
             Class::Given => "not judged",
         };

@@ -121,9 +121,12 @@ pub fn judge_outputs(
     let mut judgement = Judgement { request, expected, actual, required, precision, codes: None };
     let mut verdicts = Vec::new();
     // Codes first: everything downstream is judged with the codes that were accepted.
-    let is_codes = |spec: &&TensorSpec| spec.class == Class::Codes;
+    let is_codes = |spec: &&TensorSpec| matches!(spec.class, Class::Codes | Class::Chosen);
     for spec in specs.outputs.iter().filter(is_codes) {
-        verdicts.push(judgement.codes(spec)?);
+        verdicts.push(match spec.class {
+            Class::Codes => judgement.codes(spec)?,
+            _ => judgement.chosen(spec)?,
+        });
     }
     for spec in specs.outputs.iter().filter(|spec| !is_codes(spec)) {
         verdicts.push(judgement.floats(spec)?);
@@ -204,27 +207,44 @@ impl Judgement<'_> {
         Ok(verdict)
     }
 
-    fn floats(&self, spec: &TensorSpec) -> Result<Verdict, String> {
+    /// Codes whose legal values the operation lists itself.
+    fn chosen(&mut self, spec: &TensorSpec) -> Result<Verdict, String> {
         let (expected, actual) = match self.present(spec) {
             Ok(pair) => pair,
             Err(verdict) => return Ok(verdict),
         };
-        if spec.class == Class::Exact {
-            let equal = Allowance::absolute(std::iter::repeat_n(0.0, actual.len()));
-            return Ok(compare::floats(&spec.name, &equal, expected, actual));
+        let allowance = self.allowance(spec, Unit::of(self.coarsest()))?;
+        let verdict = compare::chosen(&spec.name, &allowance, expected, actual);
+        if verdict.failure.is_none() && verdict.flips > 0 {
+            self.codes = actual.small_integers();
         }
-        let unit = Unit::of(computed_in(actual).unwrap_or(self.precision));
+        Ok(verdict)
+    }
+
+    fn allowance(&self, spec: &TensorSpec, unit: Unit) -> Result<Allowance, String> {
         let evidence = Evidence {
             request: &self.request,
             expected: &self.expected,
             codes: self.codes.as_deref(),
             unit,
         };
-        let bounds: Bounds = (self.request.op.bounds)(&evidence)?;
-        let allowance = bounds
-            .get(&*spec.name)
-            .ok_or_else(|| format!("no allowance is derived for out.{}", spec.name))?;
-        Ok(compare::floats(&spec.name, allowance, expected, actual))
+        let mut bounds: Bounds = (self.request.op.bounds)(&evidence)?;
+        bounds
+            .remove(&*spec.name)
+            .ok_or_else(|| format!("no allowance is derived for out.{}", spec.name))
+    }
+
+    fn floats(&self, spec: &TensorSpec) -> Result<Verdict, String> {
+        let (expected, actual) = match self.present(spec) {
+            Ok(pair) => pair,
+            Err(verdict) => return Ok(verdict),
+        };
+        if spec.class == Class::Exact {
+            return Ok(compare::chosen(&spec.name, &Allowance::default(), expected, actual));
+        }
+        let unit = Unit::of(computed_in(actual).unwrap_or(self.precision));
+        let allowance = self.allowance(spec, unit)?;
+        Ok(compare::floats(&spec.name, &allowance, expected, actual))
     }
 }
 

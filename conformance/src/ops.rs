@@ -5,12 +5,15 @@
 
 pub mod adamw;
 pub mod attention;
+pub mod cast;
 pub mod cross_entropy;
 pub mod fake_quantize;
 pub mod init_scale;
 pub mod l4q;
 pub mod llama;
 pub mod lora;
+pub mod lr_qat;
+pub mod pack;
 pub mod quantizer;
 pub mod rms_norm;
 pub mod rope;
@@ -34,7 +37,10 @@ pub static OPERATIONS: LazyLock<Vec<&'static Operation>> = LazyLock::new(|| {
     let families = [
         fake_quantize::ROWS,
         init_scale::ROWS,
+        cast::ROWS,
+        pack::ROWS,
         l4q::ROWS,
+        lr_qat::ROWS,
         lora::ROWS,
         rms_norm::ROWS,
         rope::ROWS,
@@ -133,6 +139,9 @@ pub enum Class {
     /// Equal; or the neighbour, where binary64 puts the argument within the derived error of the
     /// tie between the two. See [`quantizer::Grid`].
     Codes,
+    /// Equal; or another value that the operation's bounds list as an alternative. Whatever
+    /// follows is judged with the subject's own choice.
+    Chosen,
     /// Equal, whatever the precision.
     Exact,
     /// Within the per-element allowance, which this text states.
@@ -175,10 +184,13 @@ impl Operation {
         Ok(specs)
     }
 
-    /// What a tensor of that name holds; tensors named by the parameters are weights.
-    pub fn kind_of(&self, name: &str) -> Kind {
-        let known = self.inputs.iter().chain(self.outputs).find(|spec| *spec.name == *name);
-        known.map_or(Kind::Float, |spec| spec.kind)
+    /// What a tensor of that name holds. Where the parameters that name it are wrong, and for names
+    /// that the operation does not have, floats: the case is refused for that elsewhere.
+    pub fn kind_of(&self, name: &str, params: &Params) -> Kind {
+        let named = self.weights.and_then(|weights| weights(params).ok()).unwrap_or_default();
+        let fixed = self.inputs.iter().chain(self.outputs);
+        let mut all = fixed.chain(&named.inputs).chain(&named.outputs);
+        all.find(|spec| *spec.name == *name).map_or(Kind::Float, |spec| spec.kind)
     }
 
     /// Parses the parameters and checks the shape of every input.

@@ -12,7 +12,7 @@ use plumbline_conformance::ops::{self, Class, OPERATIONS, Operation};
 use plumbline_conformance::params::Params;
 use plumbline_conformance::precision::Precision;
 use plumbline_conformance::subject::{Subject, SubjectError, Support};
-use plumbline_conformance::tensor::{Data, Tensor, Tensors};
+use plumbline_conformance::tensor::{Data, Kind, Tensor, Tensors};
 
 fn floats(shape: &[usize], values: &[f32]) -> Tensor {
     Tensor::new(shape.to_vec(), Data::F32(values.to_vec())).unwrap()
@@ -249,7 +249,7 @@ fn every_float_output_of_every_operation_rejects_every_fault() {
             let honest = (op.f32)(&case.request).unwrap();
             assert_eq!(failures(&case.request, &honest), Vec::<String>::new(), "{}", case.id);
             for spec in op.tensors(&case.request.params).unwrap().outputs {
-                if spec.class != Class::Codes {
+                if spec.kind == Kind::Float {
                     try_faults(&case, &honest, &spec.name, &mut tally);
                 }
             }
@@ -293,6 +293,99 @@ fn every_code_off_by_one_away_from_a_tie_is_rejected() {
             assert!(!failures(&case.request, &actual).is_empty(), "{} codes {index}", case.id);
         }
     }
+}
+
+/// An element of a tensor of bytes with its lowest bit turned.
+fn turned(honest: &Tensors, name: &str, index: usize) -> Tensors {
+    let mut actual = honest.clone();
+    match actual.get_mut(name).unwrap().data_mut() {
+        Data::I8(codes) => codes[index] ^= 1,
+        Data::U8(codes) => codes[index] ^= 1,
+        _ => panic!("{name} holds no bytes"),
+    }
+    actual
+}
+
+#[test]
+fn every_byte_that_is_exact_or_chosen_is_judged() {
+    let (mut tried, mut rejected) = (0, 0);
+    for op in OPERATIONS.iter().copied() {
+        for case in (0..20).map(|index| generated_case(Path::new(""), op, 5, index).unwrap()) {
+            let honest = (op.f32)(&case.request).unwrap();
+            for spec in op.tensors(&case.request.params).unwrap().outputs {
+                let own_class = matches!(spec.class, Class::Exact | Class::Chosen);
+                if !own_class || spec.kind == Kind::Float {
+                    continue;
+                }
+                for index in 0..honest[&*spec.name].len() {
+                    let wrong = turned(&honest, &spec.name, index);
+                    let is_rejected = !failures(&case.request, &wrong).is_empty();
+                    // A code that is open may turn, but the floats beside it must turn with it; a
+                    // merge has none.
+                    assert!(is_rejected || spec.class == Class::Chosen, "{} {index}", case.id);
+                    tried += 1;
+                    rejected += usize::from(is_rejected);
+                }
+            }
+        }
+    }
+    assert!(rejected * 100 > tried * 99, "{rejected} of {tried}");
+}
+
+fn lr_qat(weight: f32, kind: &str) -> Request {
+    let one = |value| floats(&[1, 1], &[value]);
+    let inputs = [
+        ("weight", one(weight)),
+        ("initial_scale", one(0.1)),
+        ("lora_a", one(0.75)),
+        ("lora_b", one(1.0)),
+        ("scale", one(0.5)),
+        ("x", one(1.0)),
+    ];
+    let params = format!(r#"{{"bits": 4, "downcast": "{kind}", "lora_scaling": 1.0}}"#);
+    request("lr_qat.forward", &params, &inputs)
+}
+
+/// 0.1 is not dyadic: the quotient is rounded, within that of 2.5, and 2 or 3 may be stored. The
+/// sum with 0.75 is then 2.75 or 3.75.
+#[test]
+fn a_stored_weight_beside_a_tie_opens_the_code_that_it_leads_to() {
+    let request = lr_qat((2.5 * f64::from(0.1_f32)) as f32, "int");
+    let answer = |code: i8, weight: f32| {
+        Tensors::from([
+            ("codes".to_owned(), codes(&[1, 1], &[code])),
+            ("fake_quantized".to_owned(), floats(&[1, 1], &[weight])),
+            ("y".to_owned(), floats(&[1, 1], &[weight])),
+        ])
+    };
+    for code in [3, 4] {
+        let verdicts = verdicts(&request, &answer(code, 0.5 * f32::from(code)));
+        assert!(verdicts.iter().all(|verdict| verdict.failure.is_none()), "{verdicts:?}");
+        assert_eq!(verdicts[0].open, 1);
+    }
+    assert_eq!(failures(&request, &answer(2, 1.0)).len(), 3);
+    assert_eq!(failures(&request, &answer(5, 2.5)).len(), 3);
+    // One of the two is the code of binary64, and the other's weight does not go with it.
+    let torn = [answer(3, 2.0), answer(4, 1.5)];
+    assert!(torn.iter().all(|torn| failures(&request, torn).len() == 2));
+    let message = &failures(&request, &answer(2, 1.0))[0];
+    assert!(message.contains("open are [3.0, 4.0]"), "{message}");
+}
+
+#[test]
+fn the_type_of_an_answer_excuses_nothing_of_an_exact_one() {
+    let inputs = [("input", floats(&[1], &[1.75]))];
+    let request = request("cast", r#"{"dtype": "bf16"}"#, &inputs);
+    let judge_bf16 = |value: half::bf16| {
+        let output = Tensor::new(vec![1], Data::Bf16(vec![value])).unwrap();
+        let actual = Tensors::from([("output".to_owned(), output)]);
+        let precision = Precision::F32;
+        judge_outputs(&request, &Tensors::new(), &actual, None, precision).unwrap()[0].clone()
+    };
+    let honest = half::bf16::from_f32(1.75);
+    assert!(judge_bf16(honest).failure.is_none());
+    let beside = half::bf16::from_bits(honest.to_bits() + 1);
+    assert!(judge_bf16(beside).failure.is_some());
 }
 
 #[test]

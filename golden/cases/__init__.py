@@ -1,13 +1,17 @@
 """The inputs of the golden cases, by family. Expected outputs are never written here."""
 
-from . import attention, init_scale, l4q, lora, quantize, straight_through, training, transformer
+from . import attention, init_scale, l4q, lora, lr_qat, lr_qat_downcast, quantize, storage
+from . import straight_through, training, transformer
 
 FILES = [
     *quantize.FILES,
     *straight_through.FILES,
     *init_scale.FILES,
+    *storage.FILES,
     *lora.FILES,
     *l4q.FILES,
+    *lr_qat_downcast.FILES,
+    *lr_qat.FILES,
     *transformer.FILES,
     *attention.FILES,
     *training.FILES,

@@ -10,8 +10,8 @@ Each entry of OPERATIONS takes `(params, inputs)` and returns the output tensors
 lists; the numbers are Fraction, or Decimal where `ORIGINS` says so.
 """
 
-from . import adamw, attention, cross_entropy, init_scale, l4q, lora, quantize
-from . import rms_norm, rope, swiglu
+from . import adamw, attention, cross_entropy, init_scale, l4q, lora, lr_qat, quantize
+from . import rms_norm, rope, storage, swiglu
 
 RATIONAL = "exact-rational 1"
 DECIMAL = "decimal-60 1"
@@ -20,11 +20,18 @@ OPERATIONS = {
     "fake_quantize.forward": (RATIONAL, quantize.forward),
     "fake_quantize.backward": (RATIONAL, quantize.backward),
     "init_scale": (RATIONAL, init_scale.init_scale),
+    "cast": (RATIONAL, storage.cast),
+    "pack": (RATIONAL, storage.pack),
+    "unpack": (RATIONAL, storage.unpack),
     "lora.forward": (RATIONAL, lora.forward),
     "lora.backward": (RATIONAL, lora.backward),
     "l4q.forward": (RATIONAL, l4q.forward),
     "l4q.backward": (RATIONAL, l4q.backward),
     "l4q.merge": (RATIONAL, l4q.merge),
+    "lr_qat.downcast": (RATIONAL, lr_qat.downcast),
+    "lr_qat.forward": (RATIONAL, lr_qat.forward),
+    "lr_qat.backward": (RATIONAL, lr_qat.backward),
+    "lr_qat.merge": (RATIONAL, lr_qat.merge),
     "rms_norm.forward": (DECIMAL, rms_norm.forward),
     "rms_norm.backward": (DECIMAL, rms_norm.backward),
     "rope.forward": (DECIMAL, rope.forward),

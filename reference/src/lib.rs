@@ -10,8 +10,10 @@
 //! | Q1 to Q4 | [`quantize`] | the grid; weights to codes and back |
 //! | Q5 to Q7 | [`straight_through`] | gradients through the rounding |
 //! | Q8 | [`init_scale`] | scale and offset before training |
+//! | Q9, Q10 | [`cast`], [`pack`] | narrow floats, codes in bytes |
 //! | A1 to A3 | [`lora`] | the low-rank update on its own |
 //! | M1 to M3 | [`methods::l4q`] | L4Q: forward, backward, merge |
+//! | M4 to M7 | [`methods::lr_qat`] | LR-QAT: downcast, forward, backward, merge |
 //! | N1, N2, N3 | [`linear`], [`rms_norm`], [`rope`] | the parts of a LLaMA |
 //! | N4, N5 | [`attention`], [`swiglu`] | more of them |
 //! | N6, N7 | [`embedding`], [`cross_entropy`] | its two ends |
@@ -52,6 +54,7 @@ mod real;
 
 pub mod adamw;
 pub mod attention;
+pub mod cast;
 pub mod cross_entropy;
 pub mod embedding;
 pub mod init_scale;
@@ -59,6 +62,7 @@ pub mod linear;
 pub mod lora;
 pub mod methods;
 pub mod model;
+pub mod pack;
 pub mod quantize;
 pub mod rms_norm;
 pub mod rope;

@@ -3,3 +3,4 @@
 //! A method is a struct of its tensors with `forward`, `backward` and `merge`.
 
 pub mod l4q;
+pub mod lr_qat;

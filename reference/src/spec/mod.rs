@@ -5,8 +5,12 @@
 //! makes their agreement worth something.
 
 mod llama_config;
+mod lr_qat;
+mod stored;
 
 pub use llama_config::LlamaConfig;
+pub use lr_qat::{Dialect, Downcast, InnerScale, LrQatSpec, Mask};
+pub use stored::{PackedBits, StoredType};
 
 use serde::{Deserialize, Serialize};
 

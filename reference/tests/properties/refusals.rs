@@ -1,19 +1,24 @@
 //! Every operation refuses what is not finite, by the tensor's name, and shapes that do not fit.
 
-use ndarray::{Array, ArrayD, ArrayView, Axis, Dimension, IxDyn, array};
+use ndarray::{Array, Array2, ArrayD, ArrayView, Axis, Dimension, Ix2, IxDyn, array};
 use plumbline_reference::Error;
 use plumbline_reference::adamw::adamw_step;
 use plumbline_reference::attention::{attention, attention_backward};
+use plumbline_reference::cast::cast;
 use plumbline_reference::cross_entropy::{cross_entropy, cross_entropy_backward};
 use plumbline_reference::embedding::{embedding, embedding_backward};
 use plumbline_reference::init_scale::init_scale;
 use plumbline_reference::linear::{linear, linear_backward};
 use plumbline_reference::lora::{delta_weight, lora_backward, lora_forward};
 use plumbline_reference::methods::l4q::L4q;
+use plumbline_reference::methods::lr_qat::{LrQat, downcast};
 use plumbline_reference::quantize::{dequantize, fake_quantize, quantize};
 use plumbline_reference::rms_norm::{rms_norm, rms_norm_backward};
 use plumbline_reference::rope::{rope, rope_backward};
-use plumbline_reference::spec::{AdamWSpec, Bits, GradScale, InitScaleRule, QuantSpec};
+use plumbline_reference::spec::{
+    AdamWSpec, Bits, Dialect, Downcast, GradScale, InitScaleRule, InnerScale, LrQatSpec, Mask,
+    QuantSpec, StoredType,
+};
 use plumbline_reference::straight_through::fake_quantize_backward;
 use plumbline_reference::swiglu::{swiglu, swiglu_backward};
 
@@ -146,6 +151,67 @@ fn l4q_operations() {
     refuses("l4q.parameter_gradients", &with(&[("d_fake_quantized", WEIGHT.1)]), |t| {
         layer(t).parameter_gradients(t.get(5), GradScale::None)
     });
+}
+
+const INITIAL_SCALE: (&str, &[usize]) = ("initial_scale", SCALE.1);
+const ZERO_POINT: (&str, &[usize]) = ("zero_point", SCALE.1);
+
+/// Generated zero-points are not integers; what is not finite stays as it is.
+fn integers(t: &Tensors, index: usize) -> Array2<f64> {
+    t.get::<Ix2>(index).mapv(f64::round_ties_even)
+}
+
+/// A layer of `[WEIGHT, LORA_A, LORA_B, SCALE, INITIAL_SCALE]` with zero-points, or the same with a
+/// live inner scale and no `INITIAL_SCALE`.
+fn lr_qat<'a>(t: &'a Tensors, zero_point: &'a Array2<f64>, live: bool) -> LrQat<'a, f64> {
+    let inner = if live { InnerScale::Live } else { InnerScale::Frozen(Downcast::Fixed8) };
+    LrQat {
+        weight: t.get(0),
+        initial_scale: (!live).then(|| t.get(4)),
+        zero_point: Some(zero_point.view()),
+        lora_a: t.get(1),
+        lora_b: t.get(2),
+        scale: t.get(3),
+        lora_scaling: 2.0,
+        spec: LrQatSpec::new(spec(), inner, Mask::Rounded, Dialect::Paper).unwrap(),
+    }
+}
+
+#[test]
+fn lr_qat_operations() {
+    for kind in [Downcast::F32, Downcast::F16, Downcast::Fixed8, Downcast::Int] {
+        refuses("lr_qat.downcast", &[WEIGHT, INITIAL_SCALE, ZERO_POINT], |t| {
+            let zero_point = integers(t, 2);
+            downcast(t.get(0), t.get(1), Some(zero_point.view()), &spec(), kind)
+        });
+        refuses("lr_qat.downcast", &[WEIGHT, INITIAL_SCALE], |t| {
+            downcast(t.get(0), t.get(1), None, &spec(), kind)
+        });
+    }
+    for live in [false, true] {
+        let mut parameters = vec![WEIGHT, LORA_A, LORA_B, SCALE];
+        if !live {
+            parameters.push(INITIAL_SCALE);
+        }
+        let zero_point = parameters.len();
+        parameters.push(ZERO_POINT);
+        let with = |more: &[(&'static str, &'static [usize])]| [&parameters[..], more].concat();
+        refuses("lr_qat.merge", &parameters, |t| lr_qat(t, &integers(t, zero_point), live).merge());
+        refuses("lr_qat.forward", &with(&[X]), |t| {
+            lr_qat(t, &integers(t, zero_point), live).forward(t.get(zero_point + 1))
+        });
+        refuses("lr_qat.backward", &with(&[X, D_Y]), |t| {
+            let (x, d_y) = (t.get(zero_point + 1), t.get(zero_point + 2));
+            lr_qat(t, &integers(t, zero_point), live).backward(x, d_y)
+        });
+    }
+}
+
+#[test]
+fn stored_types() {
+    for stored in [StoredType::Bf16, StoredType::F16] {
+        refuses("cast", &[("input", &[3, 4])], |t| cast(t.get::<Ix2>(0), stored));
+    }
 }
 
 #[test]
