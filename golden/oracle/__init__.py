@@ -10,8 +10,22 @@ Each entry of OPERATIONS takes `(params, inputs)` and returns the output tensors
 lists; the numbers are Fraction, or Decimal where `ORIGINS` says so.
 """
 
-from . import adamw, attention, cross_entropy, init_scale, l4q, lora, quantize
-from . import rms_norm, rope, swiglu
+from . import (
+    adamw,
+    affine,
+    attention,
+    cross_entropy,
+    init_scale,
+    l4q,
+    lora,
+    peqa,
+    qa_lora,
+    quantize,
+    rms_norm,
+    rope,
+    rtn,
+    swiglu,
+)
 
 RATIONAL = "exact-rational 1"
 DECIMAL = "decimal-60 1"
@@ -19,12 +33,20 @@ DECIMAL = "decimal-60 1"
 OPERATIONS = {
     "fake_quantize.forward": (RATIONAL, quantize.forward),
     "fake_quantize.backward": (RATIONAL, quantize.backward),
+    "affine.quantize": (RATIONAL, affine.quantize),
+    "affine.dequantize": (RATIONAL, affine.dequantize),
     "init_scale": (RATIONAL, init_scale.init_scale),
     "lora.forward": (RATIONAL, lora.forward),
     "lora.backward": (RATIONAL, lora.backward),
     "l4q.forward": (RATIONAL, l4q.forward),
     "l4q.backward": (RATIONAL, l4q.backward),
     "l4q.merge": (RATIONAL, l4q.merge),
+    "qa_lora.forward": (RATIONAL, qa_lora.forward),
+    "qa_lora.backward": (RATIONAL, qa_lora.backward),
+    "qa_lora.merge": (RATIONAL, qa_lora.merge),
+    "peqa.forward": (RATIONAL, peqa.forward),
+    "peqa.backward": (RATIONAL, peqa.backward),
+    "rtn.quantize": (RATIONAL, rtn.quantize),
     "rms_norm.forward": (DECIMAL, rms_norm.forward),
     "rms_norm.backward": (DECIMAL, rms_norm.backward),
     "rope.forward": (DECIMAL, rope.forward),

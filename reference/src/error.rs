@@ -55,11 +55,27 @@ pub enum Error {
         /// Input column.
         column: usize,
         /// The code there.
-        code: i8,
+        code: i32,
         /// Smallest code.
         qmin: i32,
         /// Largest code.
         qmax: i32,
+    },
+    /// A zero point that the grid does not have.
+    #[error(
+        "{operation}: zero_point[{row}, {group}] is {value}, expected an integer, 0 to {largest}"
+    )]
+    ZeroPoint {
+        /// The operation.
+        operation: &'static str,
+        /// Output row.
+        row: usize,
+        /// Group of that row.
+        group: usize,
+        /// The value there.
+        value: f64,
+        /// Largest code, and so the largest zero point.
+        largest: i32,
     },
     /// A token id that the vocabulary does not have.
     #[error("{operation}: token {token} at {index:?}, expected 0 to {vocab_size} exclusive")]

@@ -10,8 +10,12 @@
 //! | Q1 to Q4 | [`quantize`] | the grid; weights to codes and back |
 //! | Q5 to Q7 | [`straight_through`] | gradients through the rounding |
 //! | Q8 | [`init_scale`] | scale and offset before training |
+//! | Q11, Q12 | [`affine`] | unsigned grids with a zero point |
+//! | Q13 | [`rtn`] | round to nearest, and the search of a range |
 //! | A1 to A3 | [`lora`] | the low-rank update on its own |
 //! | M1 to M3 | [`methods::l4q`] | L4Q: forward, backward, merge |
+//! | M8 to M10 | [`methods::qa_lora`] | QA-LoRA: forward, backward, merge |
+//! | M15, M16 | [`methods::peqa`] | PEQA: forward, backward |
 //! | N1, N2, N3 | [`linear`], [`rms_norm`], [`rope`] | the parts of a LLaMA |
 //! | N4, N5 | [`attention`], [`swiglu`] | more of them |
 //! | N6, N7 | [`embedding`], [`cross_entropy`] | its two ends |
@@ -51,6 +55,7 @@ mod error;
 mod real;
 
 pub mod adamw;
+pub mod affine;
 pub mod attention;
 pub mod cross_entropy;
 pub mod embedding;
@@ -62,6 +67,7 @@ pub mod model;
 pub mod quantize;
 pub mod rms_norm;
 pub mod rope;
+pub mod rtn;
 pub mod spec;
 pub mod straight_through;
 pub mod swiglu;

@@ -3,3 +3,5 @@
 //! A method is a struct of its tensors with `forward`, `backward` and `merge`.
 
 pub mod l4q;
+pub mod peqa;
+pub mod qa_lora;

@@ -5,8 +5,12 @@
 //! makes their agreement worth something.
 
 mod llama_config;
+mod qa_lora;
+mod rtn;
 
 pub use llama_config::LlamaConfig;
+pub use qa_lora::{Dialect, GroupPool, Pool};
+pub use rtn::{RangeSearch, RtnSpec, SymmetricScale};
 
 use serde::{Deserialize, Serialize};
 
@@ -170,6 +174,11 @@ impl QuantSpec {
     /// Largest signed code.
     pub fn qmax(&self) -> i32 {
         self.bits.qmax()
+    }
+
+    /// Largest unsigned code.
+    pub fn unsigned_max(&self) -> i32 {
+        self.bits.unsigned_max()
     }
 }
 
