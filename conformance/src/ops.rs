@@ -4,6 +4,7 @@
 //! listing iterate over the rows; a subject looks its operations up by name.
 
 pub mod adamw;
+pub mod affine;
 pub mod attention;
 pub mod cross_entropy;
 pub mod fake_quantize;
@@ -11,10 +12,13 @@ pub mod init_scale;
 pub mod l4q;
 pub mod llama;
 pub mod lora;
+pub mod peqa;
+pub mod qa_lora;
 pub mod quantizer;
 pub mod rms_norm;
 pub mod rope;
 mod row;
+pub mod rtn;
 pub mod swiglu;
 
 use std::borrow::Cow;
@@ -33,9 +37,13 @@ use crate::tensor::{Kind, Tensor, Tensors};
 pub static OPERATIONS: LazyLock<Vec<&'static Operation>> = LazyLock::new(|| {
     let families = [
         fake_quantize::ROWS,
+        affine::ROWS,
         init_scale::ROWS,
         l4q::ROWS,
+        qa_lora::ROWS,
         lora::ROWS,
+        peqa::ROWS,
+        rtn::ROWS,
         rms_norm::ROWS,
         rope::ROWS,
         attention::ROWS,
@@ -135,6 +143,10 @@ pub enum Class {
     Codes,
     /// Equal, whatever the precision.
     Exact,
+    /// Within the per-element allowance, which this text states, and then the grid of the codes:
+    /// they and all that follows are judged on the value that the subject answered, which
+    /// `grid` and `bounds` find among the inputs.
+    Grid(&'static str),
     /// Within the per-element allowance, which this text states.
     Bounded(&'static str),
 }
