@@ -78,8 +78,11 @@ def exact(tensor, number_type):
     return number_type(tensor)
 
 
-def render(file: GoldenFile, origin: str, outputs: list[dict | None]) -> str:
-    lines = ["# Written by golden/generate.py from golden/cases; change those and run it again."]
+HEADER = "# Written by golden/generate.py from golden/cases; change those and run it again."
+
+
+def render(file: GoldenFile, origin: str, outputs: list[dict | None], header: str = HEADER) -> str:
+    lines = [header]
     lines += [f'format = "{FORMAT}"', f'op = "{file.op}"', f'origin = "{origin}"']
     for flag, catches in file.notes.items():
         lines += ["", f"[notes.{flag}]", f'catches = "{catches}"']
@@ -132,10 +135,12 @@ def nested_lines(tensor, as_integer: bool, indent: str) -> str:
 
 
 def scalar(value) -> str:
-    """Integers, names, and floats as the shortest decimal that reads back as the same double."""
+    """Integers, truths, names, and floats as the shortest decimal that reads back as the same."""
     if isinstance(value, str):
         return f'"{value}"'
-    assert isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(value, bool):
+        return str(value).lower()
+    assert isinstance(value, int | float)
     return repr(value + 0.0 if isinstance(value, float) and value == 0 else value)
 
 

@@ -8,7 +8,7 @@ or the exact argument keeps its distance from every tie and from both ends of th
 import struct
 from fractions import Fraction
 
-from oracle import init_scale, lora, lr_qat, quantize
+from oracle import affine, init_scale, lora, lr_qat, quantize, rtn
 
 MARGIN = Fraction(1, 10**5)
 
@@ -25,6 +25,16 @@ def check(op: str, params: dict, inputs: dict) -> None:
         check_arguments(op, params, inputs)
     elif op.startswith("lr_qat"):
         check_lr_qat(op, params, inputs)
+    elif op == "affine.quantize":
+        size = quantize.group_size_of(params, inputs["weight"])
+        for o, row in enumerate(inputs["weight"]):
+            for g, (scale, zero_point) in enumerate(
+                zip(inputs["scale"][o], inputs["zero_point"][o], strict=True)
+            ):
+                group = row[g * size : (g + 1) * size]
+                check_unsigned(group, scale, f32(scale), zero_point, params["bits"])
+    elif op == "rtn.quantize":
+        check_rtn(params, inputs["weight"])
 
 
 def check_arguments(op, params, inputs):
@@ -127,6 +137,43 @@ def check_lp(params, weight):
             best = min(error for error, _ in errors)
             others = [error for error, _ in errors if error != best]
             assert all(error - best > best / 1000 for error in others), (params, start)
+
+
+def check_unsigned(group, scale, scale_f32, zero_point, bits):
+    """The quotients keep their distance from the ties between codes, or are exact."""
+    low, high = -zero_point, affine.largest_code(bits) - zero_point
+    for weight in group:
+        exact = weight / quantize.raised(scale)
+        rounded = f32(weight / f32(quantize.raised(scale_f32)))
+        distance = distance_to_tie(exact, low, high)
+        assert rounded == exact or distance > MARGIN * max(1, abs(exact)), (weight, float(exact))
+
+
+def distance_to_tie(v, low, high):
+    """From the nearest tie between two integers of the range."""
+    tie = min(max(v // 1, low), high - 1) + Fraction(1, 2)
+    return abs(v - tie)
+
+
+def check_rtn(params, weight):
+    """The range wins clearly or ties exactly, and its zero point and codes are no matter of f32."""
+    size = quantize.group_size_of(params, weight)
+    for row in weight:
+        for start in range(0, len(row), size):
+            group = row[start : start + size]
+            tried = rtn.grids_tried(group, params)
+            if len(tried) > 1:
+                errors = [rtn.error(group, *grid, params) for grid in tried]
+                others = [error for error in errors if error != min(errors)]
+                assert all(error - min(errors) > min(errors) / 1000 for error in others), start
+            scale, zero_point = rtn.best_grid(group, params)
+            if not params["symmetric"]:
+                low = min([*group, Fraction(0)])
+                ends = Fraction(0), Fraction(affine.largest_code(params["bits"]))
+                exact = f32(-low / f32(scale)) == -low / scale
+                distance = distance_to_tie(-low / quantize.raised(scale), *ends)
+                assert exact or distance > MARGIN * max(1, ends[1]), (start, float(-low / scale))
+            check_unsigned(group, scale, f32(scale), zero_point, params["bits"])
 
 
 def flips_code(right: Fraction, wrong: Fraction, bits: int) -> bool:

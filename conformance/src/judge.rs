@@ -118,17 +118,25 @@ pub fn judge_outputs(
     let request = request.to_precision(Precision::F64);
     let specs = request.op.tensors(&request.params)?;
     let expected = complete(&request, golden, &specs)?;
-    let mut judgement = Judgement { request, expected, actual, required, precision, codes: None };
+    let mut judgement =
+        Judgement { request, expected, actual, required, precision, own_grid: false, codes: None };
     let mut verdicts = Vec::new();
-    // Codes first: everything downstream is judged with the codes that were accepted.
+    // The grid that the subject chose, then the codes on it: everything downstream is judged with
+    // what was accepted.
+    let is_grid = |spec: &&TensorSpec| matches!(spec.class, Class::Grid(_));
     let is_codes = |spec: &&TensorSpec| matches!(spec.class, Class::Codes | Class::Chosen);
+    for spec in specs.outputs.iter().filter(is_grid) {
+        verdicts.push(judgement.floats(spec)?);
+    }
+    let accepted = verdicts.iter().all(|verdict| verdict.failure.is_none());
+    judgement.settle_grid(specs.outputs.iter().filter(is_grid), accepted);
     for spec in specs.outputs.iter().filter(is_codes) {
         verdicts.push(match spec.class {
             Class::Codes => judgement.codes(spec)?,
             _ => judgement.chosen(spec)?,
         });
     }
-    for spec in specs.outputs.iter().filter(|spec| !is_codes(spec)) {
+    for spec in specs.outputs.iter().filter(|spec| !is_codes(spec) && !is_grid(spec)) {
         verdicts.push(judgement.floats(spec)?);
     }
     for name in actual.keys() {
@@ -156,6 +164,8 @@ struct Judgement<'a> {
     actual: &'a Tensors,
     required: Option<Precision>,
     precision: Precision,
+    /// Whether the accepted grid differs from the expected one.
+    own_grid: bool,
     codes: Option<Vec<i16>>,
 }
 
@@ -193,6 +203,18 @@ impl Judgement<'_> {
         floats.min().unwrap_or(self.precision)
     }
 
+    /// From here on the grid is an input: the subject's where all of it was accepted, or else the
+    /// expected one.
+    fn settle_grid<'a>(&mut self, specs: impl Iterator<Item = &'a TensorSpec>, accepted: bool) {
+        for spec in specs {
+            let expected = &self.expected[&*spec.name];
+            let settled = if accepted { &self.actual[&*spec.name] } else { expected };
+            self.own_grid |= !settled.values().eq(expected.values());
+            let settled = settled.to_precision(Precision::F64);
+            self.request.inputs.insert(spec.name.to_string(), settled);
+        }
+    }
+
     fn codes(&mut self, spec: &TensorSpec) -> Result<Verdict, String> {
         let (expected, actual) = match self.present(spec) {
             Ok(pair) => pair,
@@ -200,8 +222,10 @@ impl Judgement<'_> {
         };
         let grid = self.request.op.grid.ok_or("an operation with codes has a grid")?;
         let grid = grid(&self.request, Unit::of(self.coarsest()))?;
+        let on_own_grid = self.own_grid.then(|| grid.codes());
+        let expected = on_own_grid.as_ref().unwrap_or(expected);
         let verdict = compare::codes(&spec.name, &grid, expected, actual);
-        if verdict.failure.is_none() && verdict.flips > 0 {
+        if verdict.failure.is_none() && (verdict.flips > 0 || self.own_grid) {
             self.codes = actual.small_integers();
         }
         Ok(verdict)

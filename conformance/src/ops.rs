@@ -4,6 +4,7 @@
 //! listing iterate over the rows; a subject looks its operations up by name.
 
 pub mod adamw;
+pub mod affine;
 pub mod attention;
 pub mod cast;
 pub mod cross_entropy;
@@ -14,10 +15,13 @@ pub mod llama;
 pub mod lora;
 pub mod lr_qat;
 pub mod pack;
+pub mod peqa;
+pub mod qa_lora;
 pub mod quantizer;
 pub mod rms_norm;
 pub mod rope;
 mod row;
+pub mod rtn;
 pub mod swiglu;
 
 use std::borrow::Cow;
@@ -36,12 +40,16 @@ use crate::tensor::{Kind, Tensor, Tensors};
 pub static OPERATIONS: LazyLock<Vec<&'static Operation>> = LazyLock::new(|| {
     let families = [
         fake_quantize::ROWS,
+        affine::ROWS,
         init_scale::ROWS,
         cast::ROWS,
         pack::ROWS,
         l4q::ROWS,
         lr_qat::ROWS,
+        qa_lora::ROWS,
         lora::ROWS,
+        peqa::ROWS,
+        rtn::ROWS,
         rms_norm::ROWS,
         rope::ROWS,
         attention::ROWS,
@@ -144,6 +152,10 @@ pub enum Class {
     Chosen,
     /// Equal, whatever the precision.
     Exact,
+    /// Within the per-element allowance, which this text states, and then the grid of the codes:
+    /// they and all that follows are judged on the value that the subject answered, which
+    /// `grid` and `bounds` find among the inputs.
+    Grid(&'static str),
     /// Within the per-element allowance, which this text states.
     Bounded(&'static str),
 }

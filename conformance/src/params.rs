@@ -1,8 +1,8 @@
 //! The JSON object `params` of a case, and the typed parameters that operations read from it.
 
 use plumbline_reference::spec::{
-    AdamWSpec, Bits, GradScale, InitScaleRule, InnerScale, LlamaConfig, LrQatSpec, PackedBits,
-    QuantSpec, SpecError, StoredType,
+    AdamWSpec, Bits, GradScale, GroupPool, InitScaleRule, InnerScale, LlamaConfig, LrQatSpec,
+    PackedBits, QuantSpec, RangeSearch, RtnSpec, SpecError, StoredType,
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -151,6 +151,30 @@ pub fn init_rule(params: &Params) -> Result<InitScaleRule, String> {
     let name: String = params.required("rule")?;
     InitScaleRule::from_name(&name, params.optional("p")?, params.optional("steps")?)
         .map_err(refused)
+}
+
+/// `symmetric`, `convention`, and `range` with `p` and `steps` where it is `lp`.
+///
+/// # Errors
+/// One line naming the parameter and its value.
+pub fn rtn(params: &Params) -> Result<RtnSpec, String> {
+    let range: Option<String> = params.optional("range")?;
+    let range = range.as_deref().unwrap_or("min_max");
+    Ok(RtnSpec {
+        symmetric: params.required("symmetric")?,
+        range: RangeSearch::from_name(range, params.optional("p")?, params.optional("steps")?)
+            .map_err(refused)?,
+        convention: params.optional("convention")?.unwrap_or_default(),
+    })
+}
+
+/// `pool` and `dialect`.
+///
+/// # Errors
+/// One line naming the parameter and its value.
+pub fn group_pool(params: &Params) -> Result<GroupPool, String> {
+    let dialect = params.optional("dialect")?.unwrap_or_default();
+    GroupPool::new(params.required("pool")?, dialect).map_err(refused)
 }
 
 /// Parameters of `rope.*`.

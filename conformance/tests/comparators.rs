@@ -185,6 +185,67 @@ fn a_code_inside_its_interval_must_match() {
     assert_eq!(failures(&request, &answer(3, 0.1)).len(), 2);
 }
 
+fn unsigned(shape: &[usize], values: &[u8]) -> Tensor {
+    Tensor::new(shape.to_vec(), Data::U8(values.to_vec())).unwrap()
+}
+
+/// Round to nearest of one row, and the answer of the f32 reference.
+fn rtn(weight: &[f32], params: &str) -> (Request, Tensors) {
+    let inputs = [("weight", floats(&[1, weight.len()], weight))];
+    let request = request("rtn.quantize", params, &inputs);
+    let honest = (request.op.f32)(&request).unwrap();
+    assert_eq!(failures(&request, &honest), Vec::<String>::new());
+    (request, honest)
+}
+
+#[test]
+fn codes_are_judged_on_the_grid_that_the_subject_answered() {
+    let tenth = 0.1_f32;
+    let (request, honest) =
+        rtn(&[-tenth, 2.0 * tenth, 0.149_999_99], r#"{"bits": 2, "symmetric": false}"#);
+    let scale = match honest["scale"].data() {
+        Data::F32(scale) => scale[0],
+        _ => unreachable!(),
+    };
+    // The neighbouring scale is legal; output and codes must be those of that scale.
+    let own = scale.next_up();
+    let mut moved = honest.clone();
+    moved.insert("scale".to_owned(), floats(&[1, 1], &[own]));
+    let with_codes = |middle: u8| {
+        let mut answer = moved.clone();
+        answer.insert("codes".to_owned(), unsigned(&[1, 3], &[0, 3, middle]));
+        let output = [-own, 2.0 * own, (f32::from(middle) - 1.0) * own];
+        answer.insert("output".to_owned(), floats(&[1, 3], &output));
+        answer
+    };
+    assert_eq!(failures(&request, &with_codes(2)), Vec::<String>::new());
+    assert!(!failures(&request, &with_codes(1)).is_empty());
+    // An output that is not that of the codes, and a scale that is too far off, are not excused.
+    let mut torn = with_codes(2);
+    torn.insert("output".to_owned(), floats(&[1, 3], &[-scale * 1.001, 2.0 * scale, scale]));
+    assert_eq!(failures(&request, &torn).len(), 1);
+    let mut wide = with_codes(2);
+    wide.insert("scale".to_owned(), floats(&[1, 1], &[scale * 1.001]));
+    assert!(failures(&request, &wide)[0].contains("out.scale"));
+}
+
+#[test]
+fn a_zero_point_is_an_integer_and_moves_across_a_tie_alone() {
+    let params = r#"{"bits": 2, "symmetric": false}"#;
+    for (weight, open) in [([-1.0, 2.0], false), ([-0.5, 2.5], false), ([-0.05, 0.25], true)] {
+        let (request, honest) = rtn(&weight, params);
+        let honest_point = honest["zero_point"].value(0) as f32;
+        for zero_point in [0.0, 0.5, 1.0, 2.0] {
+            let actual = changed(&honest, "zero_point", 0, |_| zero_point);
+            let judged = verdicts(&request, &actual);
+            let verdict = judged.iter().find(|v| v.tensor == "zero_point").unwrap();
+            let neighbour = open && zero_point <= 1.0 && zero_point.fract() == 0.0;
+            let legal = zero_point == honest_point || neighbour;
+            assert_eq!(verdict.failure.is_none(), legal, "{weight:?} {zero_point}");
+        }
+    }
+}
+
 struct Panics;
 
 impl Subject for Panics {
@@ -287,8 +348,10 @@ fn every_code_off_by_one_away_from_a_tie_is_rejected() {
         let honest = (op.f32)(&case.request).unwrap();
         for index in 0..honest["codes"].len() {
             let mut actual = honest.clone();
-            if let Data::I8(codes) = actual.get_mut("codes").unwrap().data_mut() {
-                codes[index] = codes[index].wrapping_add(1);
+            match actual.get_mut("codes").unwrap().data_mut() {
+                Data::I8(codes) => codes[index] = codes[index].wrapping_add(1),
+                Data::U8(codes) => codes[index] = codes[index].wrapping_add(1),
+                other => panic!("{} answers codes as {other:?}", case.id),
             }
             assert!(!failures(&case.request, &actual).is_empty(), "{} codes {index}", case.id);
         }

@@ -12,6 +12,22 @@ lists; the numbers are Fraction, or Decimal where `ORIGINS` says so.
 
 from . import adamw, attention, cross_entropy, init_scale, l4q, lora, lr_qat, quantize
 from . import rms_norm, rope, storage, swiglu
+from . import (
+    adamw,
+    affine,
+    attention,
+    cross_entropy,
+    init_scale,
+    l4q,
+    lora,
+    peqa,
+    qa_lora,
+    quantize,
+    rms_norm,
+    rope,
+    rtn,
+    swiglu,
+)
 
 RATIONAL = "exact-rational 1"
 DECIMAL = "decimal-60 1"
@@ -19,6 +35,8 @@ DECIMAL = "decimal-60 1"
 OPERATIONS = {
     "fake_quantize.forward": (RATIONAL, quantize.forward),
     "fake_quantize.backward": (RATIONAL, quantize.backward),
+    "affine.quantize": (RATIONAL, affine.quantize),
+    "affine.dequantize": (RATIONAL, affine.dequantize),
     "init_scale": (RATIONAL, init_scale.init_scale),
     "cast": (RATIONAL, storage.cast),
     "pack": (RATIONAL, storage.pack),
@@ -32,6 +50,12 @@ OPERATIONS = {
     "lr_qat.forward": (RATIONAL, lr_qat.forward),
     "lr_qat.backward": (RATIONAL, lr_qat.backward),
     "lr_qat.merge": (RATIONAL, lr_qat.merge),
+    "qa_lora.forward": (RATIONAL, qa_lora.forward),
+    "qa_lora.backward": (RATIONAL, qa_lora.backward),
+    "qa_lora.merge": (RATIONAL, qa_lora.merge),
+    "peqa.forward": (RATIONAL, peqa.forward),
+    "peqa.backward": (RATIONAL, peqa.backward),
+    "rtn.quantize": (RATIONAL, rtn.quantize),
     "rms_norm.forward": (DECIMAL, rms_norm.forward),
     "rms_norm.backward": (DECIMAL, rms_norm.backward),
     "rope.forward": (DECIMAL, rope.forward),

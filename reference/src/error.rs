@@ -55,7 +55,7 @@ pub enum Error {
         /// Input column.
         column: usize,
         /// The code there.
-        code: i8,
+        code: i32,
         /// Smallest code.
         qmin: i32,
         /// Largest code.

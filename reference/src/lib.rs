@@ -14,6 +14,12 @@
 //! | A1 to A3 | [`lora`] | the low-rank update on its own |
 //! | M1 to M3 | [`methods::l4q`] | L4Q: forward, backward, merge |
 //! | M4 to M7 | [`methods::lr_qat`] | LR-QAT: downcast, forward, backward, merge |
+//! | Q11, Q12 | [`affine`] | unsigned grids with a zero point |
+//! | Q13 | [`rtn`] | round to nearest, and the search of a range |
+//! | A1 to A3 | [`lora`] | the low-rank update on its own |
+//! | M1 to M3 | [`methods::l4q`] | L4Q: forward, backward, merge |
+//! | M8 to M10 | [`methods::qa_lora`] | QA-LoRA: forward, backward, merge |
+//! | M15, M16 | [`methods::peqa`] | PEQA: forward, backward |
 //! | N1, N2, N3 | [`linear`], [`rms_norm`], [`rope`] | the parts of a LLaMA |
 //! | N4, N5 | [`attention`], [`swiglu`] | more of them |
 //! | N6, N7 | [`embedding`], [`cross_entropy`] | its two ends |
@@ -53,6 +59,7 @@ mod error;
 mod real;
 
 pub mod adamw;
+pub mod affine;
 pub mod attention;
 pub mod cast;
 pub mod cross_entropy;
@@ -66,6 +73,7 @@ pub mod pack;
 pub mod quantize;
 pub mod rms_norm;
 pub mod rope;
+pub mod rtn;
 pub mod spec;
 pub mod straight_through;
 pub mod swiglu;

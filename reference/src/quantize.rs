@@ -105,7 +105,7 @@ pub fn dequantize<T: Real>(
                 operation: OPERATION,
                 row,
                 column,
-                code,
+                code: code.into(),
                 qmin,
                 qmax,
             });

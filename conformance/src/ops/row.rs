@@ -12,6 +12,7 @@ pub(super) const X: Words = &["tokens", "in"];
 pub(super) const Y: Words = &["tokens", "out"];
 pub(super) const LORA_A: Words = &["rank", "in"];
 pub(super) const LORA_B: Words = &["out", "rank"];
+pub(super) const POOLED_A: Words = &["rank", "groups"];
 pub(super) const HIDDEN: Words = &["tokens", "hidden"];
 pub(super) const HEADS: Words = &["tokens", "heads", "head_dim"];
 pub(super) const Q: Words = &["batch", "tokens", "heads", "head_dim"];
@@ -23,6 +24,7 @@ pub(super) const PRODUCT: &str = "gamma(terms + 2) * sum |x| * (|code * scale| +
 pub(super) const GROUP_SUM: &str =
     "gamma(terms + 5) * sum |d * h| + sum |d| * error of the argument";
 pub(super) const LOW_RANK: &str = "gamma(all roundings) * the same sums over absolute values";
+pub(super) const TRACKED: &str = "gamma(roundings) * sum of absolute terms, along the formula";
 pub(super) const INIT: &str = "gamma(roundings of the rule) * sum of absolute terms";
 pub(super) const SOFTMAX: &str = "first-order error of scores, exp and sums, over absolute values";
 pub(super) const POINTWISE: &str = "gamma(operations) * |terms|, 2 ulp per exponential";
@@ -46,6 +48,18 @@ pub(super) const fn ids(name: &'static str, words: Words) -> TensorSpec {
 
 pub(super) const fn codes() -> TensorSpec {
     tensor("codes", Kind::SignedCodes, Shape::Words(WEIGHT), Class::Codes)
+}
+
+pub(super) const fn given_codes() -> TensorSpec {
+    tensor("codes", Kind::UnsignedCodes, Shape::Words(WEIGHT), Class::Given)
+}
+
+pub(super) const fn unsigned_codes() -> TensorSpec {
+    tensor("codes", Kind::UnsignedCodes, Shape::Words(WEIGHT), Class::Codes)
+}
+
+pub(super) const fn grid(name: &'static str, why: &'static str) -> TensorSpec {
+    tensor(name, Kind::Float, Shape::Words(GROUPS), Class::Grid(why))
 }
 
 pub(super) const fn bounded(name: &'static str, words: Words, why: &'static str) -> TensorSpec {

@@ -4,3 +4,5 @@
 
 pub mod l4q;
 pub mod lr_qat;
+pub mod peqa;
+pub mod qa_lora;

@@ -76,7 +76,7 @@ pub enum Mask {
 /// What is rounded. Eq. (M5b).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Dialect {
+pub enum LrQatDialect {
     /// The sum of stored weight and update, as the paper writes it.
     #[default]
     Paper,
@@ -90,7 +90,7 @@ pub struct LrQatSpec {
     grid: QuantSpec,
     inner_scale: InnerScale,
     mask: Mask,
-    dialect: Dialect,
+    dialect: LrQatDialect,
 }
 
 impl LrQatSpec {
@@ -101,13 +101,13 @@ impl LrQatSpec {
         grid: QuantSpec,
         inner_scale: InnerScale,
         mask: Mask,
-        dialect: Dialect,
+        dialect: LrQatDialect,
     ) -> Result<Self, SpecError> {
         if let InnerScale::Frozen(downcast) = inner_scale {
             downcast.check(grid.bits())?;
         }
         let codes_are_stored = inner_scale == InnerScale::Frozen(Downcast::Int);
-        if dialect == Dialect::LrQatCode && !(codes_are_stored && mask == Mask::Rounded) {
+        if dialect == LrQatDialect::LrQatCode && !(codes_are_stored && mask == Mask::Rounded) {
             out_of_range("dialect", "lr_qat_code", "paper but with downcast int, mask rounded")?;
         }
         Ok(Self { grid, inner_scale, mask, dialect })
@@ -129,7 +129,7 @@ impl LrQatSpec {
     }
 
     /// What is rounded.
-    pub fn dialect(&self) -> Dialect {
+    pub fn dialect(&self) -> LrQatDialect {
         self.dialect
     }
 }
@@ -160,7 +160,8 @@ mod tests {
         assert_eq!(frozen, InnerScale::Frozen(Downcast::Int));
 
         let grid = QuantSpec::new(Bits::new(4).unwrap(), None, 2).unwrap();
-        let new = |inner_scale, mask| LrQatSpec::new(grid, inner_scale, mask, Dialect::LrQatCode);
+        let new =
+            |inner_scale, mask| LrQatSpec::new(grid, inner_scale, mask, LrQatDialect::LrQatCode);
         assert!(new(frozen, Mask::Rounded).is_ok());
         assert!(new(frozen, Mask::PreRound).is_err());
         assert!(new(InnerScale::Live, Mask::Rounded).is_err());

@@ -6,10 +6,14 @@
 
 mod llama_config;
 mod lr_qat;
+mod qa_lora;
+mod rtn;
 mod stored;
 
 pub use llama_config::LlamaConfig;
-pub use lr_qat::{Dialect, Downcast, InnerScale, LrQatSpec, Mask};
+pub use lr_qat::{Downcast, InnerScale, LrQatDialect, LrQatSpec, Mask};
+pub use qa_lora::{GroupPool, Pool, QaLoraDialect};
+pub use rtn::{RangeSearch, RtnSpec, SymmetricScale};
 pub use stored::{PackedBits, StoredType};
 
 use serde::{Deserialize, Serialize};
@@ -174,6 +178,11 @@ impl QuantSpec {
     /// Largest signed code.
     pub fn qmax(&self) -> i32 {
         self.bits.qmax()
+    }
+
+    /// Largest unsigned code.
+    pub fn unsigned_max(&self) -> i32 {
+        self.bits.unsigned_max()
     }
 }
 

@@ -8,7 +8,7 @@ use plumbline_reference::methods::l4q::L4q;
 use plumbline_reference::methods::lr_qat::{Downcasted, LrQat, Stored, downcast};
 use plumbline_reference::pack::{unpack, unpack_signed};
 use plumbline_reference::spec::{
-    Bits, Dialect, Downcast, GradScale, InnerScale, LrQatSpec, Mask, PackedBits, QuantSpec,
+    Bits, Downcast, GradScale, InnerScale, LrQatDialect, LrQatSpec, Mask, PackedBits, QuantSpec,
     SCALE_FLOOR,
 };
 use proptest::prelude::*;
@@ -100,7 +100,9 @@ impl Definition for Loss<'_> {
             let update = T::of(LORA_SCALING) * update;
             let [low, high] = [T::of(low[at]), T::of(high[at])];
             let code = match (spec.dialect(), spec.mask()) {
-                (Dialect::LrQatCode, _) => (inner + update.round_half_even()).max(low).min(high),
+                (LrQatDialect::LrQatCode, _) => {
+                    (inner + update.round_half_even()).max(low).min(high)
+                }
                 (_, Mask::Rounded) => (inner + update).round_half_even().max(low).min(high),
                 (_, Mask::PreRound) => (inner + update).max(low).min(high).round_half_even(),
             };
@@ -116,7 +118,7 @@ fn options(grid: QuantSpec) -> Vec<LrQatSpec> {
     let inner = [F32, Bf16, F16, Fixed8, Int].map(InnerScale::Frozen);
     let inner = inner.into_iter().chain([InnerScale::Live]);
     let masks = [Mask::Rounded, Mask::PreRound];
-    let dialects = [Dialect::Paper, Dialect::LrQatCode];
+    let dialects = [LrQatDialect::Paper, LrQatDialect::LrQatCode];
     inner
         .flat_map(|inner| masks.map(|mask| (inner, mask)))
         .flat_map(|(inner, mask)| dialects.map(|dialect| (inner, mask, dialect)))
@@ -300,7 +302,7 @@ proptest! {
             let spec = LrQatSpec::new(grid, inner, Mask::Rounded, dialect).unwrap();
             Layer { spec, ..layer.clone() }.lr_qat().merge().unwrap().codes
         };
-        let (paper, code) = (codes(Dialect::Paper), codes(Dialect::LrQatCode));
+        let (paper, code) = (codes(LrQatDialect::Paper), codes(LrQatDialect::LrQatCode));
         let update =
             delta_weight(layer.lora_a.view(), layer.lora_b.view(), LORA_SCALING).unwrap();
         for ((paper, code), update) in paper.iter().zip(&code).zip(&update) {
@@ -315,7 +317,7 @@ proptest! {
     fn without_an_update_a_live_layer_is_l4q(mut layer in layer()) {
         let grid = *layer.spec.grid();
         layer.spec =
-            LrQatSpec::new(grid, InnerScale::Live, Mask::PreRound, Dialect::Paper).unwrap();
+            LrQatSpec::new(grid, InnerScale::Live, Mask::PreRound, LrQatDialect::Paper).unwrap();
         (layer.initial_scale, layer.zero_point) = (None, None);
         layer.lora_b.fill(0.0);
         let offset = Array2::zeros(layer.scale.dim());

@@ -5,14 +5,18 @@ mod inputs;
 mod proof;
 
 mod adamw;
+mod affine;
 mod init_scale;
 mod l4q;
 mod llama;
 mod lora;
 mod lr_qat;
+mod peqa;
 mod precision;
+mod qa_lora;
 mod quantize;
 mod refusals;
+mod rtn;
 mod smooth;
 mod storage;
 mod straight_through;

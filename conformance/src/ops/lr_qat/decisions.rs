@@ -15,7 +15,7 @@
 use ndarray::{Array2, Zip};
 use plumbline_reference::methods::lr_qat::downcast;
 use plumbline_reference::spec::{
-    Dialect, Downcast, InnerScale, LrQatSpec, Mask, QuantSpec, SCALE_FLOOR,
+    Downcast, InnerScale, LrQatDialect, LrQatSpec, Mask, QuantSpec, SCALE_FLOOR,
 };
 
 use super::where_given;
@@ -261,9 +261,9 @@ fn decide(
     for inner in inner {
         let argument = inner.plus(update, unit).reach();
         let rounded = match spec.dialect() {
-            Dialect::Paper => argument.map(f64::round_ties_even),
+            LrQatDialect::Paper => argument.map(f64::round_ties_even),
             // An integer is stored: the sum of two integers is exact.
-            Dialect::LrQatCode => {
+            LrQatDialect::LrQatCode => {
                 update.reach().map(|update| inner.steps.value + update.round_ties_even())
             }
         };

@@ -12,7 +12,7 @@ pub use downcast::{Downcasted, Stored, downcast};
 use crate::linear::{linear, linear_backward};
 use crate::lora::{delta_weight, delta_weight_backward};
 use crate::quantize::raised_scale;
-use crate::spec::{Dialect, InnerScale, LrQatSpec, Mask, SCALE_FLOOR};
+use crate::spec::{InnerScale, LrQatDialect, LrQatSpec, Mask, SCALE_FLOOR};
 use crate::{Error, Real, check};
 use downcast::{GridEnds, grid_ends};
 
@@ -207,8 +207,8 @@ impl<T: Real> LrQat<'_, T> {
         let delta = delta_weight(self.lora_a, self.lora_b, self.lora_scaling)?;
         let argument = check::result(operation, "argument", &inner + &delta)?;
         let rounded = match self.spec.dialect() {
-            Dialect::Paper => argument.mapv(T::round_half_even),
-            Dialect::LrQatCode => &inner + &delta.mapv(T::round_half_even),
+            LrQatDialect::Paper => argument.mapv(T::round_half_even),
+            LrQatDialect::LrQatCode => &inner + &delta.mapv(T::round_half_even),
         };
         Ok(Rounding { inner, argument, rounded, ends })
     }
@@ -271,10 +271,10 @@ mod tests {
     use ndarray::array;
 
     fn frozen(in_features: usize, kind: Downcast) -> LrQatSpec {
-        with(in_features, InnerScale::Frozen(kind), Mask::Rounded, Dialect::Paper)
+        with(in_features, InnerScale::Frozen(kind), Mask::Rounded, LrQatDialect::Paper)
     }
 
-    fn with(in_features: usize, inner: InnerScale, mask: Mask, dialect: Dialect) -> LrQatSpec {
+    fn with(in_features: usize, inner: InnerScale, mask: Mask, dialect: LrQatDialect) -> LrQatSpec {
         let grid = QuantSpec::new(Bits::new(4).unwrap(), None, in_features).unwrap();
         LrQatSpec::new(grid, inner, mask, dialect).unwrap()
     }
@@ -355,7 +355,7 @@ mod tests {
         let (low, high) = (-8.5_f64, 7.5_f64);
         let arguments = [-8.0, -8.25, low, low.next_down(), 7.0, 7.25, high.next_down(), high, 3.5];
         let row = Row::new(&arguments, &[0.0; 9]);
-        let spec = |mask| with(9, InnerScale::Frozen(Downcast::F32), mask, Dialect::Paper);
+        let spec = |mask| with(9, InnerScale::Frozen(Downcast::F32), mask, LrQatDialect::Paper);
         assert_eq!(row.codes(spec(Mask::Rounded)), [-8, -8, -8, -8, 7, 7, 7, 7, 4]);
         assert_eq!(row.codes(spec(Mask::PreRound)), row.codes(spec(Mask::Rounded)));
         let (passes, _) = row.gradients(spec(Mask::Rounded));
@@ -368,15 +368,15 @@ mod tests {
     fn the_dialects_differ_at_ties_of_the_update_alone() {
         let row = Row::new(&[1.0, 2.0, 1.0, -3.0, 1.0], &[0.5, 0.5, 0.25, -0.5, 0.5 + 1e-9]);
         let spec = |dialect| with(5, InnerScale::Frozen(Downcast::Int), Mask::Rounded, dialect);
-        assert_eq!(row.codes(spec(Dialect::Paper)), [2, 2, 1, -4, 2]);
-        assert_eq!(row.codes(spec(Dialect::LrQatCode)), [1, 2, 1, -3, 2]);
+        assert_eq!(row.codes(spec(LrQatDialect::Paper)), [2, 2, 1, -4, 2]);
+        assert_eq!(row.codes(spec(LrQatDialect::LrQatCode)), [1, 2, 1, -3, 2]);
     }
 
     #[test]
     fn a_live_inner_scale_takes_the_residual_into_the_gradient_of_the_scale() {
         // Codes 1 and, clipped, 7.
         let row = Row::new(&[1.25, 9.0], &[0.125, 0.0]);
-        let live = with(2, InnerScale::Live, Mask::Rounded, Dialect::Paper);
+        let live = with(2, InnerScale::Live, Mask::Rounded, LrQatDialect::Paper);
         assert_eq!(row.gradients(live), (vec![1.0, 0.0], 1.0 - 1.25 + 7.0));
         assert_eq!(row.gradients(frozen(2, Downcast::F32)), (vec![1.0, 0.0], 1.0 + 7.0));
     }
@@ -402,7 +402,7 @@ mod tests {
         let refused = LrQat { initial_scale: None, ..row.layer(spec) }.merge().unwrap_err();
         let message = "initial_scale is absent, expected given with a frozen inner scale";
         assert_eq!(refused.to_string(), message);
-        let spec = with(1, InnerScale::Live, Mask::Rounded, Dialect::Paper);
+        let spec = with(1, InnerScale::Live, Mask::Rounded, LrQatDialect::Paper);
         let layer = LrQat { initial_scale: Some(row.one.view()), ..row.layer(spec) };
         let message = "initial_scale is given, expected absent with a live inner scale";
         assert_eq!(layer.merge().unwrap_err().to_string(), message);
