@@ -3,8 +3,9 @@
 import json
 import struct
 
-import case_text
 import torch
+
+import case_text
 
 TYPES = {
     torch.float64: "F64",

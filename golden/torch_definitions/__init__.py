@@ -1,4 +1,4 @@
-"""The operations as PyTorch definitions: forward formulas in float64, for autograd to differentiate.
+"""The operations as PyTorch definitions: formulas in float64, for autograd to differentiate.
 
 No gradient is written by hand. A definition takes the tensors of a case and its params by name, so
 one that it does not know is refused, and returns its outputs by name. `evaluate` runs the operation
@@ -56,9 +56,7 @@ OPERATIONS = {
     **pair("swiglu", transformer.swiglu_op, "output", "gate up"),
     **pair("cross_entropy", transformer.cross_entropy_op, "loss", "logits"),
     "llama.loss_and_gradients": Operation(transformer.llama, ("loss", "logits"), ("*",)),
-    "adamw.step": Operation(
-        transformer.adamw_step, ("parameter", "first_moment", "second_moment")
-    ),
+    "adamw.step": Operation(transformer.adamw_step, ("parameter", "first_moment", "second_moment")),
 }
 
 

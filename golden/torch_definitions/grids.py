@@ -54,11 +54,11 @@ class Decisions:
 
 
 def nearest_decision(argument, low, high, mask):
-    """The nearest point at which the code or the mask changes."""
+    """The nearest point at which the code changes, or the mask; `none` is for constants."""
     low, high = (torch.as_tensor(end, dtype=torch.float64) for end in (low, high))
     reach = 0.5 if mask == "rounded" else -0.5
     tie = (argument.floor() + 0.5).clamp(low - reach, high + reach)
-    if mask == "rounded":
+    if mask in ("rounded", "none"):
         return tie
     end = torch.where((argument - low).abs() < (argument - high).abs(), low, high)
     return torch.where((argument - tie).abs() < (argument - end).abs(), tie, end)

@@ -89,11 +89,13 @@ def stored(argument, bits, low, high, downcast, decisions):
     if downcast == "f16":
         return to_binary(argument, precision=11, least_exponent=-13)
     if downcast == "int":
-        return codes_of(argument, low, high, "pre_round", decisions)
-    assert downcast == "fixed8", downcast
-    fraction = 2 ** (8 - bits)
-    fixed = codes_of(argument * fraction, low * fraction, high * fraction, "pre_round", decisions)
-    return fixed / fraction
+        fraction = 1
+    else:
+        assert downcast == "fixed8", downcast
+        fraction = 2 ** (8 - bits)
+    low, high = low * fraction, high * fraction
+    argument = decisions.settle(fraction * argument, low, high, "none")
+    return rounded(argument.clamp(low, high)) / fraction
 
 
 def lr_qat(
@@ -101,10 +103,11 @@ def lr_qat(
     *,
     x,
     weight,
-    initial_scale,
     lora_a,
     lora_b,
     scale,
+    initial_scale=None,
+    zero_point=None,
     bits,
     group_size=None,
     lora_scaling,
@@ -112,19 +115,19 @@ def lr_qat(
     inner_scale="frozen",
     mask="rounded",
     dialect="paper",
-    zero_point=None,
 ):
     """scale * clip(round(Phi0 + lora_scaling * lora_b @ lora_a)); Phi0 has the frozen scale."""
     columns = weight.shape[1]
     low, high = signed_range(bits)
-    shift = 0
     if zero_point is not None:
-        shift = spread(zero_point.double(), group_size, columns)
-        low, high = 0 - shift, 2**bits - 1 - shift
+        low = -spread(zero_point, group_size, columns)
+        high = low + 2**bits - 1
     outer = spread(raised(scale), group_size, columns)
     if inner_scale == "live":
+        assert initial_scale is None and downcast == "f32"
         phi = weight / outer
     else:
+        assert inner_scale == "frozen", inner_scale
         inner = spread(raised(initial_scale), group_size, columns)
         phi = stored(weight / inner, bits, low, high, downcast, decisions).detach()
     update = delta_weight(lora_a, lora_b, lora_scaling)
@@ -136,7 +139,7 @@ def lr_qat(
         assert dialect in ("paper", "lr_qat_code"), dialect
         grid = codes_of(phi + update, low, high, mask, decisions)
     fake_quantized = outer * grid
-    return {"y": linear(x, fake_quantized), "codes": grid + shift, "fake_quantized": fake_quantized}
+    return {"y": linear(x, fake_quantized), "codes": grid, "fake_quantized": fake_quantized}
 
 
 def lr_qat_merge(decisions, *, scale, **layer):
