@@ -64,7 +64,10 @@ def evaluate(op: str, params: dict, inputs: dict, decisions: Decisions | None = 
     """The outputs of a case, in float64; gradients are named d_<input>."""
     operation = OPERATIONS[op]
     decisions = Decisions() if decisions is None else decisions
-    tensors = {n: t.double() if t.is_floating_point() else t.long() for n, t in inputs.items()}
+    tensors = {
+        name: tensor.detach().double() if tensor.is_floating_point() else tensor.long()
+        for name, tensor in inputs.items()
+    }
     if op == "rope.backward":
         tensors["x"] = torch.zeros_like(tensors["d_output"])  # linear: any x has this gradient
     if op == "llama.loss_and_gradients":
@@ -81,7 +84,7 @@ def evaluate(op: str, params: dict, inputs: dict, decisions: Decisions | None = 
         gradients = torch.autograd.grad(main, [tensors[name] for name in variables], given)
         outputs = {f"d_{name}": d for name, d in zip(variables, gradients, strict=True)}
     if not variables or op == "llama.loss_and_gradients":
-        outputs |= {name: results[name].detach() for name in operation.outputs}
+        outputs |= {name: results[name].detach() for name in operation.outputs if name in results}
     return outputs
 
 

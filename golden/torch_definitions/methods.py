@@ -62,15 +62,17 @@ def qat(decisions, *, x, weight, scale, offset=None, quantizer="lsq_plus", **set
     """Every weight is trained. LSQ is LSQ+ without an offset."""
     assert quantizer in ("lsq", "lsq_plus")
     if quantizer == "lsq":
-        offset = torch.zeros_like(scale) if offset is None else 0 * offset
+        assert offset is None
+        offset = torch.zeros_like(scale)
     quantized = fake_quantize(decisions, weight=weight, scale=scale, offset=offset, **settings)
-    return {"y": linear(x, quantized["output"])}
+    y = linear(x, quantized["output"])
+    return {"y": y, "codes": quantized["codes"], "fake_quantized": quantized["output"]}
 
 
 def qat_lora(decisions, *, x, weight, scale, offset, lora_a, lora_b, lora_scaling, **settings):
     """The weight is quantized without the update, which is a path beside it."""
-    base = qat(decisions, x=x, weight=weight, scale=scale, offset=offset, **settings)["y"]
-    return {"y": base + lora_scaling * linear(linear(x, lora_a), lora_b)}
+    base = qat(decisions, x=x, weight=weight, scale=scale, offset=offset, **settings)
+    return base | {"y": base["y"] + lora_scaling * linear(linear(x, lora_a), lora_b)}
 
 
 def lora(_, *, x, weight, lora_a, lora_b, lora_scaling):
@@ -162,13 +164,10 @@ def peqa(_, *, x, codes, scale, zero_point, bits, group_size=None):
 
 
 def pool_factor(pool, dialect, group_size, groups):
-    """What multiplies the sum of a group's inputs."""
-    if dialect == "hf_peft_qalora":
-        return groups / group_size
-    if dialect == "qa_lora_code":
-        return 1 / group_size
-    assert dialect == "paper", dialect
-    return {"sum": 1.0, "mean": 1 / group_size}[pool]
+    """What multiplies the sum of a group's inputs; both public codes pool the mean."""
+    assert dialect == "paper" or pool == "mean", (pool, dialect)
+    factor = {"sum": 1.0, "mean": 1 / group_size}[pool]
+    return factor * {"paper": 1, "qa_lora_code": 1, "hf_peft_qalora": groups}[dialect]
 
 
 def qa_lora(
@@ -217,34 +216,49 @@ def qa_lora_merge(
 # --- Grids from the tensor itself -----------------------------------------------------------------
 
 
+def on_affine_grid(decisions, tensor, scale, zero, top, group_size):
+    """scale * (clamp(round(tensor / scale) + zero, 0, top) - zero), and the codes."""
+    scale, zero = (spread(t, group_size, tensor.shape[1]) for t in (scale, zero))
+    argument = decisions.settle(tensor / scale, (-zero).floor(), (top - zero).ceil(), "rounded")
+    codes = clamped(rounded(argument) + zero, 0, top)
+    return scale * (codes - zero), codes
+
+
 def dynamic_quantize(decisions, *, x, bits, group_size=None, zero_point="integer"):
     """Range of each token, or of each group of it; scale and zero point carry no gradient."""
-    columns, top = x.shape[1], 2**bits - 1
-    groups = x.detach().unflatten(1, (-1, group_size or columns))
+    top = 2**bits - 1
+    groups = x.detach().unflatten(1, (-1, group_size or x.shape[1]))
     smallest, largest = groups.amin(-1), groups.amax(-1)
-    scale = raised((largest - smallest) / top)
+    # A constant group is one step away from zero, and a group of zeros has the step 1.
+    constant = torch.where(smallest == 0, 1.0, raised(smallest.abs()))
+    scale = torch.where(largest > smallest, raised((largest - smallest) / top), constant)
     zero = -smallest / scale
     if zero_point == "integer":
-        zero = decisions.settle(zero, -torch.inf, torch.inf, "rounded").round()
+        zero = decisions.settle(zero, -torch.inf, torch.inf, "none").round()
     else:
         assert zero_point == "float", zero_point
-    wide_scale, wide_zero = (spread(t, group_size, columns) for t in (scale, zero))
-    argument = decisions.settle(x / wide_scale, -wide_zero, top - wide_zero, "rounded")
-    codes = clamped(rounded(argument) + wide_zero, 0, top)
-    output = wide_scale * (codes - wide_zero)
-    return {"output": output, "codes": codes, "scale": scale, "zero_point": zero}
+    output, codes = on_affine_grid(decisions, x, scale, zero, top, group_size)
+    results = {"output": output, "codes": codes, "scale": scale, "zero_point": zero}
+    if zero_point == "float":
+        del results["codes"]  # they are no integers
+    return results
 
 
-def lwc(decisions, *, weight, upper, lower, bits, group_size=None):
+def lwc(decisions, *, weight, upper, lower, bits, group_size=None, symmetric=False):
     """Learned clipping: a part of each group's range, by two sigmoids; the zero point is fixed."""
-    columns, top = weight.shape[1], 2**bits - 1
-    groups = weight.unflatten(1, (-1, group_size or columns))
-    largest = torch.sigmoid(upper) * groups.amax(-1)
-    smallest = torch.sigmoid(lower) * groups.amin(-1)
-    scale = clamped((largest - smallest) / top, 1e-5, 1e4)
-    zero = decisions.settle((-smallest / scale).detach(), -torch.inf, torch.inf, "rounded").round()
-    wide_scale, wide_zero = (spread(t, group_size, columns) for t in (scale, zero))
-    argument = decisions.settle(weight / wide_scale, -wide_zero, top - wide_zero, "rounded")
-    codes = clamped(rounded(argument) + wide_zero, 0, top)
-    output = wide_scale * (codes - wide_zero)
+    top, qmax = 2**bits - 1, signed_range(bits)[1]
+    groups = weight.detach().unflatten(1, (-1, group_size or weight.shape[1]))
+    high = torch.sigmoid(upper) * groups.amax(-1)
+    low = torch.sigmoid(lower) * groups.amin(-1)
+    if symmetric:
+        range_scale = torch.where(high.abs() >= low.abs(), high.abs(), low.abs()) / qmax
+    else:
+        range_scale = (high - low) / top
+    scale = clamped(range_scale, 1e-5, 1e4)
+    if symmetric:
+        zero = torch.full_like(scale, qmax)
+    else:
+        quotient = (-low / scale).detach().clamp(-1e4, 1e4)
+        zero = decisions.settle(quotient, -torch.inf, torch.inf, "none").round()
+    output, codes = on_affine_grid(decisions, weight, scale, zero, top, group_size)
     return {"output": output, "codes": codes, "scale": scale, "zero_point": zero}
