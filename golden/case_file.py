@@ -1,7 +1,8 @@
-"""The binary form of golden cases: safetensors files, as torch tensors."""
+"""Cases as torch tensors: the binary form, written and read, and the text form, read."""
 
 import json
 import struct
+import tomllib
 
 import torch
 
@@ -48,3 +49,20 @@ def decode(data: bytes):
         flat = torch.frombuffer(body[start:end], dtype=types[entry["dtype"]])
         groups[group][rest] = flat.reshape(entry["shape"])
     return metadata["op"], json.loads(metadata["params"]), groups["in"], groups["out"]
+
+
+def decode_text(text: str):
+    """(id, op, params, inputs, outputs) of every case of a text file that has an answer."""
+    file = tomllib.loads(text)
+    for case in file["case"]:
+        if "expect_error" not in case:
+            inputs, outputs = (
+                {name: text_tensor(name, value) for name, value in case[group].items()}
+                for group in ("in", "out")
+            )
+            yield case["id"], file["op"], case["params"], inputs, outputs
+
+
+def text_tensor(name, value):
+    integer = name in case_text.INTEGER_TENSORS
+    return torch.tensor(value, dtype=torch.int32 if integer else torch.float64)

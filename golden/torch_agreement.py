@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""Compares the reference with PyTorch: fresh cases, evaluated again in float64 by autograd.
+"""Compares the reference with PyTorch: fresh cases, computed again in float64 by autograd.
 
     conform generate --out DIR --count 100 --seed 7
     python3 golden/torch_agreement.py DIR [--json]
 
 The expected outputs in DIR are the Rust reference's. Here every case is computed a second time,
-from the definitions in torch_definitions: forwards as formulas, gradients by autograd. Exit 0:
-every differentiable operation has a case and every output agrees to TOLERANCE; 1: something does
-not; 2: DIR has no cases. requirements.txt pins packages.
+from the definitions in torch_definitions: forwards as formulas, gradients by autograd. golden/ may
+be given as DIR too: then the exact oracles are compared. Exit 0: every differentiable operation has
+a case and every output agrees to TOLERANCE; 1: something does not; 2: DIR has no cases.
+requirements.txt pins packages.
 """
 
 import argparse
@@ -24,13 +25,21 @@ import case_file  # noqa: E402
 from torch_definitions import OPERATIONS, Decisions, evaluate  # noqa: E402
 
 TOLERANCE = 1e-11  # of an element, relative to max(1, largest expected element of its tensor)
-WITHOUT_DERIVATIVE = {
+WITHOUT_BACKWARD = {
     "init_scale",
-    "lr_qat.downcast",
+    "affine.quantize",
+    "affine.dequantize",
     "rtn.quantize",
+    "cast",
+    "pack",
+    "unpack",
+    "lr_qat.downcast",
     "nf4.quantize",
-    "nf4.dequantize",
     "gptq.quantize",
+    "awq.scale",
+    "awq.clip",
+    "svd_init",
+    "loftq_init",
 }
 
 
@@ -108,23 +117,32 @@ def summary_name(name: str) -> str:
     return "d_<weight>" if name.startswith("d_") and name.endswith(".weight") else name
 
 
+def cases_under(folder: pathlib.Path):
+    """(name, op, params, inputs, expected) of every case; those to be refused have no answer."""
+    for path in sorted(folder.rglob("*.safetensors")):
+        yield path, *case_file.decode(path.read_bytes())
+    for path in sorted(folder.rglob("*.toml")):
+        if path.name != "MANIFEST.toml":
+            for name, *case in case_file.decode_text(path.read_text()):
+                yield f"{path}: {name}", *case
+
+
 def compare(folder: pathlib.Path):
     """(rows by operation, what went wrong in words)."""
     rows, problems = {op: Row() for op in OPERATIONS}, []
-    for path in sorted(folder.rglob("*.safetensors")):
-        op, params, inputs, expected = case_file.decode(path.read_bytes())
-        if op in WITHOUT_DERIVATIVE:
+    for name, op, params, inputs, expected in cases_under(folder):
+        if op in WITHOUT_BACKWARD:
             continue
         if op not in OPERATIONS:
-            problems.append(f"{path}: {op} is neither known nor listed as without derivative")
+            problems.append(f"{name}: {op} is neither known nor listed as without a backward")
             continue
         try:
             error = judge(rows[op], op, params, inputs, expected)
         except Exception as cause:  # an unknown param or tensor, a shape: never a case passed over
-            problems.append(f"{path}: {op}: not evaluated: {type(cause).__name__}: {cause}")
+            problems.append(f"{name}: {op}: not evaluated: {type(cause).__name__}: {cause}")
             continue
         if error > TOLERANCE:
-            problems.append(f"{path}: {op}: largest error {error:.3g}")
+            problems.append(f"{name}: {op}: largest error {error:.3g}")
     problems += [f"{op}: no case" for op, row in rows.items() if not row.cases]
     return rows, problems
 

@@ -65,14 +65,13 @@ def qat(decisions, *, x, weight, scale, offset=None, quantizer="lsq_plus", **set
         assert offset is None
         offset = torch.zeros_like(scale)
     quantized = fake_quantize(decisions, weight=weight, scale=scale, offset=offset, **settings)
-    y = linear(x, quantized["output"])
-    return {"y": y, "codes": quantized["codes"], "fake_quantized": quantized["output"]}
+    return {"y": linear(x, quantized["output"])}
 
 
 def qat_lora(decisions, *, x, weight, scale, offset, lora_a, lora_b, lora_scaling, **settings):
     """The weight is quantized without the update, which is a path beside it."""
-    base = qat(decisions, x=x, weight=weight, scale=scale, offset=offset, **settings)
-    return base | {"y": base["y"] + lora_scaling * linear(linear(x, lora_a), lora_b)}
+    base = qat(decisions, x=x, weight=weight, scale=scale, offset=offset, **settings)["y"]
+    return {"y": base + lora_scaling * linear(linear(x, lora_a), lora_b)}
 
 
 def lora(_, *, x, weight, lora_a, lora_b, lora_scaling):
