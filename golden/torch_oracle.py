@@ -259,7 +259,7 @@ def method_cases():
         cases[f"{family}/{op}.24x40.safetensors"] = judged_case(
             op, params, inputs, f"3 bits, five groups in a row, {note}"
         )
-    # Powers of two go through the scale and back exactly: d_x is the copy of them that it should be.
+    # Powers of two go through the scale and back exactly: d_x is the copy that it should be.
     powers = torch.tensor([[(-2.0) ** int(k) for k in row] for row in spread((9, 40), 227, 1, 15)])
     cases["quantize/dynamic_quantize.backward.9x40.safetensors"] = judged_case(
         "dynamic_quantize.backward",

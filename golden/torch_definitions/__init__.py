@@ -13,6 +13,8 @@ import torch
 from . import grids, methods, transformer
 from .grids import Decisions
 
+EVERY_WEIGHT = ("every float tensor",)  # whose gradients come beside the outputs
+
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
@@ -55,7 +57,7 @@ OPERATIONS = {
     **pair("attention", transformer.attention_op, "output", "q k v"),
     **pair("swiglu", transformer.swiglu_op, "output", "gate up"),
     **pair("cross_entropy", transformer.cross_entropy_op, "loss", "logits"),
-    "llama.loss_and_gradients": Operation(transformer.llama, ("loss", "logits"), ("*",)),
+    "llama.loss_and_gradients": Operation(transformer.llama, ("loss", "logits"), EVERY_WEIGHT),
     "adamw.step": Operation(transformer.adamw_step, ("parameter", "first_moment", "second_moment")),
 }
 
@@ -70,7 +72,8 @@ def evaluate(op: str, params: dict, inputs: dict, decisions: Decisions | None = 
     }
     if op == "rope.backward":
         tensors["x"] = torch.zeros_like(tensors["d_output"])  # linear: any x has this gradient
-    if op == "llama.loss_and_gradients":
+    whole_model = operation.inputs == EVERY_WEIGHT
+    if whole_model:
         variables = [name for name, tensor in tensors.items() if tensor.is_floating_point()]
     else:
         variables = [name for name in operation.inputs if name in tensors]
@@ -83,7 +86,7 @@ def evaluate(op: str, params: dict, inputs: dict, decisions: Decisions | None = 
         main = results[operation.outputs[0]]
         gradients = torch.autograd.grad(main, [tensors[name] for name in variables], given)
         outputs = {f"d_{name}": d for name, d in zip(variables, gradients, strict=True)}
-    if not variables or op == "llama.loss_and_gradients":
+    if not variables or whole_model:
         outputs |= {name: results[name].detach() for name in operation.outputs if name in results}
     return outputs
 

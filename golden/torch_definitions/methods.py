@@ -132,12 +132,13 @@ def lr_qat(
         inner = spread(raised(initial_scale), group_size, columns)
         phi = stored(weight / inner, bits, low, high, downcast, decisions).detach()
     update = delta_weight(lora_a, lora_b, lora_scaling)
-    if dialect == "lr_qat_code" and downcast == "int":
+    if dialect == "lr_qat_code":
+        assert downcast == "int" and mask == "rounded"
         # The public code rounds the update alone: another code where the sum is a tie.
         update = decisions.settle(update, low - phi, high - phi, "rounded")
         grid = clamped(phi + rounded(update), low, high)
     else:
-        assert dialect in ("paper", "lr_qat_code"), dialect
+        assert dialect == "paper", dialect
         grid = codes_of(phi + update, low, high, mask, decisions)
     fake_quantized = outer * grid
     return {"y": linear(x, fake_quantized), "codes": grid, "fake_quantized": fake_quantized}
