@@ -323,7 +323,7 @@ BACKWARD = [
     *[
         backward(
             f"live_inner_scale_with_{mask}_mask",
-            f"live_residual {mask}_mask clipped_scale",
+            "live_residual clipped_scale",
             LIVE,
             HAND_X,
             HAND_D_Y,
@@ -335,15 +335,22 @@ BACKWARD = [
         )
         for mask in ("rounded", "pre_round")
     ],
-    backward(
-        "live_edges",
-        "live_residual rounded_mask",
-        {**{name: EDGES[name] for name in EDGES if name != "initial_scale"}, "scale": [[1.0]]},
-        EDGES_X,
-        [[1.0]],
-        downcast="f32",
-        inner_scale="live",
-    ),
+    *[
+        backward(
+            f"live_edges_with_{mask}_mask",
+            f"live_residual {mask}_mask",
+            {
+                **{name: EDGES[name] for name in EDGES if name != "initial_scale"},
+                "scale": [[1.0]],
+            },
+            EDGES_X,
+            [[1.0]],
+            downcast="f32",
+            inner_scale="live",
+            mask=mask,
+        )
+        for mask in ("rounded", "pre_round")
+    ],
     backward(
         "asymmetric_of_2_bits",
         "asymmetric unmasked",

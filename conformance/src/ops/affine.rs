@@ -158,10 +158,8 @@ pub(super) fn sample_layer(sampler: &mut Sampler, shape: &QuantizerShape) -> Ten
     let codes = (0..shape.out_features * shape.in_features).map(|_| sampler.size(0, largest) as u8);
     let codes = Tensor::new(shape.weight_shape().to_vec(), Data::U8(codes.collect()));
     let mut scale = sampler.around(&groups, 0.02, 0.004);
-    if sampler.chance(0.1) {
-        if let Data::F32(scales) = scale.data_mut() {
-            scales[0] = sampler.pick(&[0.0, -0.01, 1e-9]);
-        }
+    if let (Data::F32(scales), true) = (scale.data_mut(), sampler.chance(0.1)) {
+        scales[0] = sampler.pick(&[0.0, -0.01, 1e-9]);
     }
     let zero_point = if sampler.chance(0.5) {
         integer_zero_points(sampler, &groups, &spec)

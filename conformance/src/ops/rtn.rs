@@ -36,12 +36,12 @@ pub(super) static ROWS: &[Operation] = &[Operation {
         bounded("output", WEIGHT, OUTPUT),
     ],
     weights: None,
-    sizes: sizes,
+    sizes,
     f64: run::<f64>,
     f32: run::<f32>,
     grid: Some(affine::grid),
-    bounds: bounds,
-    sample: sample,
+    bounds,
+    sample,
 }];
 
 fn sizes(request: &Request) -> Result<Vec<(&'static str, usize)>, String> {

@@ -410,19 +410,21 @@ mod tests {
 
     #[test]
     fn an_argument_or_a_weight_that_overflows_is_refused() {
-        let (weight, large) = (array![[3e38_f32]], array![[3e38]]);
-        let layer = LrQat {
-            weight: weight.view(),
-            initial_scale: Some(array![[1.0]].view()),
-            zero_point: None,
-            lora_a: large.view(),
-            lora_b: array![[1.0]].view(),
-            scale: large.view(),
-            lora_scaling: 1.0,
-            spec: frozen(1, Downcast::F32),
-        }
-        .merge()
-        .unwrap_err();
-        assert_eq!(layer.to_string(), "lr_qat.merge: argument[0, 0] is inf");
+        let refused = |weight: f32, update: f32| {
+            let forward = LrQat {
+                weight: array![[weight]].view(),
+                initial_scale: Some(array![[1.0]].view()),
+                zero_point: None,
+                lora_a: array![[update]].view(),
+                lora_b: array![[1.0]].view(),
+                scale: array![[3e38]].view(),
+                lora_scaling: 1.0,
+                spec: frozen(1, Downcast::F32),
+            }
+            .forward(array![[0.0]].view());
+            forward.unwrap_err().to_string()
+        };
+        assert_eq!(refused(3e38, 3e38), "lr_qat.forward: argument[0, 0] is inf");
+        assert_eq!(refused(3.0, 0.0), "lr_qat.forward: fake_quantized[0, 0] is inf");
     }
 }
