@@ -24,6 +24,7 @@ pub struct ScaleOffset<T> {
 /// symmetric:  scale = absmax / 2^(bits-1)
 /// asymmetric: scale = (max - min) / (qmax - qmin), offset = max - scale * qmax
 /// min_max:    scale = absmax / qmax
+/// lit_gpt:    scale = absmax / (qmax where bits = 4, else 2^(bits-1))
 /// lp:         scale = T[k] / qmax, T[k] = k * absmax / steps,
 ///             first k of 1 to steps with least error[k],
 ///             error[k] = sum_(i in g) |weight[o,i] - fake_quantize(weight[o,i])|^p
@@ -77,6 +78,7 @@ fn group_grid<T: Real>(group: ArrayView1<T>, spec: &QuantSpec, rule: InitScaleRu
         InitScaleRule::Symmetric => absmax / half_range,
         InitScaleRule::Asymmetric => (max - min) / (qmax - qmin),
         InitScaleRule::MinMax => absmax / qmax,
+        InitScaleRule::LitGpt => absmax / if spec.bits().count() == 4 { qmax } else { half_range },
         InitScaleRule::Lp { p, steps } => least_error_scale(group, spec, T::of(p), steps, absmax),
     };
     match (rule, scale == T::zero()) {
@@ -97,7 +99,7 @@ fn unbiased_deviation<T: Real>(group: ArrayView1<T>, mean: T) -> T {
     if group.len() == 1 {
         return T::zero();
     }
-    let squares = group.iter().map(|&w| w - mean).fold(T::zero(), |sum, d| sum + d * d);
+    let squares = group.iter().fold(T::zero(), |sum, &w| sum + (w - mean) * (w - mean));
     (squares / T::of((group.len() - 1) as f64)).sqrt()
 }
 
@@ -132,13 +134,14 @@ mod tests {
     use crate::spec::Bits;
     use ndarray::array;
 
-    const RULES: [InitScaleRule; 7] = [
+    const RULES: [InitScaleRule; 8] = [
         InitScaleRule::L4q,
         InitScaleRule::Lsq,
         InitScaleRule::LsqPlus,
         InitScaleRule::Symmetric,
         InitScaleRule::Asymmetric,
         InitScaleRule::MinMax,
+        InitScaleRule::LitGpt,
         InitScaleRule::Lp { p: 2.0, steps: 2 },
     ];
 
@@ -156,12 +159,23 @@ mod tests {
             (1.0, 0.0),
             (6.0 / 7.0, -4.0 / 7.0),
             (4.0 / 3.0, 0.0),
+            (1.0, 0.0),
             (4.0 / 3.0, 0.0),
         ];
         for (rule, (scale, offset)) in RULES.into_iter().zip(expected) {
             let chosen = init_scale(weight.view(), &three_bits(4), rule).unwrap();
             approx::assert_relative_eq!(chosen.scale[[0, 0]], scale, epsilon = 1e-15);
             approx::assert_relative_eq!(chosen.offset[[0, 0]], offset, epsilon = 1e-15);
+        }
+    }
+
+    #[test]
+    fn lit_gpt_divides_by_qmax_at_four_bits_alone() {
+        let weight = array![[56.0, -28.0]];
+        for (bits, scale) in [(2, 28.0), (3, 14.0), (4, 8.0), (5, 3.5), (8, 0.4375)] {
+            let spec = QuantSpec::new(Bits::new(bits).unwrap(), None, 2).unwrap();
+            let chosen = init_scale(weight.view(), &spec, InitScaleRule::LitGpt).unwrap();
+            assert_eq!(chosen.scale, array![[scale]], "{bits} bits");
         }
     }
 

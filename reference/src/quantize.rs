@@ -2,7 +2,7 @@
 
 use ndarray::{Array2, ArrayView2};
 
-use crate::spec::{QuantSpec, SCALE_FLOOR};
+use crate::spec::{MaskRule, QuantSpec, SCALE_FLOOR};
 use crate::{Error, Real, check};
 
 /// A weight on the grid, as codes and as the values they stand for.
@@ -34,14 +34,23 @@ pub fn argument<T: Real>(weight: T, scale: T, offset: T) -> T {
     (weight - offset) / raised_scale(scale)
 }
 
-/// Whether the straight-through gradient passes: the argument, before rounding, is on the grid's
-/// closed interval. Eq. (Q1).
+/// Whether the straight-through gradient passes. Eq. (Q1).
 ///
 /// ```text
-/// in_range = qmin <= argument <= qmax
+/// pre_round: in_range = qmin <= argument <= qmax
+/// rounded:   in_range = qmin <= round_half_even(argument) <= qmax
+/// open:      in_range = qmin < argument < qmax
 /// ```
-pub fn in_range<T: Real>(argument: T, spec: &QuantSpec) -> bool {
-    T::of(f64::from(spec.qmin())) <= argument && argument <= T::of(f64::from(spec.qmax()))
+pub fn in_range<T: Real>(argument: T, spec: &QuantSpec, mask: MaskRule) -> bool {
+    let [qmin, qmax] = [spec.qmin(), spec.qmax()].map(|end| T::of(f64::from(end)));
+    match mask {
+        MaskRule::PreRound => qmin <= argument && argument <= qmax,
+        MaskRule::Rounded => {
+            let rounded = argument.round_half_even();
+            qmin <= rounded && rounded <= qmax
+        }
+        MaskRule::Open => qmin < argument && argument < qmax,
+    }
 }
 
 /// The code of one argument. Eq. (Q2).
@@ -105,7 +114,7 @@ pub fn dequantize<T: Real>(
                 operation: OPERATION,
                 row,
                 column,
-                code: code.into(),
+                code,
                 qmin,
                 qmax,
             });
@@ -155,8 +164,14 @@ mod tests {
     fn example_of_q1() {
         let spec = row_of(1, 4);
         assert_eq!(argument(1.25, 0.5, 0.25), 2.0);
-        assert!(in_range(argument(1.25, 0.5, 0.25), &spec));
-        assert!(!in_range(argument(4.0, 0.5, 0.25), &spec));
+        for mask in MaskRule::ALL {
+            assert!(in_range(argument(1.25, 0.5, 0.25), &spec, mask));
+            assert!(!in_range(argument(4.0, 0.5, 0.25), &spec, mask));
+        }
+        let at_the_end = MaskRule::ALL.map(|mask| in_range(argument(3.75, 0.5, 0.25), &spec, mask));
+        assert_eq!(at_the_end, [true, true, false]);
+        let beyond = MaskRule::ALL.map(|mask| in_range(argument(3.875, 0.5, 0.25), &spec, mask));
+        assert_eq!(beyond, [false, true, false]);
     }
 
     #[test]
@@ -196,23 +211,29 @@ mod tests {
     }
 
     #[test]
-    fn the_range_is_closed_and_tested_before_rounding() {
+    fn the_masks_differ_at_the_ends_and_half_a_step_beyond() {
         for bits in 2..=8 {
             let spec = row_of(1, bits);
             let (qmin, qmax) = (f64::from(spec.qmin()), f64::from(spec.qmax()));
+            let (low_tie, high_tie) = (qmin - 0.5, qmax + 0.5);
+            // Argument; what pre_round, rounded and open pass; code. qmax is odd and qmin even, so
+            // that the tie below rounds onto the grid and the one above does not.
             for (argument, passes, expected) in [
-                (qmin, true, qmin),
-                (qmin.next_down(), false, qmin),
-                (qmin.next_up(), true, qmin),
-                (qmin - 0.5, false, qmin),
-                (qmax, true, qmax),
-                (qmax.next_up(), false, qmax),
-                (qmax.next_down(), true, qmax),
-                (qmax + 0.5, false, qmax),
-                (f64::INFINITY, false, qmax),
-                (f64::NEG_INFINITY, false, qmin),
+                (qmin, [true, true, false], qmin),
+                (qmin.next_down(), [false, true, false], qmin),
+                (qmin.next_up(), [true, true, true], qmin),
+                (low_tie, [false, true, false], qmin),
+                (low_tie.next_down(), [false, false, false], qmin),
+                (qmax, [true, true, false], qmax),
+                (qmax.next_up(), [false, true, false], qmax),
+                (qmax.next_down(), [true, true, true], qmax),
+                (high_tie, [false, false, false], qmax),
+                (high_tie.next_down(), [false, true, false], qmax),
+                (f64::INFINITY, [false, false, false], qmax),
+                (f64::NEG_INFINITY, [false, false, false], qmin),
             ] {
-                assert_eq!(in_range(argument, &spec), passes, "{bits} bits, {argument}");
+                let seen = MaskRule::ALL.map(|mask| in_range(argument, &spec, mask));
+                assert_eq!(seen, passes, "{bits} bits, {argument}");
                 assert_eq!(f64::from(code(argument, &spec)), expected, "{bits} bits, {argument}");
             }
         }
@@ -232,7 +253,7 @@ mod tests {
         // In f32 the reciprocal of 7 is too large: it would give -6.5000005 and code -7 for the
         // first weight, and would take the second, at qmax of 3 bits, out of range.
         assert_eq!(code(argument(-45.5_f32, 7.0, 0.0), &row_of(1, 4)), -6);
-        assert!(in_range(argument(21.0_f32, 7.0, 0.0), &row_of(1, 3)));
+        assert!(in_range(argument(21.0_f32, 7.0, 0.0), &row_of(1, 3), MaskRule::PreRound));
         // The same for 49 in f64, too small.
         assert_eq!(code(argument(-367.5_f64, 49.0, 0.0), &row_of(1, 5)), -8);
     }

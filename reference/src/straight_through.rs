@@ -2,12 +2,15 @@
 //!
 //! Rounding is treated as adding a constant, clamping as what it is. Everything follows from that:
 //! `output = scale * (argument + constant) + offset` in range, `scale * qmin + offset` below,
-//! `scale * qmax + offset` above.
+//! `scale * qmax + offset` above. What counts as in range is the [`MaskRule`]; the constant is
+//! whatever takes the argument to its code.
+//!
+//! [`MaskRule`]: crate::spec::MaskRule
 
 use ndarray::{Array2, ArrayView2};
 
 use crate::quantize::{argument, code, in_range};
-use crate::spec::{GradScale, QuantSpec, SCALE_FLOOR};
+use crate::spec::{GradScale, QuantSpec, SCALE_FLOOR, StraightThrough};
 use crate::{Error, Real, check};
 
 /// Gradients of a loss through [`fake_quantize`](crate::quantize::fake_quantize).
@@ -50,7 +53,8 @@ pub fn grad_scale_factor(spec: &QuantSpec, grad_scale: GradScale) -> f64 {
 /// d_offset[o,g] = grad_scale * sum_(i in g) (0 where in_range[o,i], else d_output[o,i])
 /// ```
 ///
-/// Sums run from zero in ascending `i`; `grad_scale` multiplies the finished sum.
+/// Sums run from zero in ascending `i`; `grad_scale` multiplies the finished sum. `rules` is a
+/// [`GradScale`], a [`MaskRule`](crate::spec::MaskRule) or a [`StraightThrough`] with both.
 ///
 /// # Shapes
 /// `weight, d_output [out, in]`, `scale, offset [out, groups]` ->
@@ -64,9 +68,10 @@ pub fn fake_quantize_backward<T: Real>(
     offset: ArrayView2<T>,
     d_output: ArrayView2<T>,
     spec: &QuantSpec,
-    grad_scale: GradScale,
+    rules: impl Into<StraightThrough>,
 ) -> Result<FakeQuantizeGradients<T>, Error> {
     const OPERATION: &str = "fake_quantize_backward";
+    let StraightThrough { grad_scale, mask } = rules.into();
     check::quantizer(OPERATION, &weight, &scale, &offset, spec)?;
     check::input(OPERATION, "d_output", &d_output, weight.shape())?;
     let mut d_weight = Array2::zeros(weight.dim());
@@ -76,7 +81,7 @@ pub fn fake_quantize_backward<T: Real>(
         let g = i / spec.group_size();
         let argument = argument(weight[[o, i]], scale[[o, g]], offset[[o, g]]);
         let code = T::of(f64::from(code(argument, spec)));
-        if in_range(argument, spec) {
+        if in_range(argument, spec, mask) {
             d_weight[[o, i]] = d_output;
             d_scale[[o, g]] += d_output * (code - argument);
         } else {
@@ -100,7 +105,7 @@ pub fn fake_quantize_backward<T: Real>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::Bits;
+    use crate::spec::{Bits, MaskRule};
     use ndarray::array;
 
     #[test]
@@ -118,6 +123,35 @@ mod tests {
         assert_eq!(gradients.d_weight, array![[1.0, 0.0, 0.0]]);
         assert_eq!(gradients.d_scale, array![[-190.25]]);
         assert_eq!(gradients.d_offset, array![[110.0]]);
+    }
+
+    #[test]
+    fn masks_decide_what_is_clipped() {
+        let spec = QuantSpec::new(Bits::new(2).unwrap(), None, 4).unwrap();
+        // Arguments 1 (the end), 1.25, -2.5 and 1.5, of which the last rounds off the grid.
+        let gradients = |mask: MaskRule| {
+            fake_quantize_backward(
+                array![[0.5, 0.625, -1.25, 0.75]].view(),
+                array![[0.5]].view(),
+                array![[0.0]].view(),
+                array![[1.0, 10.0, 100.0, 1000.0]].view(),
+                &spec,
+                mask,
+            )
+            .unwrap()
+        };
+        let pre_round = gradients(MaskRule::PreRound);
+        assert_eq!(pre_round.d_weight, array![[1.0, 0.0, 0.0, 0.0]]);
+        assert_eq!(pre_round.d_scale, array![[10.0 - 200.0 + 1000.0]]);
+        assert_eq!(pre_round.d_offset, array![[1110.0]]);
+        let rounded = gradients(MaskRule::Rounded);
+        assert_eq!(rounded.d_weight, array![[1.0, 10.0, 100.0, 0.0]]);
+        assert_eq!(rounded.d_scale, array![[-2.5 + 50.0 + 1000.0]]);
+        assert_eq!(rounded.d_offset, array![[1000.0]]);
+        let open = gradients(MaskRule::Open);
+        assert_eq!(open.d_weight, array![[0.0, 0.0, 0.0, 0.0]]);
+        assert_eq!(open.d_scale, array![[1.0 + 10.0 - 200.0 + 1000.0]]);
+        assert_eq!(open.d_offset, array![[1111.0]]);
     }
 
     #[test]

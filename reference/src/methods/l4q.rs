@@ -7,7 +7,7 @@ use ndarray::{Array2, ArrayView2};
 use crate::linear::{linear, linear_backward};
 use crate::lora::{delta_weight, delta_weight_backward};
 use crate::quantize::{FakeQuantized, fake_quantize, raised_scale};
-use crate::spec::{GradScale, QuantSpec};
+use crate::spec::{QuantSpec, StraightThrough};
 use crate::straight_through::fake_quantize_backward;
 use crate::{Error, Real, check};
 
@@ -120,14 +120,14 @@ impl<T: Real> L4q<'_, T> {
         &self,
         x: ArrayView2<T>,
         d_y: ArrayView2<T>,
-        grad_scale: GradScale,
+        rules: impl Into<StraightThrough>,
     ) -> Result<L4qGradients<T>, Error> {
         const OPERATION: &str = "l4q.backward";
         check::input(OPERATION, "x", &x, &[x.nrows(), self.spec.in_features()])?;
         check::input(OPERATION, "d_y", &d_y, &[x.nrows(), self.weight.nrows()])?;
         let quantized = self.quantized(OPERATION)?;
         let through_linear = linear_backward(x, quantized.output.view(), d_y)?;
-        let parameters = self.parameter_gradients(through_linear.d_weight.view(), grad_scale)?;
+        let parameters = self.parameter_gradients(through_linear.d_weight.view(), rules)?;
         Ok(L4qGradients {
             d_x: through_linear.d_x,
             d_lora_a: parameters.d_lora_a,
@@ -147,7 +147,7 @@ impl<T: Real> L4q<'_, T> {
     pub fn parameter_gradients(
         &self,
         d_fake_quantized: ArrayView2<T>,
-        grad_scale: GradScale,
+        rules: impl Into<StraightThrough>,
     ) -> Result<L4qParameterGradients<T>, Error> {
         const OPERATION: &str = "l4q.parameter_gradients";
         check::input(OPERATION, "d_fake_quantized", &d_fake_quantized, self.weight.shape())?;
@@ -158,7 +158,7 @@ impl<T: Real> L4q<'_, T> {
             self.offset,
             d_fake_quantized,
             &self.spec,
-            grad_scale,
+            rules,
         )?;
         let factors = delta_weight_backward(
             self.lora_a,
@@ -211,7 +211,7 @@ impl<T: Real> L4q<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::Bits;
+    use crate::spec::{Bits, GradScale};
     use ndarray::array;
 
     #[test]

@@ -4,17 +4,17 @@
 //! There is no arithmetic on tensors here: the two crates compute independently, and that is what
 //! makes their agreement worth something.
 
+mod l4q;
 mod llama_config;
-mod lr_qat;
-mod qa_lora;
-mod rtn;
-mod stored;
+mod mask;
+mod qat;
+mod zero_point;
 
+pub use l4q::L4qDialect;
 pub use llama_config::LlamaConfig;
-pub use lr_qat::{Downcast, InnerScale, LrQatDialect, LrQatSpec, Mask};
-pub use qa_lora::{GroupPool, Pool, QaLoraDialect};
-pub use rtn::{RangeSearch, RtnSpec, SymmetricScale};
-pub use stored::{PackedBits, StoredType};
+pub use mask::{MaskRule, StraightThrough};
+pub use qat::QatQuantizer;
+pub use zero_point::ZeroPointRule;
 
 use serde::{Deserialize, Serialize};
 
@@ -179,11 +179,6 @@ impl QuantSpec {
     pub fn qmax(&self) -> i32 {
         self.bits.qmax()
     }
-
-    /// Largest unsigned code.
-    pub fn unsigned_max(&self) -> i32 {
-        self.bits.unsigned_max()
-    }
 }
 
 /// Constant factor on the gradients of scale and offset. Eq. (Q7).
@@ -217,6 +212,9 @@ pub enum InitScaleRule {
     Asymmetric,
     /// `scale = max(|w|) / qmax`.
     MinMax,
+    /// `scale = max(|w|) / qmax` at 4 bits, `max(|w|) / 2^(bits-1)` at others: the public Lit-GPT
+    /// code of L4Q.
+    LitGpt,
     /// Best of `steps` ranges `k * max(|w|) / steps` under `sum |w - fake_quantize(w)|^p`.
     Lp {
         /// Exponent of the error, positive and finite.
@@ -256,10 +254,11 @@ impl InitScaleRule {
             "symmetric" => Self::Symmetric,
             "asymmetric" => Self::Asymmetric,
             "min_max" => Self::MinMax,
+            "lit_gpt" => Self::LitGpt,
             other => match out_of_range(
                 "rule",
                 other,
-                "l4q, lsq, lsq_plus, symmetric, asymmetric, min_max or lp",
+                "l4q, lsq, lsq_plus, symmetric, asymmetric, min_max, lit_gpt or lp",
             )? {},
         })
     }

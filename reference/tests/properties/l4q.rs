@@ -6,12 +6,12 @@ use plumbline_reference::linear::{linear, linear_backward};
 use plumbline_reference::lora::delta_weight;
 use plumbline_reference::methods::l4q::L4q;
 use plumbline_reference::quantize::{dequantize, fake_quantize};
-use plumbline_reference::spec::{GradScale, QuantSpec, SCALE_FLOOR};
+use plumbline_reference::spec::{GradScale, MaskRule, QuantSpec, SCALE_FLOOR};
 use proptest::prelude::*;
 
 use crate::inputs::{Random, cast, spec};
 use crate::proof::{Definition, assert_gradients, matrix, product, weighted_sum, with_gradient};
-use crate::straight_through::fake_quantized;
+use crate::straight_through::{any_mask, fake_quantized};
 
 /// The tensors of a layer, and a batch for it.
 #[derive(Debug, Clone)]
@@ -58,7 +58,7 @@ impl Layer<f64> {
 }
 
 /// (M1) over any scalar; the frozen weight is part of the definition.
-struct Loss<'a>(&'a Layer<f64>);
+struct Loss<'a>(&'a Layer<f64>, MaskRule);
 
 impl Definition for Loss<'_> {
     fn loss<T: Real>(&self, tensors: &[ArrayD<T>]) -> T {
@@ -68,7 +68,8 @@ impl Definition for Loss<'_> {
             let update: T = (0..lora_a.nrows()).map(|r| lora_b[[o, r]] * lora_a[[r, i]]).sum();
             T::of(weight[[o, i]]) + T::of(*lora_scaling) * update
         });
-        weighted_sum(d_y, &product(&x, &fake_quantized(&effective, &scale, &offset, spec)))
+        let quantized = fake_quantized(&effective, &scale, &offset, spec, self.1);
+        weighted_sum(d_y, &product(&x, &quantized))
     }
 }
 
@@ -201,10 +202,9 @@ proptest! {
 
     /// Property of (M2).
     #[test]
-    fn gradients_are_those_of_the_definition(layer in layer()) {
-        let gradients =
-            layer.l4q().backward(layer.x.view(), layer.d_y.view(), GradScale::None).unwrap();
-        assert_gradients(&Loss(&layer), &[
+    fn gradients_are_those_of_the_definition(layer in layer(), mask in any_mask()) {
+        let gradients = layer.l4q().backward(layer.x.view(), layer.d_y.view(), mask).unwrap();
+        assert_gradients(&Loss(&layer, mask), &[
             with_gradient("x", &layer.x, &gradients.d_x),
             with_gradient("lora_a", &layer.lora_a, &gradients.d_lora_a),
             with_gradient("lora_b", &layer.lora_b, &gradients.d_lora_b),

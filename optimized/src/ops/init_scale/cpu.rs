@@ -56,6 +56,9 @@ fn grid_of(group: &[f32], spec: QuantSpec, rule: InitScaleRule) -> (f32, f32) {
             (scale, max - scale * qmax)
         }
         InitScaleRule::MinMax => (largest / qmax, 0.0),
+        InitScaleRule::LitGpt => {
+            (largest / if spec.bits().count() == 4 { qmax } else { half_range }, 0.0)
+        }
         InitScaleRule::Lp { p, steps } => (best_range(group, largest, spec, p, steps), 0.0),
     };
     // A constant group: code 0 reproduces it.
