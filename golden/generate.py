@@ -5,8 +5,7 @@
     python3 golden/generate.py --check    compare with what is here; exit 1 on any difference
 
 Python 3.11 and its standard library; no package of this repository and none from elsewhere. The
-safetensors files are torch_oracle.py's and those under onnx/ are onnx_vectors.py's; here they are
-only entered in the manifest.
+safetensors files are torch_oracle.py's; here they are only entered in the manifest.
 """
 
 import argparse
@@ -15,7 +14,6 @@ import json
 import pathlib
 import struct
 import sys
-import tomllib
 from decimal import Decimal
 from fractions import Fraction
 
@@ -26,7 +24,7 @@ sys.path.insert(0, str(HERE))
 import case_text  # noqa: E402
 import oracle  # noqa: E402
 import stability  # noqa: E402
-from cases import FILES  # noqa: E402
+from cases import FILES, dynamic_quantize  # noqa: E402
 from oracle.derivative import over  # noqa: E402
 
 
@@ -66,17 +64,19 @@ def check_named_mistakes() -> None:
         for w in row:
             wrong = stability.by_reciprocal_f32(w, s)
             assert stability.flips_code(w / s, wrong, case.params["bits"]), case.id
+    tokens = {case.id: case for case in dynamic_quantize.FORWARD}
+    case = tokens["division_is_not_by_reciprocal"]
+    (token,) = case_text.exact(case.inputs["x"], Fraction)
+    scale = oracle.dynamic_quantize.grid(token, case.params)[0]
+    wrong = [stability.by_reciprocal_f32(number, scale) for number in token]
+    right = [number / scale for number in token]
+    assert [round(v) for v in wrong] != [round(v) for v in right], case.id
     case = by_id["offset_is_subtracted_before_dividing"]
     weight, scale, offset = (
         case_text.exact(case.inputs[name], Fraction)[0][0] for name in ("weight", "scale", "offset")
     )
     wrong = stability.divided_separately_f32(weight, offset, scale)
     assert stability.flips_code((weight - offset) / scale, wrong, case.params["bits"]), case.id
-
-
-def converted() -> list[pathlib.Path]:
-    """The text files that are not written here."""
-    return sorted(HERE.glob("onnx/*.toml"))
 
 
 def manifest(texts: dict[str, str]) -> str:
@@ -91,11 +91,6 @@ def manifest(texts: dict[str, str]) -> str:
         metadata = json.loads(data[8 : 8 + length])["__metadata__"]
         name = path.relative_to(HERE).as_posix()
         entries[name] = (data, metadata["op"], metadata["origin"], 1)
-    for path in converted():
-        data = path.read_bytes()
-        file = tomllib.loads(data.decode())
-        name = path.relative_to(HERE).as_posix()
-        entries[name] = (data, file["op"], file["origin"], len(file["case"]))
     lines = ["# Written by golden/generate.py."]
     for name, (data, op, origin, count) in sorted(entries.items()):
         lines += [
@@ -115,8 +110,7 @@ def main() -> int:
     check_named_mistakes()
     texts = {file.path: compute(file) for file in FILES}
     texts["MANIFEST.toml"] = manifest(texts)
-    written_here = set(HERE.glob("**/*.toml")) - set(converted())
-    present = {path.relative_to(HERE).as_posix() for path in written_here}
+    present = {path.relative_to(HERE).as_posix() for path in HERE.glob("**/*.toml")}
     stale = [f"{name}: no case makes this file" for name in sorted(present - set(texts))]
     for name, text in texts.items():
         path = HERE / name

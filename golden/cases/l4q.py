@@ -28,6 +28,7 @@ FORWARD_NOTES = {
 BACKWARD_NOTES = {
     "unmasked": "adapter gradients from the unmasked weight gradient",
     "closed_mask": "a mask that is open at an end, or taken on the rounded code",
+    "mask_rule": "one mask for every rule, or a rule that reaches the scale and not the adapter",
     "offset_in_d_x": "d_x from codes * scale without the offset",
     "quantized_d_x": "d_x from the weights before quantization",
     "offset_gradient": "d_offset from weights inside the range, or transposed before grouping",
@@ -211,6 +212,23 @@ BACKWARD = [
         [[1.0]],
         remark="inside: 7 and -8; outside although they round to an end: 7.25 and -8.5",
     ),
+    *[
+        backward(
+            f"mask_{mask}",
+            "mask_rule",
+            {
+                "weight": [[7.0, -8.0, 7.25, -8.5, 7.5]],
+                "lora_a": [[0.5, -1.0, 2.0, 0.25, 1.0]],
+                "lora_b": [[0.0]],
+                "scale": [[1.0]],
+                "offset": [[0.0]],
+            },
+            [[1.0, 2.0, 4.0, 8.0, 16.0]],
+            [[1.0]],
+            mask=mask,
+        )
+        for mask in ("pre_round", "rounded", "open")
+    ],
     backward(
         "scaling_of_a_half", "scaling", HAND, HAND_X, HAND_D_Y, group_size=2, lora_scaling=0.5
     ),

@@ -4,12 +4,14 @@ import math
 
 from case_text import GoldenFile, case
 
-from .quantize import ABOVE_FLOOR, AROUND_ENDS, BELOW_FLOOR, ENDS, REFUSED
+from .quantize import ABOVE_FLOOR, AROUND_ENDS, AROUND_TIES, BELOW_FLOOR, ENDS, REFUSED
 from .spread import spread
 
 BACKWARD_NOTES = {
     "closed_mask": "a mask that is open at an end of the range",
     "pre_round_mask": "a mask taken on the rounded code: it passes up to half a step outside",
+    "mask_rule": "one mask for every rule, or a rule that changes codes or only one gradient",
+    "mask_name": "an unknown mask replaced by a default in silence",
     "unmasked": "the unmasked gradient handed on for clipped weights",
     "one_ulp": "a mask with a tolerance in it",
     "tie": "round half away from zero, or floor(x + 0.5)",
@@ -46,7 +48,70 @@ def mixed(id, flags, **params):
     return case(id, flags, {"bits": 4, "group_size": 2, **params}, **MIXED)
 
 
+# Both ends, both ties beyond them, a quarter of a step beyond, and the inside.
+AROUND_BOTH_ENDS = {
+    "weight": [[-8.0, 7.0, -8.5, 7.5, -8.25, 7.25, -7.5, 6.5, -8.75, 7.75]],
+    "scale": [[1.0]],
+    "offset": [[0.0]],
+    "d_output": [[2.0**k for k in range(10)]],
+}
+
+
+def masked(id, mask, remark, **params):
+    params = {"bits": 4, "mask": mask, **params}
+    return case(id, "mask_rule", params, remark=remark, **AROUND_BOTH_ENDS)
+
+
 BACKWARD = [
+    masked("mask_pre_round", "pre_round", "passes: -8, 7, -7.5, 6.5"),
+    masked(
+        "mask_rounded",
+        "rounded",
+        "passes also -8.25, 7.25 and -8.5, which rounds to -8; 7.5 rounds to 8 and does not",
+    ),
+    masked("mask_open", "open", "passes: -7.5, 6.5; the ends themselves are clipped"),
+    masked("mask_rounded_with_a_factor", "rounded", "the weight has no factor", grad_scale="lsq"),
+    *[
+        mixed(f"mask_{mask}_in_groups", "mask_rule group_sum", mask=mask)
+        for mask in ("rounded", "open")
+    ],
+    case(
+        "mask_rounded_at_the_ends_of_two_bits",
+        "mask_rule grid_width",
+        {"bits": 2, "mask": "rounded"},
+        remark="passes: -2.5, -2.25, 1.25; not 1.5, -2.75",
+        weight=[[-2.5, -2.25, 1.25, 1.5, -2.75]],
+        scale=[[1.0]],
+        offset=[[0.0]],
+        d_output=[[1.0, 2.0, 4.0, 8.0, 16.0]],
+    ),
+    case(
+        "mask_open_one_ulp_around_the_ends",
+        "mask_rule one_ulp",
+        {"bits": 4, "mask": "open"},
+        remark="inside: the first and the third",
+        weight=[AROUND_ENDS],
+        scale=[[1.0]],
+        offset=[[0.0]],
+        d_output=[[1.0, 2.0, 4.0, 8.0]],
+    ),
+    case(
+        "mask_rounded_one_ulp_around_the_ties",
+        "mask_rule one_ulp",
+        {"bits": 4, "mask": "rounded"},
+        remark="outside: the second and the fifth",
+        weight=[AROUND_TIES],
+        scale=[[1.0]],
+        offset=[[0.0]],
+        d_output=[[1.0, 2.0, 4.0, 8.0, 16.0, 32.0]],
+    ),
+    case(
+        "mask_of_another_name",
+        "mask_name",
+        {"bits": 4, "mask": "closed"},
+        **AROUND_BOTH_ENDS,
+        error="mask",
+    ),
     case(
         "mask_at_the_ends",
         "closed_mask pre_round_mask",

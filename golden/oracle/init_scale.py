@@ -55,6 +55,12 @@ def min_max(group, params):
     return max(abs(w) for w in group) / qmax, Fraction(0)
 
 
+def lit_gpt(group, params):
+    """scale = max(|w|) / 7 at 4 bits, max(|w|) / 2^(bits-1) at every other width"""
+    divisor = 7 if params["bits"] == 4 else 2 ** (params["bits"] - 1)
+    return max(abs(w) for w in group) / divisor, Fraction(0)
+
+
 def lp(group, params):
     """scale = k * absmax / steps / qmax for the first k of 1..steps with the least error.
 
@@ -88,6 +94,7 @@ RULES = {
     "symmetric": symmetric,
     "asymmetric": asymmetric,
     "min_max": min_max,
+    "lit_gpt": lit_gpt,
     "lp": lp,
 }
 

@@ -13,7 +13,12 @@ def effective_weight(params, inputs):
     )
     group_size = quantize.group_size_of(params, combined)
     return quantize.fake_quantize(
-        combined, inputs["scale"], inputs["offset"], params["bits"], group_size
+        combined,
+        inputs["scale"],
+        inputs["offset"],
+        params["bits"],
+        group_size,
+        quantize.mask_of(params),
     )
 
 

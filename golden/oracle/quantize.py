@@ -34,31 +34,46 @@ def nearest_code(v, bits):
     return min(range(qmin, qmax + 1), key=lambda code: (abs(v - code), code % 2))
 
 
-def reconstruct(weight, scale, offset, bits):
+def passes(v, bits, mask):
+    """Whether the gradient of a weight with this argument passes."""
+    qmin, qmax = code_range(bits)
+    if mask == "rounded":
+        return qmin <= round(v) <= qmax
+    if mask == "open":
+        return qmin < v < qmax
+    assert mask == "pre_round"
+    return qmin <= v <= qmax
+
+
+def reconstruct(weight, scale, offset, bits, mask="pre_round"):
     """(code, scale * code + offset), differentiable with the rounding error frozen.
 
-    Straight through: code = clamp(v, qmin, qmax) + r, where the rounding error r = code - clamp(v)
-    is taken to be a constant. Then the derivative is calculus and no convention is left to choose,
-    except that of the clamp at its ends, which is closed.
+    Straight through: the code is the argument plus a constant where the mask passes, and a constant
+    elsewhere. Then the derivative is calculus and no convention is left to choose but the mask.
     """
     v = argument(weight, scale, offset)
     code = nearest_code(d.value(v), bits)
-    clamped = d.clamp(v, *code_range(bits))
-    rounding_error = code - d.value(clamped)
-    return code, (clamped + rounding_error) * raised(scale) + offset
+    if not passes(d.value(v), bits, mask):
+        return code, raised(scale) * code + offset
+    rounding_error = code - d.value(v)
+    return code, (v + rounding_error) * raised(scale) + offset
 
 
-def fake_quantize(weight, scale, offset, bits, group_size):
+def fake_quantize(weight, scale, offset, bits, group_size, mask="pre_round"):
     """(codes, output) of a matrix; scale and offset are indexed [row][i // group_size]."""
     codes, output = [], []
     for o, row in enumerate(weight):
         pairs = [
-            reconstruct(element, scale[o][i // group_size], offset[o][i // group_size], bits)
+            reconstruct(element, scale[o][i // group_size], offset[o][i // group_size], bits, mask)
             for i, element in enumerate(row)
         ]
         codes.append([code for code, _ in pairs])
         output.append([element for _, element in pairs])
     return codes, output
+
+
+def mask_of(params):
+    return params.get("mask", "pre_round")
 
 
 def grad_scale_factor(name, bits, group_size, groups):
@@ -96,7 +111,8 @@ def forward(params, inputs):
 def backward(params, inputs):
     weight, scale, offset = (d.variables(inputs[name]) for name in ("weight", "scale", "offset"))
     group_size = group_size_of(params, weight)
-    _, output = fake_quantize(weight, scale, offset, params["bits"], group_size)
+    mask = mask_of(params)
+    _, output = fake_quantize(weight, scale, offset, params["bits"], group_size, mask)
     loss = d.weighted_sum(inputs["d_output"], output)
     d_weight, d_scale, d_offset = d.gradients(loss, weight, scale, offset)
     factor = factor_for(params, weight)
@@ -112,14 +128,13 @@ def backward(params, inputs):
 def closed_form_backward(params, inputs):
     """The published closed form, as a check of the differentiated one.
 
-    in_range = 1 if qmin <= v <= qmax else 0
+    in_range = 1 where the mask passes (by default qmin <= v <= qmax), else 0
     d_weight = in_range * d_output
     d_scale[group]  = grad_scale * sum over the group of d_output * (code - in_range * v)
     d_offset[group] = grad_scale * sum over the group of d_output * (1 - in_range)
     """
     weight, scale, offset = inputs["weight"], inputs["scale"], inputs["offset"]
     group_size, factor = group_size_of(params, weight), factor_for(params, weight)
-    qmin, qmax = code_range(params["bits"])
     d_weight = [[Fraction(0)] * len(row) for row in weight]
     d_scale = [[Fraction(0)] * len(row) for row in scale]
     d_offset = [[Fraction(0)] * len(row) for row in scale]
@@ -127,7 +142,7 @@ def closed_form_backward(params, inputs):
         for i, element in enumerate(row):
             g, given = i // group_size, inputs["d_output"][o][i]
             v = argument(element, scale[o][g], offset[o][g])
-            in_range = 1 if qmin <= v <= qmax else 0
+            in_range = 1 if passes(v, params["bits"], mask_of(params)) else 0
             d_weight[o][i] = in_range * given
             d_offset[o][g] += factor * given * (1 - in_range)
             if scale[o][g] >= SCALE_FLOOR:
