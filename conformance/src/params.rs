@@ -1,8 +1,8 @@
 //! The JSON object `params` of a case, and the typed parameters that operations read from it.
 
 use plumbline_reference::spec::{
-    AdamWSpec, Bits, GradScale, GroupPool, InitScaleRule, InnerScale, LlamaConfig, LrQatSpec,
-    PackedBits, QuantSpec, RangeSearch, RtnSpec, SpecError, StoredType,
+    AdamWSpec, Bits, GradScale, InitScaleRule, LlamaConfig, MaskRule, QuantSpec, SpecError,
+    StraightThrough,
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -74,7 +74,7 @@ fn refused(error: SpecError) -> String {
     format!("params: {error}")
 }
 
-/// `bits` and `group_size`, and `grad_scale` where the operation has it.
+/// `bits` and `group_size`, and `grad_scale` and `mask` where the operation has them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Quantizer {
     /// Width of a code.
@@ -83,6 +83,8 @@ pub struct Quantizer {
     pub group_size: Option<usize>,
     /// Factor on the gradients of scale and offset.
     pub grad_scale: GradScale,
+    /// Which weights pass their gradient.
+    pub mask: MaskRule,
 }
 
 impl Quantizer {
@@ -93,7 +95,13 @@ impl Quantizer {
             bits: Bits::new(params.required("bits")?).map_err(refused)?,
             group_size: params.optional("group_size")?,
             grad_scale: params.optional("grad_scale")?.unwrap_or_default(),
+            mask: params.optional("mask")?.unwrap_or_default(),
         })
+    }
+
+    /// What the backward pass is told.
+    pub fn rules(&self) -> StraightThrough {
+        StraightThrough { grad_scale: self.grad_scale, mask: self.mask }
     }
 
     /// The quantizer of a weight with so many inputs.
@@ -113,36 +121,6 @@ pub fn lora_scaling(params: &Params) -> Result<f64, String> {
     params.number("lora_scaling")
 }
 
-/// `dtype`, a narrow float type.
-///
-/// # Errors
-/// Where it is absent or no such type.
-pub fn stored_type(params: &Params) -> Result<StoredType, String> {
-    params.required("dtype")
-}
-
-/// `bits` of a packed code.
-///
-/// # Errors
-/// Where it is absent or a width that is not packed.
-pub fn packed_bits(params: &Params) -> Result<PackedBits, String> {
-    PackedBits::new(params.required("bits")?).map_err(refused)
-}
-
-/// `downcast`, `inner_scale`, `mask` and `dialect` beside the quantizer of a weight.
-///
-/// # Errors
-/// One line naming the parameter and its value, also where two of them contradict each other.
-pub fn lr_qat(params: &Params, in_features: usize) -> Result<LrQatSpec, String> {
-    let inner_scale: Option<String> = params.optional("inner_scale")?;
-    let inner_scale = InnerScale::from_name(inner_scale.as_deref(), params.required("downcast")?)
-        .map_err(refused)?;
-    let mask = params.optional("mask")?.unwrap_or_default();
-    let dialect = params.optional("dialect")?.unwrap_or_default();
-    let grid = Quantizer::read(params)?.spec(in_features)?;
-    LrQatSpec::new(grid, inner_scale, mask, dialect).map_err(refused)
-}
-
 /// `rule`, with `p` and `steps` where the rule is `lp`.
 ///
 /// # Errors
@@ -151,30 +129,6 @@ pub fn init_rule(params: &Params) -> Result<InitScaleRule, String> {
     let name: String = params.required("rule")?;
     InitScaleRule::from_name(&name, params.optional("p")?, params.optional("steps")?)
         .map_err(refused)
-}
-
-/// `symmetric`, `convention`, and `range` with `p` and `steps` where it is `lp`.
-///
-/// # Errors
-/// One line naming the parameter and its value.
-pub fn rtn(params: &Params) -> Result<RtnSpec, String> {
-    let range: Option<String> = params.optional("range")?;
-    let range = range.as_deref().unwrap_or("min_max");
-    Ok(RtnSpec {
-        symmetric: params.required("symmetric")?,
-        range: RangeSearch::from_name(range, params.optional("p")?, params.optional("steps")?)
-            .map_err(refused)?,
-        convention: params.optional("convention")?.unwrap_or_default(),
-    })
-}
-
-/// `pool` and `dialect`.
-///
-/// # Errors
-/// One line naming the parameter and its value.
-pub fn group_pool(params: &Params) -> Result<GroupPool, String> {
-    let dialect = params.optional("dialect")?.unwrap_or_default();
-    GroupPool::new(params.required("pool")?, dialect).map_err(refused)
 }
 
 /// Parameters of `rope.*`.
@@ -264,6 +218,7 @@ mod tests {
             let quantizer = Quantizer::read(&params(text)).unwrap();
             assert_eq!(quantizer.spec(6).unwrap().group_size(), 6);
             assert_eq!(quantizer.grad_scale, GradScale::None);
+            assert_eq!(quantizer.mask, MaskRule::PreRound);
         }
     }
 
@@ -275,6 +230,7 @@ mod tests {
             (r#"{"bits": 4.5}"#, "params.bits is 4.5"),
             (r#"{"bits": 4, "group_size": -1}"#, "params.group_size is -1"),
             (r#"{"bits": 4, "grad_scale": "LSQ"}"#, "params.grad_scale is \"LSQ\""),
+            (r#"{"bits": 4, "mask": "closed"}"#, "params.mask is \"closed\""),
         ] {
             let refused = Quantizer::read(&params(text)).unwrap_err();
             assert!(refused.contains(message), "{text}: {refused}");

@@ -1,6 +1,6 @@
 //! Random inputs for generated cases: always f32 numbers, always the same for the same seed.
 
-use plumbline_reference::spec::{Bits, GradScale};
+use plumbline_reference::spec::{Bits, GradScale, MaskRule};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
@@ -165,6 +165,30 @@ impl Sampler {
             let grad_scale = self.pick(&[Plain, Lsq, LitGpt, Peft]);
             params.0.insert("grad_scale".to_owned(), json!(grad_scale));
         }
+    }
+
+    /// `mask`, or nothing, which means `pre_round`.
+    pub fn add_mask(&mut self, params: &mut Params) {
+        if self.chance(0.4) {
+            let mask = self.pick(&MaskRule::ALL);
+            params.0.insert("mask".to_owned(), json!(mask));
+        }
+    }
+
+    /// One group whose extremes are a whole number of steps apart, a power of two each, and whose
+    /// elements are quarters of a step: every quotient is exact, ties and ends among them. The range
+    /// is wider than the grid by the factor `reach`.
+    pub fn stepped_group(&mut self, size: usize, bits: Bits, reach: f64) -> Vec<f32> {
+        let steps = f64::from(bits.unsigned_max());
+        let step = 2_f64.powi(self.rng.random_range(-8..=1));
+        // Half steps below zero put the zero point on a tie.
+        let low = 0.5 * self.rng.random_range(0..=2 * bits.unsigned_max()) as f64;
+        let (low, high) = (-low * reach, (steps - low) * reach);
+        let mut group: Vec<f64> =
+            (0..size).map(|_| (self.rng.random_range(low..=high) * 4.0).floor() / 4.0).collect();
+        group[0] = low;
+        group[size - 1] = high;
+        group.into_iter().map(|element| (element * step) as f32).collect()
     }
 }
 

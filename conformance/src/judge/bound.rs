@@ -26,6 +26,9 @@ pub struct Evidence<'a> {
     pub request: &'a Request,
     /// Expected outputs, complete.
     pub expected: &'a Tensors,
+    /// What the subject answered: an integer that it rounded the other way, where that is legal,
+    /// decides what else is right.
+    pub actual: &'a Tensors,
     /// The subject's codes where they were accepted and differ from the expected ones: everything
     /// downstream of a legal choice is judged with that choice.
     pub codes: Option<&'a [i16]>,

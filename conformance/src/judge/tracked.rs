@@ -278,10 +278,23 @@ pub fn bounds(
     narrow: fn(&Request) -> Result<Outputs<Tracked<true>>, String>,
     wide: fn(&Request) -> Result<Outputs<Tracked<false>>, String>,
 ) -> Result<Bounds, String> {
-    Ok(if evidence.unit == Unit::of(Precision::F32) {
-        allowances(narrow(evidence.request)?)
+    errors(evidence.request, evidence.unit, narrow, wide)
+}
+
+/// The same for numbers that an operation does not answer, but decides by.
+///
+/// # Errors
+/// As [`bounds`].
+pub fn errors(
+    request: &Request,
+    unit: Unit,
+    narrow: fn(&Request) -> Result<Outputs<Tracked<true>>, String>,
+    wide: fn(&Request) -> Result<Outputs<Tracked<false>>, String>,
+) -> Result<Bounds, String> {
+    Ok(if unit == Unit::of(Precision::F32) {
+        allowances(narrow(request)?)
     } else {
-        allowances(wide(evidence.request)?)
+        allowances(wide(request)?)
     })
 }
 

@@ -23,7 +23,7 @@ pub(super) static ROWS: &[Operation] = &[
         inputs: &[given("weight", WEIGHT), given("scale", GROUPS), given("offset", GROUPS)],
         outputs: &[codes(), bounded("output", WEIGHT, DEQUANTIZED)],
         weights: None,
-        sizes,
+        sizes: sizes,
         f64: forward::<f64>,
         f32: forward::<f32>,
         grid: Some(grid),
@@ -32,7 +32,7 @@ pub(super) static ROWS: &[Operation] = &[
     },
     Operation {
         name: "fake_quantize.backward",
-        params: &["bits", "group_size", "grad_scale"],
+        params: &["bits", "group_size", "grad_scale", "mask"],
         inputs: &[
             given("weight", WEIGHT),
             given("scale", GROUPS),
@@ -45,7 +45,7 @@ pub(super) static ROWS: &[Operation] = &[
             bounded("d_offset", GROUPS, GROUP_SUM),
         ],
         weights: None,
-        sizes,
+        sizes: sizes,
         f64: backward::<f64>,
         f32: backward::<f32>,
         grid: None,
@@ -85,7 +85,7 @@ pub(super) fn backward<T: Scalar>(request: &Request) -> Result<Tensors, String> 
         offset.view(),
         d_output.view(),
         &quantizer.spec(weight.ncols())?,
-        quantizer.grad_scale,
+        quantizer.rules(),
     )
     .map_err(|e| e.to_string())?;
     Ok(super::tensors([
@@ -126,17 +126,23 @@ pub(super) fn backward_bounds(evidence: &Evidence) -> Result<Bounds, String> {
     let grid = Grid::new(request, unit)?;
     let d_output: Array2<f64> = request.array("d_output")?;
     let grad_scale = Quantizer::read(&request.params)?.grad_scale;
-    let mut d_weight = Allowance::absolute(std::iter::repeat_n(0.0, d_output.len()));
-    for (index, (element, d)) in grid.elements.iter().zip(&d_output).enumerate() {
-        if element.at_edge {
-            d_weight.alternatives.extend([(index, 0.0), (index, *d)]);
-            d_weight.open += 1;
-        }
-    }
+    let d_weight = copied_where_in_range(&grid, &d_output);
     let magnitude = d_output.mapv(f64::abs);
     let sums = GroupSums { grid: &grid, grad_scale, magnitude: &magnitude, roundings: 0.0, unit };
     let (d_scale, d_offset) = sums.allowances();
     Ok(named([("d_weight", d_weight), ("d_scale", d_scale), ("d_offset", d_offset)]))
+}
+
+/// A gradient that is copied where the mask passes it and zero elsewhere; either, where it is open.
+pub(super) fn copied_where_in_range(grid: &Grid, d_output: &Array2<f64>) -> Allowance {
+    let mut copied = Allowance::absolute(std::iter::repeat_n(0.0, d_output.len()));
+    for (index, (element, d)) in grid.elements.iter().zip(d_output).enumerate() {
+        if element.at_edge {
+            copied.alternatives.extend([(index, 0.0), (index, *d)]);
+            copied.open += 1;
+        }
+    }
+    copied
 }
 
 /// The group sums `d_scale = factor * sum d * h`, `h = code - argument` in range and `code`
@@ -208,6 +214,7 @@ pub(super) fn sample_backward(sampler: &mut Sampler) -> Result<(Params, Tensors)
     let quantizer = sampler.quantizer();
     let mut params = quantizer.params();
     sampler.add_grad_scale(&mut params);
+    sampler.add_mask(&mut params);
     let mut inputs = sampler.quantized_weight(&quantizer);
     inputs.insert("d_output".to_owned(), sampler.normal(&quantizer.weight_shape(), 1.0));
     Ok((params, inputs))

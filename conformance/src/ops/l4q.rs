@@ -36,7 +36,7 @@ pub(super) static ROWS: &[Operation] = &[
             bounded("fake_quantized", WEIGHT, DEQUANTIZED),
         ],
         weights: None,
-        sizes,
+        sizes: sizes,
         f64: forward::<f64>,
         f32: forward::<f32>,
         grid: Some(grid),
@@ -45,7 +45,7 @@ pub(super) static ROWS: &[Operation] = &[
     },
     Operation {
         name: "l4q.backward",
-        params: &["bits", "group_size", "lora_scaling", "grad_scale"],
+        params: &["bits", "group_size", "lora_scaling", "grad_scale", "mask"],
         inputs: &[
             given("x", X),
             given("weight", WEIGHT),
@@ -63,7 +63,7 @@ pub(super) static ROWS: &[Operation] = &[
             bounded("d_offset", GROUPS, GROUP_SUM),
         ],
         weights: None,
-        sizes,
+        sizes: sizes,
         f64: backward::<f64>,
         f32: backward::<f32>,
         grid: None,
@@ -86,7 +86,7 @@ pub(super) static ROWS: &[Operation] = &[
             bounded("offset", GROUPS, "0: a copy"),
         ],
         weights: None,
-        sizes,
+        sizes: sizes,
         f64: merge::<f64>,
         f32: merge::<f32>,
         grid: Some(grid),
@@ -147,11 +147,9 @@ pub(super) fn forward<T: Scalar>(request: &Request) -> Result<Tensors, String> {
 pub(super) fn backward<T: Scalar>(request: &Request) -> Result<Tensors, String> {
     let layer = Layer::<T>::read(request)?;
     let (x, d_y): (Array2<T>, Array2<T>) = (request.array("x")?, request.array("d_y")?);
-    let grad_scale = Quantizer::read(&request.params)?.grad_scale;
-    let gradients = layer
-        .l4q(request)?
-        .backward(x.view(), d_y.view(), grad_scale)
-        .map_err(|e| e.to_string())?;
+    let rules = Quantizer::read(&request.params)?.rules();
+    let gradients =
+        layer.l4q(request)?.backward(x.view(), d_y.view(), rules).map_err(|e| e.to_string())?;
     Ok(super::tensors([
         ("d_x", Tensor::floats(&gradients.d_x)),
         ("d_lora_a", Tensor::floats(&gradients.d_lora_a)),
@@ -206,12 +204,7 @@ pub(super) fn backward_bounds(evidence: &Evidence) -> Result<Bounds, String> {
     let [x, d_y, lora_a, lora_b] = absolute(request, ["x", "d_y", "lora_a", "lora_b"])?;
     let tokens = x.nrows() as f64;
     let (out_features, in_features) = grid.elements.dim();
-    let spec = &grid.spec;
-
-    let open_codes = Array2::from_shape_fn(grid.elements.dim(), |(o, i)| {
-        let scale = grid.scale[[o, i / spec.group_size()]];
-        if grid.elements[[o, i]].at_tie(grid.ends) { scale } else { 0.0 }
-    });
+    let open_codes = open_codes(&grid);
     let d_x_roundings = out_features as f64 + grid.dequantize_roundings();
     let d_x = Allowance::of(&d_y.dot(&grid.dequantized_magnitude(None)), d_x_roundings, unit)
         .plus(&(d_y.dot(&open_codes) * (1.0 + unit.gamma(d_x_roundings))));
@@ -241,7 +234,16 @@ pub(super) fn backward_bounds(evidence: &Evidence) -> Result<Bounds, String> {
     ]))
 }
 
-fn select(
+/// One step of the grid where the code is open, else nothing: what a dequantized weight may be off
+/// by beside its rounding errors, where the codes themselves are not shown.
+pub(super) fn open_codes(grid: &Grid) -> Array2<f64> {
+    Array2::from_shape_fn(grid.elements.dim(), |(o, i)| {
+        let scale = grid.scale[[o, i / grid.spec.group_size()]];
+        if grid.elements[[o, i]].at_tie(grid.ends) { scale } else { 0.0 }
+    })
+}
+
+pub(super) fn select(
     grid: &Grid,
     magnitude: &Array2<f64>,
     keep: fn(&super::quantizer::Element) -> bool,
@@ -297,6 +299,7 @@ pub(super) fn sample_forward(sampler: &mut Sampler) -> Result<(Params, Tensors),
 pub(super) fn sample_backward(sampler: &mut Sampler) -> Result<(Params, Tensors), String> {
     let (mut params, mut inputs) = sample(sampler, true);
     sampler.add_grad_scale(&mut params);
+    sampler.add_mask(&mut params);
     let shape = [inputs["x"].shape()[0], inputs["weight"].shape()[0]];
     inputs.insert("d_y".to_owned(), sampler.normal(&shape, 1.0));
     Ok((params, inputs))

@@ -12,12 +12,12 @@
 //! code and an argument on the edge of the grid must pass its gradient.
 
 use ndarray::Array2;
-use plumbline_reference::spec::{QuantSpec, SCALE_FLOOR};
+use plumbline_reference::spec::{MaskRule, QuantSpec, SCALE_FLOOR};
 
+use super::zero_point::ZeroPoints;
 use crate::case::Request;
 use crate::params::{self, Quantizer};
 use crate::precision::Unit;
-use crate::tensor::Tensor;
 
 /// One weight of a quantizer.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -26,11 +26,13 @@ pub struct Element {
     pub argument: f64,
     /// Bound of what the subject's argument may differ by.
     pub error: f64,
+    /// The integer that is added to the rounded argument; 0 for a signed grid.
+    pub zero_point: f64,
     /// The code of the argument.
     pub code: f64,
-    /// Whether the argument lies on the closed interval of the grid.
+    /// Whether the mask passes the gradient.
     pub in_range: bool,
-    /// Whether the error reaches from the argument to an end of that interval.
+    /// Whether the error reaches from the argument to an end of the mask's interval.
     pub at_edge: bool,
 }
 
@@ -70,24 +72,41 @@ pub struct Grid {
     pub raised: Array2<bool>,
     /// `[out, in]`.
     pub elements: Array2<Element>,
+    /// Zero points that are rounded, where the grid has them.
+    pub zero_points: Option<ZeroPoints>,
 }
 
 impl Element {
     /// Distance of the argument to the tie between its code and the nearest other code of the
     /// grid, and that other code.
     pub fn nearest_tie(&self, ends: Ends) -> (f64, f64) {
-        let other = if self.argument >= self.code { self.code + 1.0 } else { self.code - 1.0 };
+        let place = self.code - self.zero_point;
+        let step = if self.argument >= place { 1.0 } else { -1.0 };
+        let other = self.code + step;
         if other < ends.low || other > ends.high {
             // Beyond the end of the grid everything has the same code.
             return (f64::INFINITY, self.code);
         }
-        let tie = f64::midpoint(self.code, other);
-        ((self.argument - tie).abs(), other)
+        ((self.argument - (place + step / 2.0)).abs(), other)
     }
 
-    /// Whether the error reaches from the argument to that tie.
+    /// Whether an argument within the error has this code.
+    pub fn may_have(&self, code: f64, ends: Ends) -> bool {
+        if code == self.code {
+            return true;
+        }
+        let place = code - self.zero_point;
+        // Everything beyond the end of the grid has the code of the end.
+        let from = if code == ends.low { f64::NEG_INFINITY } else { place - 0.5 };
+        let to = if code == ends.high { f64::INFINITY } else { place + 0.5 };
+        let on_grid = (ends.low..=ends.high).contains(&code) && code == code.round_ties_even();
+        let reached = from <= self.argument + self.error && self.argument - self.error <= to;
+        self.error > 0.0 && on_grid && reached
+    }
+
+    /// Whether the error reaches from the argument to a tie, so that its code is open.
     pub fn at_tie(&self, ends: Ends) -> bool {
-        self.error > 0.0 && self.nearest_tie(ends).0 <= self.error
+        [self.code - 1.0, self.code + 1.0].iter().any(|code| self.may_have(*code, ends))
     }
 }
 
@@ -97,31 +116,35 @@ impl Grid {
     /// # Errors
     /// One line naming the tensor or parameter that is missing or wrong.
     pub fn new(request: &Request, unit: Unit) -> Result<Self, String> {
+        Self::with(request, unit, LowRank::read(request)?)
+    }
+
+    /// The same without low-rank factors, and with an offset of zero where there is none.
+    ///
+    /// # Errors
+    /// As [`Grid::new`].
+    pub fn of_weight(request: &Request, unit: Unit) -> Result<Self, String> {
+        Self::with(request, unit, None)
+    }
+
+    fn with(request: &Request, unit: Unit, low_rank: Option<LowRank>) -> Result<Self, String> {
         let weight: Array2<f64> = request.array("weight")?;
         let quantizer = Quantizer::read(&request.params)?;
         let spec = quantizer.spec(weight.ncols())?;
         let given_scale: Array2<f64> = request.array("scale")?;
-        let offset: Array2<f64> = request.array("offset")?;
-        let low_rank = LowRank::read(request)?;
+        let offset: Array2<f64> = match request.inputs.contains_key("offset") {
+            true => request.array("offset")?,
+            false => Array2::zeros(given_scale.dim()),
+        };
         let raised = given_scale.mapv(|scale| scale < SCALE_FLOOR);
         let scale = given_scale.mapv(|scale| scale.max(SCALE_FLOOR));
-        let ends = Ends::signed(&spec);
+        let (ends, mask) = (Ends::signed(&spec), quantizer.mask);
         let elements = Array2::from_shape_fn(weight.dim(), |(o, i)| {
             let g = i / spec.group_size();
-            let place = Place { o, i, unit, raised: raised[[o, g]], ends };
+            let place = Place { o, i, unit, raised: raised[[o, g]], ends, mask };
             element(&place, weight[[o, i]], scale[[o, g]], offset[[o, g]], low_rank.as_ref())
         });
-        Ok(Self { spec, ends, scale, offset, raised, elements })
-    }
-
-    /// The code of every argument.
-    pub fn codes(&self) -> Tensor {
-        let codes = self.elements.mapv(|element| element.code);
-        if self.ends.low < 0.0 {
-            Tensor::codes(&codes.mapv(|code| code as i8))
-        } else {
-            Tensor::unsigned(&codes.mapv(|code| code as u8))
-        }
+        Ok(Self { spec, ends, scale, offset, raised, elements, zero_points: None })
     }
 
     /// Roundings of `code * scale + offset`, and one for a scale that is the rounded floor.
@@ -129,12 +152,13 @@ impl Grid {
         if self.raised.iter().any(|raised| *raised) { 3.0 } else { 2.0 }
     }
 
-    /// `code * scale + offset` with the given codes, or with the argument's own.
+    /// `(code - zero_point) * scale + offset` with the given codes, or with the argument's own.
     pub fn dequantized(&self, codes: Option<&[i16]>) -> Array2<f64> {
         self.dequantized_with(codes, |product, offset| product + offset)
     }
 
-    /// `|code * scale| + |offset|`, what the rounding errors of the former are relative to.
+    /// `|(code - zero_point) * scale| + |offset|`, what the rounding errors of the former are
+    /// relative to.
     pub fn dequantized_magnitude(&self, codes: Option<&[i16]>) -> Array2<f64> {
         self.dequantized_with(codes, |product, offset| product.abs() + offset.abs())
     }
@@ -144,8 +168,9 @@ impl Grid {
         Array2::from_shape_fn(self.elements.dim(), |(o, i)| {
             let g = i / self.spec.group_size();
             let own = codes.and_then(|codes| codes.get(o * in_features + i));
-            let code = own.map_or(self.elements[[o, i]].code, |code| f64::from(*code));
-            sum(code * self.scale[[o, g]], self.offset[[o, g]])
+            let element = &self.elements[[o, i]];
+            let code = own.map_or(element.code, |code| f64::from(*code));
+            sum((code - element.zero_point) * self.scale[[o, g]], self.offset[[o, g]])
         })
     }
 }
@@ -175,6 +200,7 @@ struct Place {
     unit: Unit,
     raised: bool,
     ends: Ends,
+    mask: MaskRule,
 }
 
 fn element(
@@ -213,12 +239,18 @@ fn element(
             + relative * unit.roundoff * value.abs()
     };
     let Ends { low: qmin, high: qmax } = place.ends;
-    let to_edge = (value - qmin).abs().min((value - qmax).abs());
+    let (in_range, beyond) = match place.mask {
+        MaskRule::PreRound => ((qmin..=qmax).contains(&value), 0.0),
+        MaskRule::Rounded => ((qmin..=qmax).contains(&value.round_ties_even()), 0.5),
+        MaskRule::Open => (qmin < value && value < qmax, 0.0),
+    };
+    let to_edge = (value - (qmin - beyond)).abs().min((value - (qmax + beyond)).abs());
     Element {
         argument: value,
         error,
+        zero_point: 0.0,
         code: value.clamp(qmin, qmax).round_ties_even(),
-        in_range: (qmin..=qmax).contains(&value),
+        in_range,
         at_edge: error > 0.0 && to_edge <= error,
     }
 }
@@ -281,7 +313,11 @@ mod tests {
     use crate::precision::Precision;
 
     fn place(ends: Ends) -> Place {
-        Place { o: 0, i: 0, unit: Unit::of(Precision::F32), raised: false, ends }
+        masked(ends, MaskRule::PreRound)
+    }
+
+    fn masked(ends: Ends, mask: MaskRule) -> Place {
+        Place { o: 0, i: 0, unit: Unit::of(Precision::F32), raised: false, ends, mask }
     }
 
     const FOUR_BITS: Ends = Ends { low: -8.0, high: 7.0 };
@@ -293,6 +329,47 @@ mod tests {
         assert!(!tie.at_tie(FOUR_BITS));
         let edge = element(&place(FOUR_BITS), 3.5, 0.5, 0.0, None);
         assert!(edge.in_range && !edge.at_edge);
+    }
+
+    #[test]
+    fn a_large_error_reaches_several_codes_and_the_ends_of_the_grid() {
+        let exact = element(&place(FOUR_BITS), 1.0, 0.5, 0.0, None);
+        let wide = |argument, code| Element { argument, code, error: 1.2, ..exact };
+        let codes = |at: Element| {
+            (-9..=8).map(f64::from).filter(|code| at.may_have(*code, FOUR_BITS)).collect::<Vec<_>>()
+        };
+        assert_eq!(codes(exact), [2.0]);
+        assert_eq!(codes(wide(2.0, 2.0)), [1.0, 2.0, 3.0]);
+        assert_eq!(codes(wide(2.4, 2.0)), [1.0, 2.0, 3.0, 4.0]);
+        assert_eq!(codes(wide(7.6, 7.0)), [6.0, 7.0]);
+        assert_eq!(codes(wide(7.8, 7.0)), [7.0]);
+        assert!(!wide(2.0, 2.0).may_have(2.5, FOUR_BITS));
+    }
+
+    #[test]
+    fn an_exact_end_belongs_to_the_mask_or_not() {
+        // Arguments 7, 7.5 and -8.5: whether pre_round, rounded and open pass them.
+        for (weight, passes) in
+            [(3.5, [true, true, false]), (3.75, [false; 3]), (-4.25, [false, true, false])]
+        {
+            let seen = MaskRule::ALL.map(|mask| {
+                let element = element(&masked(FOUR_BITS, mask), weight, 0.5, 0.0, None);
+                assert!(!element.at_edge);
+                element.in_range
+            });
+            assert_eq!(seen, passes, "{weight}");
+        }
+    }
+
+    #[test]
+    fn a_mask_is_open_where_rounding_errors_reach_its_own_end() {
+        let scale = f64::from(0.1_f32);
+        for (steps, open) in [(7.0, [true, false, true]), (7.5, [false, true, false])] {
+            let weight = f64::from((scale * steps) as f32);
+            let seen = MaskRule::ALL
+                .map(|mask| element(&masked(FOUR_BITS, mask), weight, scale, 0.0, None).at_edge);
+            assert_eq!(seen, open, "{steps}");
+        }
     }
 
     #[test]

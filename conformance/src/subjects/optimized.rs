@@ -17,7 +17,7 @@ use plumbline::model::{Batch, IGNORE, Llama, Recompute};
 use plumbline::ops::Write;
 use plumbline::ops::fake_quantize::FakeQuantizeArgs;
 use plumbline::ops::fake_quantize_backward::FakeQuantizeGradients;
-use plumbline_reference::spec::{InitScaleRule, QuantSpec};
+use plumbline_reference::spec::{InitScaleRule, MaskRule, QuantSpec};
 
 use crate::case::Request;
 use crate::ops::Operation;
@@ -86,6 +86,11 @@ impl<B: Backend> Subject for Optimized<B> {
         let Some(implementation) = Self::implementation(request.op.name) else {
             return Err(SubjectError::Skip("not implemented".to_owned()));
         };
+        let mask: Option<MaskRule> =
+            request.params.optional("mask").map_err(SubjectError::Refused)?;
+        if mask.is_some_and(|mask| mask != MaskRule::default()) {
+            return Err(SubjectError::Skip("masks other than pre_round".to_owned()));
+        }
         let call = Call { backend: &self.backend, request };
         call.check().and_then(|()| implementation(&call)).map_err(|e| SubjectError::Refused(e.0))
     }
