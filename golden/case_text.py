@@ -8,7 +8,7 @@ from decimal import Decimal
 from fractions import Fraction
 
 FORMAT = "plumbline-case-1"
-INTEGER_TENSORS = {"codes", "targets", "tokens"}
+INTEGER_TENSORS = {"codes", "packed", "stored", "targets", "tokens"}
 LINE = 100
 
 
@@ -78,8 +78,11 @@ def exact(tensor, number_type):
     return number_type(tensor)
 
 
-def render(file: GoldenFile, origin: str, outputs: list[dict | None]) -> str:
-    lines = ["# Written by golden/generate.py from golden/cases; change those and run it again."]
+HEADER = "# Written by golden/generate.py from golden/cases; change those and run it again."
+
+
+def render(file: GoldenFile, origin: str, outputs: list[dict | None], header: str = HEADER) -> str:
+    lines = [header]
     lines += [f'format = "{FORMAT}"', f'op = "{file.op}"', f'origin = "{origin}"']
     for flag, catches in file.notes.items():
         lines += ["", f"[notes.{flag}]", f'catches = "{catches}"']
@@ -132,6 +135,7 @@ def nested_lines(tensor, as_integer: bool, indent: str) -> str:
 
 
 def scalar(value) -> str:
+    """Integers, truths, names, and floats as the shortest decimal that reads back as the same."""
     """Integers, names and truth values; floats as the shortest decimal that reads back the same."""
     if isinstance(value, str):
         return f'"{value}"'

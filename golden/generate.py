@@ -5,7 +5,8 @@
     python3 golden/generate.py --check    compare with what is here; exit 1 on any difference
 
 Python 3.11 and its standard library; no package of this repository and none from elsewhere. The
-safetensors files are torch_oracle.py's; here they are only entered in the manifest.
+safetensors files are torch_oracle.py's and those under onnx/ are onnx_vectors.py's; here they are
+only entered in the manifest.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import json
 import pathlib
 import struct
 import sys
+import tomllib
 from decimal import Decimal
 from fractions import Fraction
 
@@ -79,6 +81,11 @@ def check_named_mistakes() -> None:
     assert stability.flips_code((weight - offset) / scale, wrong, case.params["bits"]), case.id
 
 
+def converted() -> list[pathlib.Path]:
+    """The text files that are not written here."""
+    return sorted(HERE.glob("onnx/*.toml"))
+
+
 def manifest(texts: dict[str, str]) -> str:
     """One entry for each golden file, with its digest, operation, origin and number of cases."""
     entries = {}
@@ -91,6 +98,11 @@ def manifest(texts: dict[str, str]) -> str:
         metadata = json.loads(data[8 : 8 + length])["__metadata__"]
         name = path.relative_to(HERE).as_posix()
         entries[name] = (data, metadata["op"], metadata["origin"], 1)
+    for path in converted():
+        data = path.read_bytes()
+        file = tomllib.loads(data.decode())
+        name = path.relative_to(HERE).as_posix()
+        entries[name] = (data, file["op"], file["origin"], len(file["case"]))
     lines = ["# Written by golden/generate.py."]
     for name, (data, op, origin, count) in sorted(entries.items()):
         lines += [
@@ -110,7 +122,8 @@ def main() -> int:
     check_named_mistakes()
     texts = {file.path: compute(file) for file in FILES}
     texts["MANIFEST.toml"] = manifest(texts)
-    present = {path.relative_to(HERE).as_posix() for path in HERE.glob("**/*.toml")}
+    written_here = set(HERE.glob("**/*.toml")) - set(converted())
+    present = {path.relative_to(HERE).as_posix() for path in written_here}
     stale = [f"{name}: no case makes this file" for name in sorted(present - set(texts))]
     for name, text in texts.items():
         path = HERE / name

@@ -10,7 +10,7 @@ import struct
 from decimal import Decimal
 from fractions import Fraction
 
-from oracle import dynamic_quantize, init_scale, lora, lwc, quantize
+from oracle import affine, dynamic_quantize, init_scale, lora, lr_qat, lwc, quantize, rtn
 
 MARGIN = Fraction(1, 10**5)
 
@@ -25,6 +25,18 @@ def check(op: str, params: dict, inputs: dict) -> None:
         check_lp(params, inputs["weight"])
     elif op.startswith(("fake_quantize", "l4q", "qat")):
         check_arguments(op, params, inputs)
+    elif op.startswith("lr_qat"):
+        check_lr_qat(op, params, inputs)
+    elif op == "affine.quantize":
+        size = quantize.group_size_of(params, inputs["weight"])
+        for o, row in enumerate(inputs["weight"]):
+            for g, (scale, zero_point) in enumerate(
+                zip(inputs["scale"][o], inputs["zero_point"][o], strict=True)
+            ):
+                group = row[g * size : (g + 1) * size]
+                check_unsigned(group, scale, f32(scale), zero_point, params["bits"])
+    elif op == "rtn.quantize":
+        check_rtn(params, inputs["weight"])
     elif op.startswith("dynamic_quantize"):
         check_tokens(params, inputs["x"])
     elif op.startswith("lwc"):
@@ -52,15 +64,20 @@ def check_arguments(op, params, inputs):
 
 def adapted_f32(weight, lora_a, lora_b, scaling):
     """The contract's order: the products added from zero in rank order, scaled, then the weight."""
-    result = []
-    for o, row in enumerate(weight):
-        result.append([])
-        for i, element in enumerate(row):
-            total = Fraction(0)
-            for r, factor in enumerate(lora_b[o]):
-                total = f32(total + f32(factor * lora_a[r][i]))
-            result[o].append(f32(element + f32(scaling * total)))
-    return result
+    return [
+        [
+            f32(element + update_f32(lora_b[o], [row[i] for row in lora_a], scaling))
+            for i, element in enumerate(row)
+        ]
+        for o, row in enumerate(weight)
+    ]
+
+
+def update_f32(row, column, scaling):
+    total = Fraction(0)
+    for left, right in zip(row, column, strict=True):
+        total = f32(total + f32(left * right))
+    return f32(scaling * total)
 
 
 def argument_f32(weight, scale, offset):
@@ -139,6 +156,50 @@ def clipped_scale_f32(group, upper, lower, params):
     return max(scale, f32(Fraction(lwc.LEAST_SCALE)))
 
 
+def check_lr_qat(op, params, inputs):
+    """The stored weight first, which the rounded quotient decides, then the sum that is rounded."""
+    frozen = params.get("inner_scale", "frozen") == "frozen"
+    scaling = Fraction(params.get("lora_scaling", 0))
+
+    def one(weight, o, i, g):
+        low, high = lr_qat.ends(params, inputs, o, g)
+        scale = quantize.raised(inputs["initial_scale" if frozen else "scale"][o][g])
+        inner, inner_f32 = weight / scale, f32(weight / f32(scale))
+        if frozen:
+            inner, inner_f32 = stored_stably(params, inner, inner_f32, low, high)
+        if op == "lr_qat.downcast":
+            return
+        column = [row[i] for row in inputs["lora_a"]]
+        update = lora.dot(inputs["lora_b"][o], column) * scaling
+        rounded_update = update_f32(inputs["lora_b"][o], column, scaling)
+        if params.get("dialect") == "lr_qat_code":
+            assert rounded_update == update or beside(update, update - Fraction(1, 2)), (o, i)
+        v, v_f32 = inner + update, f32(inner_f32 + rounded_update)
+        # Ties of the range and around it, where the mask is decided, and the ends themselves.
+        decisions = [Fraction(2 * code - 1, 2) for code in range(low, high + 2)]
+        margin = MARGIN * max(1, abs(v))
+        nearest = min(abs(v - point) for point in [*decisions, low, high])
+        assert v_f32 == v or nearest > margin, (op, o, i, float(v))
+
+    lr_qat.over_groups(params, inputs, one)
+
+
+def stored_stably(params, exact, rounded, low, high):
+    """What is stored of a quotient, where f32 stores the same."""
+    phi, _ = lr_qat.stored_as(params, exact, low, high)
+    if params["downcast"] == "f32":
+        return phi, rounded
+    if exact != rounded:
+        for off in (1 - MARGIN, 1 + MARGIN):
+            assert lr_qat.stored_as(params, exact * off, low, high)[0] == phi, float(exact)
+    return phi, phi
+
+
+def beside(number, tie):
+    """Whether a number keeps its distance from every whole number of steps beside the tie."""
+    return abs((number - tie) - round(number - tie)) > MARGIN
+
+
 def check_lp(params, weight):
     """The best scale wins clearly, or ties with a later one exactly."""
     size = quantize.group_size_of(params, weight)
@@ -148,6 +209,43 @@ def check_lp(params, weight):
             best = min(error for error, _ in errors)
             others = [error for error, _ in errors if error != best]
             assert all(error - best > best / 1000 for error in others), (params, start)
+
+
+def check_unsigned(group, scale, scale_f32, zero_point, bits):
+    """The quotients keep their distance from the ties between codes, or are exact."""
+    low, high = -zero_point, affine.largest_code(bits) - zero_point
+    for weight in group:
+        exact = weight / quantize.raised(scale)
+        rounded = f32(weight / f32(quantize.raised(scale_f32)))
+        distance = distance_to_tie(exact, low, high)
+        assert rounded == exact or distance > MARGIN * max(1, abs(exact)), (weight, float(exact))
+
+
+def distance_to_tie(v, low, high):
+    """From the nearest tie between two integers of the range."""
+    tie = min(max(v // 1, low), high - 1) + Fraction(1, 2)
+    return abs(v - tie)
+
+
+def check_rtn(params, weight):
+    """The range wins clearly or ties exactly, and its zero point and codes are no matter of f32."""
+    size = quantize.group_size_of(params, weight)
+    for row in weight:
+        for start in range(0, len(row), size):
+            group = row[start : start + size]
+            tried = rtn.grids_tried(group, params)
+            if len(tried) > 1:
+                errors = [rtn.error(group, *grid, params) for grid in tried]
+                others = [error for error in errors if error != min(errors)]
+                assert all(error - min(errors) > min(errors) / 1000 for error in others), start
+            scale, zero_point = rtn.best_grid(group, params)
+            if not params["symmetric"]:
+                low = min([*group, Fraction(0)])
+                ends = Fraction(0), Fraction(affine.largest_code(params["bits"]))
+                exact = f32(-low / f32(scale)) == -low / scale
+                distance = distance_to_tie(-low / quantize.raised(scale), *ends)
+                assert exact or distance > MARGIN * max(1, ends[1]), (start, float(-low / scale))
+            check_unsigned(group, scale, f32(scale), zero_point, params["bits"])
 
 
 def flips_code(right: Fraction, wrong: Fraction, bits: int) -> bool:

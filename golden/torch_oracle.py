@@ -5,17 +5,14 @@
     python3 golden/torch_oracle.py --check    recompute and compare; exit 1 on a difference
 
 Run generate.py afterwards: it enters the files in MANIFEST.toml. requirements.txt pins packages.
-The formulas are written here, forward only; autograd differentiates them. Each result is checked
-against a second source before it is written: the model against transformers' LlamaForCausalLM, the
-L4Q layer and the attention against the exact oracles of generate.py.
+The formulas are in torch_definitions, forward only; autograd differentiates them. Each result is
+checked against a second source before it is written: the model against transformers'
+LlamaForCausalLM, the other operations against the exact oracles of generate.py.
 """
 
 import argparse
 import importlib.metadata
-import json
-import math
 import pathlib
-import struct
 import sys
 from decimal import Decimal
 from fractions import Fraction
@@ -27,87 +24,18 @@ sys.dont_write_bytecode = True
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
+import case_file  # noqa: E402
 import case_text  # noqa: E402
 import oracle  # noqa: E402
 import stability  # noqa: E402
 from cases.spread import spread  # noqa: E402
+from torch_definitions import Decisions, evaluate  # noqa: E402
 
 TORCH = f"torch {importlib.metadata.version('torch')}"
 TRANSFORMERS = f"transformers {importlib.metadata.version('transformers')}"
 AGREEMENT = 1e-10  # with the second source, relative to the largest element of a tensor
 REPRODUCTION = 1e-12  # of a file on another machine, likewise
-
-
-# --- The model, from its formulas -----------------------------------------------------------------
-
-
-def rms_norm(x, weight, eps):
-    """x / sqrt(mean(x^2) + eps) * weight"""
-    return x / torch.sqrt((x * x).mean(-1, keepdim=True) + eps) * weight
-
-
-def rope(x, theta):
-    """Half-split rotary embedding of [batch, tokens, heads, head_dim], positions from 0."""
-    tokens, head_dim = x.shape[1], x.shape[3]
-    pair = torch.arange(head_dim // 2, dtype=torch.float64)
-    position = torch.arange(tokens, dtype=torch.float64)
-    angle = torch.outer(position, theta ** (-2 * pair / head_dim))[None, :, None, :]
-    left, right = x.chunk(2, dim=-1)
-    turned_left = left * angle.cos() - right * angle.sin()
-    turned_right = right * angle.cos() + left * angle.sin()
-    return torch.cat([turned_left, turned_right], dim=-1)
-
-
-def attention(q, k, v):
-    """Causal; query head h reads key and value head h // (heads / kv_heads)."""
-    tokens, heads, head_dim = q.shape[1:]
-    source = torch.arange(heads) // (heads // k.shape[2])
-    score = torch.einsum("bthd,bshd->bhts", q, k[:, :, source]) / math.sqrt(head_dim)
-    unseen = torch.ones(tokens, tokens, dtype=torch.bool).triu(1)
-    probability = torch.softmax(score.masked_fill(unseen, -math.inf), dim=-1)
-    return torch.einsum("bhts,bshd->bthd", probability, v[:, :, source])
-
-
-def llama_logits(config, weights, tokens):
-    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
-    eps, theta = config["rms_norm_eps"], config["rope_theta"]
-    hidden = weights["model.embed_tokens.weight"][tokens]
-    for layer in range(config["num_hidden_layers"]):
-        w = {
-            name.removeprefix(f"model.layers.{layer}."): tensor for name, tensor in weights.items()
-        }
-
-        def project(x, name, w=w):
-            return x @ w[f"{name}.weight"].T
-
-        x = rms_norm(hidden, w["input_layernorm.weight"], eps)
-        q = project(x, "self_attn.q_proj").unflatten(-1, (heads, -1))
-        k = project(x, "self_attn.k_proj").unflatten(-1, (kv_heads, -1))
-        v = project(x, "self_attn.v_proj").unflatten(-1, (kv_heads, -1))
-        mixed = attention(rope(q, theta), rope(k, theta), v).flatten(-2)
-        hidden = hidden + project(mixed, "self_attn.o_proj")
-        x = rms_norm(hidden, w["post_attention_layernorm.weight"], eps)
-        gate, up = project(x, "mlp.gate_proj"), project(x, "mlp.up_proj")
-        hidden = hidden + project(gate / (1 + torch.exp(-gate)) * up, "mlp.down_proj")
-    hidden = rms_norm(hidden, weights["model.norm.weight"], eps)
-    head = "model.embed_tokens.weight" if config["tie_word_embeddings"] else "lm_head.weight"
-    return hidden @ weights[head].T
-
-
-def next_token_loss(logits, tokens):
-    """Mean over the batch and the length - 1 predictions of -log softmax at the next token."""
-    log_probability = logits[:, :-1] - torch.logsumexp(logits[:, :-1], dim=-1, keepdim=True)
-    return -log_probability.gather(-1, tokens[:, 1:, None]).mean()
-
-
-def llama(config, weights, tokens):
-    """Outputs of llama.loss_and_gradients."""
-    weights = {name: tensor.double().requires_grad_() for name, tensor in weights.items()}
-    logits = llama_logits(config, weights, tokens.long())
-    loss = next_token_loss(logits, tokens.long())
-    gradients = torch.autograd.grad(loss, list(weights.values()))
-    outputs = {"loss": loss.detach(), "logits": logits.detach()}
-    return outputs | {f"d_{name}": d for name, d in zip(weights, gradients, strict=True)}
+MARGIN = 1e-5  # from every tie and end, relative to max(1, |argument|): f32 cannot reach it
 
 
 # --- The second source of the model ---------------------------------------------------------------
@@ -151,54 +79,7 @@ def library_llama(config, weights, tokens):
     return {"loss": result.loss.detach(), "logits": result.logits.detach(), **gradients}
 
 
-# --- The L4Q layer, from its formulas -------------------------------------------------------------
-
-
-def l4q_layer(params, inputs):
-    """(y, codes, fake_quantized), straight through with the rounding error as a constant."""
-    size, qmax = params["group_size"], 2 ** (params["bits"] - 1) - 1
-    scale = inputs["scale"].repeat_interleave(size, dim=1)
-    offset = inputs["offset"].repeat_interleave(size, dim=1)
-    adapter = params["lora_scaling"] * (inputs["lora_b"] @ inputs["lora_a"])
-    v = (inputs["weight"] + adapter - offset) / scale
-    in_range = (v >= -qmax - 1) & (v <= qmax)
-    # Not torch.clamp: what its derivative is at the ends is the library's affair, here it is ours.
-    clamped = torch.where(in_range, v, v.clamp(-qmax - 1, qmax).detach())
-    rounding_error = (clamped.round() - clamped).detach()
-    fake_quantized = (clamped + rounding_error) * scale + offset
-    codes = clamped.detach().round().to(torch.int8)
-    return inputs["x"] @ fake_quantized.T, codes, fake_quantized
-
-
-def l4q_forward(params, inputs):
-    y, codes, fake_quantized = l4q_layer(params, doubles(inputs))
-    return {"y": y, "codes": codes, "fake_quantized": fake_quantized}
-
-
-def l4q_backward(params, inputs):
-    assert params["grad_scale"] == "lsq"
-    inputs = doubles(inputs)
-    trained = {
-        name: inputs[name].requires_grad_() for name in ("x", "lora_a", "lora_b", "scale", "offset")
-    }
-    y, _, _ = l4q_layer(params, inputs)
-    gradients = torch.autograd.grad(y, list(trained.values()), inputs["d_y"])
-    outputs = {f"d_{name}": d for name, d in zip(trained, gradients, strict=True)}
-    factor = 1 / math.sqrt(params["group_size"] * (2 ** (params["bits"] - 1) - 1))
-    for name in ("d_scale", "d_offset"):
-        outputs[name] = factor * outputs[name]
-    return outputs
-
-
-def attention_backward(params, inputs):
-    inputs = doubles(inputs)
-    variables = [inputs[name].requires_grad_() for name in "qkv"]
-    gradients = torch.autograd.grad(attention(*variables), variables, inputs["d_output"])
-    return dict(zip(("d_q", "d_k", "d_v"), gradients, strict=True))
-
-
-def doubles(inputs):
-    return {name: tensor.double() for name, tensor in inputs.items()}
+# --- The second source of one operation -----------------------------------------------------------
 
 
 def exact_oracle(op, params, inputs):
@@ -258,15 +139,19 @@ def llama_case(note, seed, batch, length, **config):
     weights = llama_weights(config, seed)
     half = config["vocab_size"] // 2
     tokens = (tensor((batch, length), seed + 100, 1.0, half).int() + half) % config["vocab_size"]
-    outputs = llama(config, weights, tokens)
+    params, inputs = {"config": config}, {"tokens": tokens, **weights}
+    outputs = evaluate("llama.loss_and_gradients", params, inputs)
     agree(outputs, library_llama(config, weights, tokens), note)
     origin = f"{TORCH} float64 autograd, agrees with {TRANSFORMERS}"
-    params = {"config": config}
-    return "llama.loss_and_gradients", params, {"tokens": tokens, **weights}, outputs, origin, note
+    return "llama.loss_and_gradients", params, inputs, outputs, origin, note
 
 
-def judged_case(op, function, params, inputs, note):
-    outputs = function(params, inputs)
+def judged_case(op, params, inputs, note):
+    decisions = Decisions()
+    outputs = evaluate(op, params, inputs, decisions)
+    assert decisions.margin > MARGIN, (op, decisions.margin)
+    if "codes" in outputs:
+        outputs["codes"] = outputs["codes"].to(torch.int8)
     agree(outputs, exact_oracle(op, params, inputs), note)
     origin = f"{TORCH} float64 autograd, agrees with {oracle.OPERATIONS[op][0]}"
     return op, params, inputs, outputs, origin, note
@@ -274,22 +159,10 @@ def judged_case(op, function, params, inputs, note):
 
 def build():
     """File name -> (op, params, inputs, outputs, origin, note)."""
-    layer = {
-        "x": tensor((9, 40), 201, 2.0**-6, 100),
-        "weight": tensor((24, 40), 202, 2.0**-10, 300),
-        "lora_a": tensor((4, 40), 203, 2.0**-8, 60),
-        "lora_b": tensor((24, 4), 204, 2.0**-8, 60),
-        "scale": tensor((24, 5), 205, 2.0**-10, 32) + 80 * 2.0**-10,
-        "offset": tensor((24, 5), 206, 2.0**-10, 48),
-    }
-    quantizer = {"bits": 3, "group_size": 8, "lora_scaling": 2.0}
-    heads = {"heads": 6, "kv_heads": 2}
-    qkv = {
-        "q": tensor((2, 7, 6, 4), 211, 2.0**-6, 120),
-        "k": tensor((2, 7, 2, 4), 212, 2.0**-6, 120),
-        "v": tensor((2, 7, 2, 4), 213, 2.0**-6, 120),
-        "d_output": tensor((2, 7, 6, 4), 214, 2.0**-6, 120),
-    }
+    return {**model_cases(), **method_cases(), **attention_cases()}
+
+
+def model_cases():
     return {
         "llama/tied_grouped_query.safetensors": llama_case(
             "tied embeddings, two query heads for each key head, two layers, two sequences",
@@ -323,23 +196,95 @@ def build():
             rope_theta=500000.0,
             tie_word_embeddings=False,
         ),
-        "l4q/l4q.forward.24x40.safetensors": judged_case(
-            "l4q.forward", l4q_forward, quantizer, layer, "3 bits, five groups in a row, rank 4"
-        ),
-        "l4q/l4q.backward.24x40.safetensors": judged_case(
+    }
+
+
+def method_cases():
+    """Layers of 24 outputs and 40 inputs in five groups, on nine tokens; adapters of rank 4."""
+    x, d_y = tensor((9, 40), 201, 2.0**-6, 100), tensor((9, 24), 207, 2.0**-6, 100)
+    weight = tensor((24, 40), 202, 2.0**-10, 300)
+    lora_a, lora_b = tensor((4, 40), 203, 2.0**-8, 60), tensor((24, 4), 204, 2.0**-8, 60)
+    scale = tensor((24, 5), 205, 2.0**-10, 32) + 80 * 2.0**-10
+    learned = {"scale": scale, "offset": tensor((24, 5), 206, 2.0**-10, 48)}
+    factors = {"lora_a": lora_a, "lora_b": lora_b}
+    l4q = {"x": x, "weight": weight, **factors, **learned}
+    # On a fine lattice no argument falls on a tie, where f32 would have to be exact.
+    fine = tensor((24, 40), 230, 2.0**-19, 180_000)
+    # Factors in units of the grid, so that the update moves codes, and a scale that has trained.
+    lr_qat = {
+        "x": x,
+        "weight": fine,
+        "initial_scale": scale,
+        "lora_a": tensor((4, 40), 221, 2.0**-6, 80),
+        "lora_b": tensor((24, 4), 222, 2.0**-6, 80),
+        "scale": scale + tensor((24, 5), 223, 2.0**-10, 8),
+    }
+    qat = {"x": x, "weight": fine, **learned}
+    peqa = {
+        "x": x,
+        "codes": (tensor((24, 40), 224, 1.0, 4).int() + 4).clamp(max=7).to(torch.uint8),
+        "scale": scale,
+        "zero_point": tensor((24, 5), 225, 2.0**-6, 100) + 3.5,
+    }
+    pooled = {**peqa, "lora_a": tensor((4, 5), 226, 2.0**-8, 60), "lora_b": lora_b}
+    group = {"bits": 3, "group_size": 8}
+    update, lsq, gradient = {"lora_scaling": 2.0}, {"grad_scale": "lsq"}, {"d_y": d_y}
+    fixed = {**group, "lora_scaling": 0.3, "downcast": "fixed8"}
+    summed = {**group, **update, "pool": "sum"}
+    rows = [
+        ("l4q.forward", {**group, **update}, l4q, "rank 4"),
+        (
             "l4q.backward",
-            l4q_backward,
-            {**quantizer, "grad_scale": "lsq"},
-            {**layer, "d_y": tensor((9, 24), 207, 2.0**-6, 100)},
-            "3 bits, five groups in a row, rank 4, with the LSQ gradient scale",
+            {**group, **update, **lsq},
+            l4q | gradient,
+            "rank 4, with the LSQ gradient scale",
         ),
+        ("lr_qat.forward", fixed, lr_qat, "fixed point, factors that move codes"),
+        ("lr_qat.backward", fixed, lr_qat | gradient, "fixed point, a scale that has trained"),
+        ("qa_lora.forward", summed, pooled, "real zero points"),
+        ("qa_lora.backward", summed, pooled | gradient, "real zero points"),
+        ("qat.forward", group, qat, "clipped weights"),
+        ("qat.backward", {**group, **lsq}, qat | gradient, "with the LSQ gradient scale"),
+        (
+            "qat_lora.backward",
+            {**group, **update, **lsq},
+            qat | factors | gradient,
+            "rank 4, with the LSQ gradient scale",
+        ),
+        ("peqa.backward", group, peqa | gradient, "real zero points"),
+    ]
+    cases = {}
+    for op, params, inputs, note in rows:
+        family = op.partition(".")[0].replace("qat_lora", "qat")
+        cases[f"{family}/{op}.24x40.safetensors"] = judged_case(
+            op, params, inputs, f"3 bits, five groups in a row, {note}"
+        )
+    # Powers of two go through the scale and back exactly: d_x is the copy that it should be.
+    powers = torch.tensor([[(-2.0) ** int(k) for k in row] for row in spread((9, 40), 227, 1, 15)])
+    cases["quantize/dynamic_quantize.backward.9x40.safetensors"] = judged_case(
+        "dynamic_quantize.backward",
+        {"bits": 4, "group_size": 8, "zero_point": "integer"},
+        {
+            "x": tensor((9, 40), 228, 2.0**-16, 2**17) + tensor((9, 1), 229, 2.0, 2),
+            "d_output": powers,
+        },
+        "4 bits, five groups in a token, ranges on one side of zero among them",
+    )
+    return cases
+
+
+def attention_cases():
+    inputs = {
+        "q": tensor((2, 7, 6, 4), 211, 2.0**-6, 120),
+        "k": tensor((2, 7, 2, 4), 212, 2.0**-6, 120),
+        "v": tensor((2, 7, 2, 4), 213, 2.0**-6, 120),
+        "d_output": tensor((2, 7, 6, 4), 214, 2.0**-6, 120),
+    }
+    params, note = {"heads": 6, "kv_heads": 2}, "six query heads share two, batch 2"
+    return {
         "transformer/attention.backward.2x7x6.safetensors": judged_case(
-            "attention.backward",
-            attention_backward,
-            heads,
-            qkv,
-            "six query heads share two, batch 2",
-        ),
+            "attention.backward", params, inputs, note
+        )
     }
 
 
@@ -355,41 +300,6 @@ def agree(ours, theirs, what, tolerance=AGREEMENT):
         assert difference <= tolerance * size, (what, name, float(difference), float(size))
 
 
-TYPES = {torch.float32: "F32", torch.float64: "F64", torch.int32: "I32", torch.int8: "I8"}
-
-
-def encode(op, params, inputs, outputs, origin, note) -> bytes:
-    """A safetensors file whose bytes depend on nothing but the case."""
-    tensors = {f"in.{name}": t for name, t in inputs.items()}
-    tensors |= {f"out.{name}": t for name, t in outputs.items()}
-    metadata = {"format": case_text.FORMAT, "op": op, "params": json.dumps(params)}
-    header, payload = {"__metadata__": metadata | {"origin": origin, "note": note}}, b""
-    # Widest elements first keeps every tensor aligned.
-    for name, t in sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])):
-        data = t.detach().contiguous().numpy().tobytes()
-        offsets = [len(payload), len(payload) + len(data)]
-        header[name] = {"dtype": TYPES[t.dtype], "shape": list(t.shape), "data_offsets": offsets}
-        payload += data
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text + payload
-
-
-def decode(data: bytes):
-    """(op, params, inputs, outputs) of such a file."""
-    (length,) = struct.unpack("<Q", data[:8])
-    header = json.loads(data[8 : 8 + length])
-    metadata, body = header.pop("__metadata__"), bytearray(data[8 + length :])
-    types = {name: dtype for dtype, name in TYPES.items()}
-    groups = {"in": {}, "out": {}}
-    for name, entry in header.items():
-        start, end = entry["data_offsets"]
-        group, _, rest = name.partition(".")
-        flat = torch.frombuffer(body[start:end], dtype=types[entry["dtype"]])
-        groups[group][rest] = flat.reshape(entry["shape"])
-    return metadata["op"], json.loads(metadata["params"]), groups["in"], groups["out"]
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--check", action="store_true", help="compare instead of writing")
@@ -399,11 +309,11 @@ def main() -> int:
         path = HERE / name
         if not options.check:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(encode(*case))
+            path.write_bytes(case_file.encode(*case))
             print(f"written: {name}, {path.stat().st_size} bytes")
             continue
         try:
-            op, params, inputs, outputs = decode(path.read_bytes())
+            op, params, inputs, outputs = case_file.decode(path.read_bytes())
             assert (op, params) == case[:2], "op or params differ"
             agree(inputs, case[2], "inputs", tolerance=0)
             agree(outputs, case[3], "outputs", tolerance=REPRODUCTION)

@@ -319,8 +319,9 @@ fn list_json(op: &Operation, subjects: &[Box<dyn Subject>]) -> Value {
     };
     let judged = op.outputs.iter().map(|spec| {
         let rule = match spec.class {
-            Class::Bounded(formula) => formula,
+            Class::Bounded(formula) | Class::Grid(formula) => formula,
             Class::Codes => "equal, or the neighbour across a tie that the precision leaves open",
+            Class::Chosen => "equal, or a neighbour that the precision leaves open",
             Class::Exact => "equal",
             Class::Given => "not judged",
         };

@@ -121,14 +121,25 @@ pub fn judge_outputs(
     // An optional output is one of this case where the reference answers it.
     let is_expected = |spec: &&TensorSpec| !spec.optional || expected.contains_key(&*spec.name);
     let outputs: Vec<TensorSpec> = specs.outputs.iter().filter(is_expected).cloned().collect();
-    let mut judgement = Judgement { request, expected, actual, required, precision, codes: None };
+    let mut judgement =
+        Judgement { request, expected, actual, required, precision, own_grid: false, codes: None };
     let mut verdicts = Vec::new();
-    // Codes first: everything downstream is judged with the codes that were accepted.
-    let is_codes = |spec: &&TensorSpec| spec.class == Class::Codes;
-    for spec in outputs.iter().filter(is_codes) {
-        verdicts.push(judgement.codes(spec)?);
+    // The grid that the subject chose, then the codes on it: everything downstream is judged with
+    // what was accepted.
+    let is_grid = |spec: &&TensorSpec| matches!(spec.class, Class::Grid(_));
+    let is_codes = |spec: &&TensorSpec| matches!(spec.class, Class::Codes | Class::Chosen);
+    for spec in outputs.iter().filter(is_grid) {
+        verdicts.push(judgement.floats(spec)?);
     }
-    for spec in outputs.iter().filter(|spec| !is_codes(spec)) {
+    let accepted = verdicts.iter().all(|verdict| verdict.failure.is_none());
+    judgement.settle_grid(outputs.iter().filter(is_grid), accepted);
+    for spec in outputs.iter().filter(is_codes) {
+        verdicts.push(match spec.class {
+            Class::Codes => judgement.codes(spec)?,
+            _ => judgement.chosen(spec)?,
+        });
+    }
+    for spec in outputs.iter().filter(|spec| !is_codes(spec) && !is_grid(spec)) {
         verdicts.push(judgement.floats(spec)?);
     }
     for name in actual.keys() {
@@ -156,6 +167,8 @@ struct Judgement<'a> {
     actual: &'a Tensors,
     required: Option<Precision>,
     precision: Precision,
+    /// Whether the accepted grid differs from the expected one.
+    own_grid: bool,
     codes: Option<Vec<i16>>,
 }
 
@@ -193,6 +206,18 @@ impl Judgement<'_> {
         floats.min().unwrap_or(self.precision)
     }
 
+    /// From here on the grid is an input: the subject's where all of it was accepted, or else the
+    /// expected one.
+    fn settle_grid<'a>(&mut self, specs: impl Iterator<Item = &'a TensorSpec>, accepted: bool) {
+        for spec in specs {
+            let expected = &self.expected[&*spec.name];
+            let settled = if accepted { &self.actual[&*spec.name] } else { expected };
+            self.own_grid |= !settled.values().eq(expected.values());
+            let settled = settled.to_precision(Precision::F64);
+            self.request.inputs.insert(spec.name.to_string(), settled);
+        }
+    }
+
     fn codes(&mut self, spec: &TensorSpec) -> Result<Verdict, String> {
         let (expected, actual) = match self.present(spec) {
             Ok(pair) => pair,
@@ -201,11 +226,41 @@ impl Judgement<'_> {
         let grid = self.request.op.grid.ok_or("an operation with codes has a grid")?;
         let mut grid = grid(&self.request, Unit::of(self.coarsest()))?;
         grid.adopt_zero_points(self.actual);
+        let on_own_grid = self.own_grid.then(|| grid.codes());
+        let expected = on_own_grid.as_ref().unwrap_or(expected);
         let verdict = compare::codes(&spec.name, &grid, expected, actual);
+        if verdict.failure.is_none() && (verdict.flips > 0 || self.own_grid) {
+            self.codes = actual.small_integers();
+        }
+        Ok(verdict)
+    }
+
+    /// Codes whose legal values the operation lists itself.
+    fn chosen(&mut self, spec: &TensorSpec) -> Result<Verdict, String> {
+        let (expected, actual) = match self.present(spec) {
+            Ok(pair) => pair,
+            Err(verdict) => return Ok(verdict),
+        };
+        let allowance = self.allowance(spec, Unit::of(self.coarsest()))?;
+        let verdict = compare::chosen(&spec.name, &allowance, expected, actual);
         if verdict.failure.is_none() && verdict.flips > 0 {
             self.codes = actual.small_integers();
         }
         Ok(verdict)
+    }
+
+    fn allowance(&self, spec: &TensorSpec, unit: Unit) -> Result<Allowance, String> {
+        let evidence = Evidence {
+            request: &self.request,
+            expected: &self.expected,
+            actual: self.actual,
+            codes: self.codes.as_deref(),
+            unit,
+        };
+        let mut bounds: Bounds = (self.request.op.bounds)(&evidence)?;
+        bounds
+            .remove(&*spec.name)
+            .ok_or_else(|| format!("no allowance is derived for out.{}", spec.name))
     }
 
     fn floats(&self, spec: &TensorSpec) -> Result<Verdict, String> {
@@ -214,22 +269,11 @@ impl Judgement<'_> {
             Err(verdict) => return Ok(verdict),
         };
         if spec.class == Class::Exact {
-            let equal = Allowance::absolute(std::iter::repeat_n(0.0, actual.len()));
-            return Ok(compare::floats(&spec.name, &equal, expected, actual));
+            return Ok(compare::chosen(&spec.name, &Allowance::default(), expected, actual));
         }
         let unit = Unit::of(computed_in(actual).unwrap_or(self.precision));
-        let evidence = Evidence {
-            request: &self.request,
-            expected: &self.expected,
-            actual: self.actual,
-            codes: self.codes.as_deref(),
-            unit,
-        };
-        let bounds: Bounds = (self.request.op.bounds)(&evidence)?;
-        let allowance = bounds
-            .get(&*spec.name)
-            .ok_or_else(|| format!("no allowance is derived for out.{}", spec.name))?;
-        Ok(compare::floats(&spec.name, allowance, expected, actual))
+        let allowance = self.allowance(spec, unit)?;
+        Ok(compare::floats(&spec.name, &allowance, expected, actual))
     }
 }
 

@@ -4,7 +4,9 @@
 //! listing iterate over the rows; a subject looks its operations up by name.
 
 pub mod adamw;
+pub mod affine;
 pub mod attention;
+pub mod cast;
 pub mod cross_entropy;
 pub mod dynamic_quantize;
 pub mod fake_quantize;
@@ -12,13 +14,18 @@ pub mod init_scale;
 pub mod l4q;
 pub mod llama;
 pub mod lora;
+pub mod lr_qat;
 pub mod lwc;
+pub mod pack;
+pub mod peqa;
+pub mod qa_lora;
 pub mod qat;
 pub mod qat_lora;
 pub mod quantizer;
 pub mod rms_norm;
 pub mod rope;
 mod row;
+pub mod rtn;
 pub mod swiglu;
 pub mod zero_point;
 
@@ -38,13 +45,21 @@ use crate::tensor::{Kind, Tensor, Tensors};
 pub static OPERATIONS: LazyLock<Vec<&'static Operation>> = LazyLock::new(|| {
     let families = [
         fake_quantize::ROWS,
+        affine::ROWS,
         init_scale::ROWS,
+        cast::ROWS,
+        pack::ROWS,
+        l4q::ROWS,
+        lr_qat::ROWS,
+        qa_lora::ROWS,
         dynamic_quantize::ROWS,
         lwc::ROWS,
         l4q::ROWS,
         qat::ROWS,
         qat_lora::ROWS,
         lora::ROWS,
+        peqa::ROWS,
+        rtn::ROWS,
         rms_norm::ROWS,
         rope::ROWS,
         attention::ROWS,
@@ -142,8 +157,15 @@ pub enum Class {
     /// Equal; or the neighbour, where binary64 puts the argument within the derived error of the
     /// tie between the two. See [`quantizer::Grid`].
     Codes,
+    /// Equal; or another value that the operation's bounds list as an alternative. Whatever
+    /// follows is judged with the subject's own choice.
+    Chosen,
     /// Equal, whatever the precision.
     Exact,
+    /// Within the per-element allowance, which this text states, and then the grid of the codes:
+    /// they and all that follows are judged on the value that the subject answered, which
+    /// `grid` and `bounds` find among the inputs.
+    Grid(&'static str),
     /// Within the per-element allowance, which this text states.
     Bounded(&'static str),
 }
@@ -184,10 +206,13 @@ impl Operation {
         Ok(specs)
     }
 
-    /// What a tensor of that name holds; tensors named by the parameters are weights.
-    pub fn kind_of(&self, name: &str) -> Kind {
-        let known = self.inputs.iter().chain(self.outputs).find(|spec| *spec.name == *name);
-        known.map_or(Kind::Float, |spec| spec.kind)
+    /// What a tensor of that name holds. Where the parameters that name it are wrong, and for names
+    /// that the operation does not have, floats: the case is refused for that elsewhere.
+    pub fn kind_of(&self, name: &str, params: &Params) -> Kind {
+        let named = self.weights.and_then(|weights| weights(params).ok()).unwrap_or_default();
+        let fixed = self.inputs.iter().chain(self.outputs);
+        let mut all = fixed.chain(&named.inputs).chain(&named.outputs);
+        all.find(|spec| *spec.name == *name).map_or(Kind::Float, |spec| spec.kind)
     }
 
     /// Parses the parameters and checks the shape of every input.

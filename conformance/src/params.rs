@@ -1,8 +1,8 @@
 //! The JSON object `params` of a case, and the typed parameters that operations read from it.
 
 use plumbline_reference::spec::{
-    AdamWSpec, Bits, GradScale, InitScaleRule, LlamaConfig, MaskRule, QuantSpec, SpecError,
-    StraightThrough,
+    AdamWSpec, Bits, GradScale, GroupPool, InitScaleRule, InnerScale, LlamaConfig, LrQatSpec,
+    MaskRule, PackedBits, QuantSpec, RangeSearch, RtnSpec, SpecError, StoredType, StraightThrough,
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -121,6 +121,36 @@ pub fn lora_scaling(params: &Params) -> Result<f64, String> {
     params.number("lora_scaling")
 }
 
+/// `dtype`, a narrow float type.
+///
+/// # Errors
+/// Where it is absent or no such type.
+pub fn stored_type(params: &Params) -> Result<StoredType, String> {
+    params.required("dtype")
+}
+
+/// `bits` of a packed code.
+///
+/// # Errors
+/// Where it is absent or a width that is not packed.
+pub fn packed_bits(params: &Params) -> Result<PackedBits, String> {
+    PackedBits::new(params.required("bits")?).map_err(refused)
+}
+
+/// `downcast`, `inner_scale`, `mask` and `dialect` beside the quantizer of a weight.
+///
+/// # Errors
+/// One line naming the parameter and its value, also where two of them contradict each other.
+pub fn lr_qat(params: &Params, in_features: usize) -> Result<LrQatSpec, String> {
+    let inner_scale: Option<String> = params.optional("inner_scale")?;
+    let inner_scale = InnerScale::from_name(inner_scale.as_deref(), params.required("downcast")?)
+        .map_err(refused)?;
+    let mask = params.optional("mask")?.unwrap_or_default();
+    let dialect = params.optional("dialect")?.unwrap_or_default();
+    let grid = Quantizer::read(params)?.spec(in_features)?;
+    LrQatSpec::new(grid, inner_scale, mask, dialect).map_err(refused)
+}
+
 /// `rule`, with `p` and `steps` where the rule is `lp`.
 ///
 /// # Errors
@@ -129,6 +159,30 @@ pub fn init_rule(params: &Params) -> Result<InitScaleRule, String> {
     let name: String = params.required("rule")?;
     InitScaleRule::from_name(&name, params.optional("p")?, params.optional("steps")?)
         .map_err(refused)
+}
+
+/// `symmetric`, `convention`, and `range` with `p` and `steps` where it is `lp`.
+///
+/// # Errors
+/// One line naming the parameter and its value.
+pub fn rtn(params: &Params) -> Result<RtnSpec, String> {
+    let range: Option<String> = params.optional("range")?;
+    let range = range.as_deref().unwrap_or("min_max");
+    Ok(RtnSpec {
+        symmetric: params.required("symmetric")?,
+        range: RangeSearch::from_name(range, params.optional("p")?, params.optional("steps")?)
+            .map_err(refused)?,
+        convention: params.optional("convention")?.unwrap_or_default(),
+    })
+}
+
+/// `pool` and `dialect`.
+///
+/// # Errors
+/// One line naming the parameter and its value.
+pub fn group_pool(params: &Params) -> Result<GroupPool, String> {
+    let dialect = params.optional("dialect")?.unwrap_or_default();
+    GroupPool::new(params.required("pool")?, dialect).map_err(refused)
 }
 
 /// Parameters of `rope.*`.

@@ -12,7 +12,7 @@ use plumbline_conformance::ops::{self, Class, OPERATIONS, Operation};
 use plumbline_conformance::params::Params;
 use plumbline_conformance::precision::Precision;
 use plumbline_conformance::subject::{Subject, SubjectError, Support};
-use plumbline_conformance::tensor::{Data, Tensor, Tensors};
+use plumbline_conformance::tensor::{Data, Kind, Tensor, Tensors};
 
 fn floats(shape: &[usize], values: &[f32]) -> Tensor {
     Tensor::new(shape.to_vec(), Data::F32(values.to_vec())).unwrap()
@@ -185,6 +185,67 @@ fn a_code_inside_its_interval_must_match() {
     assert_eq!(failures(&request, &answer(3, 0.1)).len(), 2);
 }
 
+fn unsigned(shape: &[usize], values: &[u8]) -> Tensor {
+    Tensor::new(shape.to_vec(), Data::U8(values.to_vec())).unwrap()
+}
+
+/// Round to nearest of one row, and the answer of the f32 reference.
+fn rtn(weight: &[f32], params: &str) -> (Request, Tensors) {
+    let inputs = [("weight", floats(&[1, weight.len()], weight))];
+    let request = request("rtn.quantize", params, &inputs);
+    let honest = (request.op.f32)(&request).unwrap();
+    assert_eq!(failures(&request, &honest), Vec::<String>::new());
+    (request, honest)
+}
+
+#[test]
+fn codes_are_judged_on_the_grid_that_the_subject_answered() {
+    let tenth = 0.1_f32;
+    let (request, honest) =
+        rtn(&[-tenth, 2.0 * tenth, 0.149_999_99], r#"{"bits": 2, "symmetric": false}"#);
+    let scale = match honest["scale"].data() {
+        Data::F32(scale) => scale[0],
+        _ => unreachable!(),
+    };
+    // The neighbouring scale is legal; output and codes must be those of that scale.
+    let own = scale.next_up();
+    let mut moved = honest.clone();
+    moved.insert("scale".to_owned(), floats(&[1, 1], &[own]));
+    let with_codes = |middle: u8| {
+        let mut answer = moved.clone();
+        answer.insert("codes".to_owned(), unsigned(&[1, 3], &[0, 3, middle]));
+        let output = [-own, 2.0 * own, (f32::from(middle) - 1.0) * own];
+        answer.insert("output".to_owned(), floats(&[1, 3], &output));
+        answer
+    };
+    assert_eq!(failures(&request, &with_codes(2)), Vec::<String>::new());
+    assert!(!failures(&request, &with_codes(1)).is_empty());
+    // An output that is not that of the codes, and a scale that is too far off, are not excused.
+    let mut torn = with_codes(2);
+    torn.insert("output".to_owned(), floats(&[1, 3], &[-scale * 1.001, 2.0 * scale, scale]));
+    assert_eq!(failures(&request, &torn).len(), 1);
+    let mut wide = with_codes(2);
+    wide.insert("scale".to_owned(), floats(&[1, 1], &[scale * 1.001]));
+    assert!(failures(&request, &wide)[0].contains("out.scale"));
+}
+
+#[test]
+fn a_zero_point_is_an_integer_and_moves_across_a_tie_alone() {
+    let params = r#"{"bits": 2, "symmetric": false}"#;
+    for (weight, open) in [([-1.0, 2.0], false), ([-0.5, 2.5], false), ([-0.05, 0.25], true)] {
+        let (request, honest) = rtn(&weight, params);
+        let honest_point = honest["zero_point"].value(0) as f32;
+        for zero_point in [0.0, 0.5, 1.0, 2.0] {
+            let actual = changed(&honest, "zero_point", 0, |_| zero_point);
+            let judged = verdicts(&request, &actual);
+            let verdict = judged.iter().find(|v| v.tensor == "zero_point").unwrap();
+            let neighbour = open && zero_point <= 1.0 && zero_point.fract() == 0.0;
+            let legal = zero_point == honest_point || neighbour;
+            assert_eq!(verdict.failure.is_none(), legal, "{weight:?} {zero_point}");
+        }
+    }
+}
+
 /// Two bits between -0.1 and 0.1: the scale, a fifteenth, is rounded, and binary64 puts the zero
 /// point within that rounding of 1.5.
 fn dynamic_quantize() -> Request {
@@ -319,7 +380,7 @@ fn every_float_output_of_every_operation_rejects_every_fault() {
             assert_eq!(failures(&case.request, &honest), Vec::<String>::new(), "{}", case.id);
             for spec in op.tensors(&case.request.params).unwrap().outputs {
                 let answered = honest.contains_key(&*spec.name);
-                if spec.class != Class::Codes && answered {
+                if spec.kind == Kind::Float && answered {
                     try_faults(&case, &honest, &spec.name, &mut tally);
                 }
             }
@@ -364,11 +425,104 @@ fn every_code_off_by_one_away_from_a_tie_is_rejected() {
             match actual.get_mut("codes").unwrap().data_mut() {
                 Data::I8(codes) => codes[index] = codes[index].wrapping_add(1),
                 Data::U8(codes) => codes[index] = codes[index].wrapping_add(1),
-                _ => panic!("codes of {} are no bytes", case.id),
+                other => panic!("{} answers codes as {other:?}", case.id),
             }
             assert!(!failures(&case.request, &actual).is_empty(), "{} codes {index}", case.id);
         }
     }
+}
+
+/// An element of a tensor of bytes with its lowest bit turned.
+fn turned(honest: &Tensors, name: &str, index: usize) -> Tensors {
+    let mut actual = honest.clone();
+    match actual.get_mut(name).unwrap().data_mut() {
+        Data::I8(codes) => codes[index] ^= 1,
+        Data::U8(codes) => codes[index] ^= 1,
+        _ => panic!("{name} holds no bytes"),
+    }
+    actual
+}
+
+#[test]
+fn every_byte_that_is_exact_or_chosen_is_judged() {
+    let (mut tried, mut rejected) = (0, 0);
+    for op in OPERATIONS.iter().copied() {
+        for case in (0..20).map(|index| generated_case(Path::new(""), op, 5, index).unwrap()) {
+            let honest = (op.f32)(&case.request).unwrap();
+            for spec in op.tensors(&case.request.params).unwrap().outputs {
+                let own_class = matches!(spec.class, Class::Exact | Class::Chosen);
+                if !own_class || spec.kind == Kind::Float {
+                    continue;
+                }
+                for index in 0..honest[&*spec.name].len() {
+                    let wrong = turned(&honest, &spec.name, index);
+                    let is_rejected = !failures(&case.request, &wrong).is_empty();
+                    // A code that is open may turn, but the floats beside it must turn with it; a
+                    // merge has none.
+                    assert!(is_rejected || spec.class == Class::Chosen, "{} {index}", case.id);
+                    tried += 1;
+                    rejected += usize::from(is_rejected);
+                }
+            }
+        }
+    }
+    assert!(rejected * 100 > tried * 99, "{rejected} of {tried}");
+}
+
+fn lr_qat(weight: f32, kind: &str) -> Request {
+    let one = |value| floats(&[1, 1], &[value]);
+    let inputs = [
+        ("weight", one(weight)),
+        ("initial_scale", one(0.1)),
+        ("lora_a", one(0.75)),
+        ("lora_b", one(1.0)),
+        ("scale", one(0.5)),
+        ("x", one(1.0)),
+    ];
+    let params = format!(r#"{{"bits": 4, "downcast": "{kind}", "lora_scaling": 1.0}}"#);
+    request("lr_qat.forward", &params, &inputs)
+}
+
+/// 0.1 is not dyadic: the quotient is rounded, within that of 2.5, and 2 or 3 may be stored. The
+/// sum with 0.75 is then 2.75 or 3.75.
+#[test]
+fn a_stored_weight_beside_a_tie_opens_the_code_that_it_leads_to() {
+    let request = lr_qat((2.5 * f64::from(0.1_f32)) as f32, "int");
+    let answer = |code: i8, weight: f32| {
+        Tensors::from([
+            ("codes".to_owned(), codes(&[1, 1], &[code])),
+            ("fake_quantized".to_owned(), floats(&[1, 1], &[weight])),
+            ("y".to_owned(), floats(&[1, 1], &[weight])),
+        ])
+    };
+    for code in [3, 4] {
+        let verdicts = verdicts(&request, &answer(code, 0.5 * f32::from(code)));
+        assert!(verdicts.iter().all(|verdict| verdict.failure.is_none()), "{verdicts:?}");
+        assert_eq!(verdicts[0].open, 1);
+    }
+    assert_eq!(failures(&request, &answer(2, 1.0)).len(), 3);
+    assert_eq!(failures(&request, &answer(5, 2.5)).len(), 3);
+    // One of the two is the code of binary64, and the other's weight does not go with it.
+    let torn = [answer(3, 2.0), answer(4, 1.5)];
+    assert!(torn.iter().all(|torn| failures(&request, torn).len() == 2));
+    let message = &failures(&request, &answer(2, 1.0))[0];
+    assert!(message.contains("open are [3.0, 4.0]"), "{message}");
+}
+
+#[test]
+fn the_type_of_an_answer_excuses_nothing_of_an_exact_one() {
+    let inputs = [("input", floats(&[1], &[1.75]))];
+    let request = request("cast", r#"{"dtype": "bf16"}"#, &inputs);
+    let judge_bf16 = |value: half::bf16| {
+        let output = Tensor::new(vec![1], Data::Bf16(vec![value])).unwrap();
+        let actual = Tensors::from([("output".to_owned(), output)]);
+        let precision = Precision::F32;
+        judge_outputs(&request, &Tensors::new(), &actual, None, precision).unwrap()[0].clone()
+    };
+    let honest = half::bf16::from_f32(1.75);
+    assert!(judge_bf16(honest).failure.is_none());
+    let beside = half::bf16::from_bits(honest.to_bits() + 1);
+    assert!(judge_bf16(beside).failure.is_some());
 }
 
 #[test]

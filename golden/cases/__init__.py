@@ -1,12 +1,37 @@
 """The inputs of the golden cases, by family. Expected outputs are never written here."""
 
+from . import attention, init_scale, l4q, lora, lr_qat, lr_qat_downcast, quantize, storage
+from . import straight_through, training, transformer
+from . import (
+    affine,
+    attention,
+    init_scale,
+    l4q,
+    lora,
+    peqa,
+    qa_lora,
+    quantize,
+    rtn,
+    straight_through,
+    training,
+    transformer,
+)
 from . import attention, dynamic_quantize, init_scale, l4q, lora, lwc, qat, quantize
 from . import straight_through, training, transformer
 
 FILES = [
     *quantize.FILES,
     *straight_through.FILES,
+    *affine.FILES,
     *init_scale.FILES,
+    *storage.FILES,
+    *lora.FILES,
+    *l4q.FILES,
+    *lr_qat_downcast.FILES,
+    *lr_qat.FILES,
+    *qa_lora.FILES,
+    *peqa.FILES,
+    *rtn.FILES,
     *dynamic_quantize.FILES,
     *lwc.FILES,
     *lora.FILES,

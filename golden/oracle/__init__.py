@@ -10,6 +10,24 @@ Each entry of OPERATIONS takes `(params, inputs)` and returns the output tensors
 lists; the numbers are Fraction, or Decimal where `ORIGINS` says so.
 """
 
+from . import adamw, attention, cross_entropy, init_scale, l4q, lora, lr_qat, quantize
+from . import rms_norm, rope, storage, swiglu
+from . import (
+    adamw,
+    affine,
+    attention,
+    cross_entropy,
+    init_scale,
+    l4q,
+    lora,
+    peqa,
+    qa_lora,
+    quantize,
+    rms_norm,
+    rope,
+    rtn,
+    swiglu,
+)
 from . import adamw, attention, cross_entropy, dynamic_quantize, init_scale, l4q, lora, lwc
 from . import qat, qat_lora, quantize, rms_norm, rope, swiglu
 
@@ -19,7 +37,12 @@ DECIMAL = "decimal-60 1"
 OPERATIONS = {
     "fake_quantize.forward": (RATIONAL, quantize.forward),
     "fake_quantize.backward": (RATIONAL, quantize.backward),
+    "affine.quantize": (RATIONAL, affine.quantize),
+    "affine.dequantize": (RATIONAL, affine.dequantize),
     "init_scale": (RATIONAL, init_scale.init_scale),
+    "cast": (RATIONAL, storage.cast),
+    "pack": (RATIONAL, storage.pack),
+    "unpack": (RATIONAL, storage.unpack),
     "dynamic_quantize.forward": (RATIONAL, dynamic_quantize.forward),
     "dynamic_quantize.backward": (RATIONAL, dynamic_quantize.backward),
     "lwc.forward": (DECIMAL, lwc.forward),
@@ -29,6 +52,16 @@ OPERATIONS = {
     "l4q.forward": (RATIONAL, l4q.forward),
     "l4q.backward": (RATIONAL, l4q.backward),
     "l4q.merge": (RATIONAL, l4q.merge),
+    "lr_qat.downcast": (RATIONAL, lr_qat.downcast),
+    "lr_qat.forward": (RATIONAL, lr_qat.forward),
+    "lr_qat.backward": (RATIONAL, lr_qat.backward),
+    "lr_qat.merge": (RATIONAL, lr_qat.merge),
+    "qa_lora.forward": (RATIONAL, qa_lora.forward),
+    "qa_lora.backward": (RATIONAL, qa_lora.backward),
+    "qa_lora.merge": (RATIONAL, qa_lora.merge),
+    "peqa.forward": (RATIONAL, peqa.forward),
+    "peqa.backward": (RATIONAL, peqa.backward),
+    "rtn.quantize": (RATIONAL, rtn.quantize),
     "qat.forward": (RATIONAL, qat.forward),
     "qat.backward": (RATIONAL, qat.backward),
     "qat_lora.forward": (RATIONAL, qat_lora.forward),

@@ -55,11 +55,49 @@ pub enum Error {
         /// Input column.
         column: usize,
         /// The code there.
-        code: i8,
+        code: i32,
         /// Smallest code.
         qmin: i32,
         /// Largest code.
         qmax: i32,
+    },
+    /// A code that does not fit the width it is packed in.
+    #[error("pack: codes[{row}, {column}] is {code}, which {bits} bits do not hold")]
+    CodeTooWide {
+        /// Output row.
+        row: usize,
+        /// Input column.
+        column: usize,
+        /// The code there.
+        code: i16,
+        /// Width of a code.
+        bits: usize,
+    },
+    /// Bits behind the last code of a packed row.
+    #[error("unpack: packed row {row} ends in {byte:#04x}, of which only {used} bits hold codes")]
+    Padding {
+        /// Output row.
+        row: usize,
+        /// Its last byte.
+        byte: u8,
+        /// Low bits of the byte that hold codes.
+        used: usize,
+    },
+    /// A zero point that the grid does not have.
+    #[error(
+        "{operation}: zero_point[{row}, {group}] is {value}, expected an integer, 0 to {largest}"
+    )]
+    ZeroPoint {
+        /// The operation.
+        operation: &'static str,
+        /// Output row.
+        row: usize,
+        /// Group of that row.
+        group: usize,
+        /// The value there.
+        value: f64,
+        /// Largest code, and so the largest zero point.
+        largest: i32,
     },
     /// A token id that the vocabulary does not have.
     #[error("{operation}: token {token} at {index:?}, expected 0 to {vocab_size} exclusive")]

@@ -99,7 +99,7 @@ fn unbiased_deviation<T: Real>(group: ArrayView1<T>, mean: T) -> T {
     if group.len() == 1 {
         return T::zero();
     }
-    let squares = group.iter().fold(T::zero(), |sum, &w| sum + (w - mean) * (w - mean));
+    let squares = group.iter().map(|&w| w - mean).fold(T::zero(), |sum, d| sum + d * d);
     (squares / T::of((group.len() - 1) as f64)).sqrt()
 }
 

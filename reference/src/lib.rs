@@ -10,6 +10,16 @@
 //! | Q1 to Q4 | [`quantize`] | the grid; weights to codes and back |
 //! | Q5 to Q7 | [`straight_through`] | gradients through the rounding |
 //! | Q8 | [`init_scale`] | scale and offset before training |
+//! | Q9, Q10 | [`cast`], [`pack`] | narrow floats, codes in bytes |
+//! | A1 to A3 | [`lora`] | the low-rank update on its own |
+//! | M1 to M3 | [`methods::l4q`] | L4Q: forward, backward, merge |
+//! | M4 to M7 | [`methods::lr_qat`] | LR-QAT: downcast, forward, backward, merge |
+//! | Q11, Q12 | [`affine`] | unsigned grids with a zero point |
+//! | Q13 | [`rtn`] | round to nearest, and the search of a range |
+//! | A1 to A3 | [`lora`] | the low-rank update on its own |
+//! | M1 to M3 | [`methods::l4q`] | L4Q: forward, backward, merge |
+//! | M8 to M10 | [`methods::qa_lora`] | QA-LoRA: forward, backward, merge |
+//! | M15, M16 | [`methods::peqa`] | PEQA: forward, backward |
 //! | Q14, Q15 | [`dynamic_quantize`] | activations, on a grid of each token's own |
 //! | Q16, Q17 | [`lwc`] | a learned clipping of the range of a weight |
 //! | A1 to A3 | [`lora`] | the low-rank update on its own |
@@ -55,7 +65,9 @@ mod error;
 mod real;
 
 pub mod adamw;
+pub mod affine;
 pub mod attention;
+pub mod cast;
 pub mod cross_entropy;
 pub mod dynamic_quantize;
 pub mod embedding;
@@ -65,9 +77,11 @@ pub mod lora;
 pub mod lwc;
 pub mod methods;
 pub mod model;
+pub mod pack;
 pub mod quantize;
 pub mod rms_norm;
 pub mod rope;
+pub mod rtn;
 pub mod spec;
 pub mod straight_through;
 pub mod swiglu;

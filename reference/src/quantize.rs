@@ -114,7 +114,7 @@ pub fn dequantize<T: Real>(
                 operation: OPERATION,
                 row,
                 column,
-                code,
+                code: code.into(),
                 qmin,
                 qmax,
             });

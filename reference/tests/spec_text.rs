@@ -93,7 +93,15 @@ fn every_section_has_every_part() {
     for section in spec.split("\n### ").skip(1) {
         let section = section.split("\n## ").next().unwrap();
         let name = section.lines().next().unwrap();
-        for part in ["Meaning.", "Formula.", "Shapes.", "Constraints", "Rounding.", "Example."] {
+        for part in [
+            "Meaning.",
+            "Formula.",
+            "Shapes.",
+            "Constraints",
+            "Rounding.",
+            "Example.",
+            "Judged by.",
+        ] {
             assert!(section.contains(&format!("\n{part}")), "{name} has no {part}");
         }
     }

@@ -128,6 +128,42 @@ fn describe(value: f64, index: usize, expected: &Tensor) -> String {
     format!("{value:?} (0x{:016x}, from the subject's codes)", value.to_bits())
 }
 
+/// Equal, or both values among the alternatives of the element; the type that a number is stored in
+/// excuses nothing.
+pub fn chosen(name: &str, allowance: &Allowance, expected: &Tensor, actual: &Tensor) -> Verdict {
+    assert_eq!(expected.len(), actual.len(), "elements of {name}");
+    let mut verdict = Verdict { open: allowance.open, ..Verdict::new(name, actual.len()) };
+    let (mut mismatches, mut count) = (Vec::new(), 0);
+    let mut listed = allowance.alternatives.iter().peekable();
+    for index in 0..actual.len() {
+        let mut choices = Vec::new();
+        while let Some((_, value)) = listed.next_if(|(at, _)| *at == index) {
+            choices.push(*value);
+        }
+        let (is, should) = (actual.value(index), expected.value(index));
+        if is == should {
+            continue;
+        }
+        if choices.contains(&is) && choices.contains(&should) {
+            verdict.flips += 1;
+            continue;
+        }
+        verdict.worst_ratio = f64::INFINITY;
+        count += 1;
+        if mismatches.len() < SHOWN {
+            mismatches.push(Mismatch {
+                index: actual.position(index),
+                expected: expected.describe(index),
+                actual: actual.describe(index),
+                bound: 0.0,
+                detail: (!choices.is_empty()).then(|| format!("open are {choices:?}")),
+            });
+        }
+    }
+    assert_eq!(listed.next(), None, "alternatives of {name} in ascending order");
+    verdict.reject(mismatches, count)
+}
+
 /// Codes: equal, or the neighbour across a tie that the argument may lie on either side of.
 pub fn codes(name: &str, grid: &Grid, expected: &Tensor, actual: &Tensor) -> Verdict {
     assert_eq!(grid.elements.len(), actual.len(), "elements of {name}");

@@ -29,12 +29,12 @@ pub(super) static ROWS: &[Operation] = &[Operation {
         bounded_like("second_moment", "parameter", "gamma(4) * second_moment"),
     ],
     weights: None,
-    sizes: sizes,
+    sizes,
     f64: run::<f64>,
     f32: run::<f32>,
     grid: None,
-    bounds: bounds,
-    sample: sample,
+    bounds,
+    sample,
 }];
 
 pub(super) fn sizes(request: &Request) -> Result<Vec<(&'static str, usize)>, String> {

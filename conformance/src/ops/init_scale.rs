@@ -6,7 +6,7 @@ use plumbline_reference::spec::{InitScaleRule, QuantSpec, SCALE_FLOOR};
 use serde_json::json;
 
 use super::Operation;
-use super::quantizer::Steps;
+use super::quantizer::{Ends, Steps};
 use super::row::{GROUPS, INIT, WEIGHT, bounded, given};
 use crate::case::Request;
 use crate::judge::bound::{Allowance, Bounds, Evidence, TRANSCENDENTAL, named};
@@ -22,12 +22,12 @@ pub(super) static ROWS: &[Operation] = &[Operation {
     inputs: &[given("weight", WEIGHT)],
     outputs: &[bounded("scale", GROUPS, INIT), bounded("offset", GROUPS, INIT)],
     weights: None,
-    sizes: sizes,
+    sizes,
     f64: run::<f64>,
     f32: run::<f32>,
     grid: None,
-    bounds: bounds,
-    sample: sample,
+    bounds,
+    sample,
 }];
 
 pub(super) fn sizes(request: &Request) -> Result<Vec<(&'static str, usize)>, String> {
@@ -142,8 +142,9 @@ fn nearly_least(
     if absmax == 0.0 {
         return Vec::new();
     }
+    let search = Search { group, p, ends: Ends::signed(spec), scale_roundings: 3.0, unit };
     let ranges: Vec<_> = (1..=steps)
-        .map(|k| Range::new(group, spec, p, Range::scale(k, absmax, steps, spec), unit))
+        .map(|k| search.range(part_of(k, absmax, steps).over(Steps::start(f64::from(spec.qmax())))))
         .collect();
     if ranges.iter().all(|range| range.error.exact_in_f32) {
         // Nothing was rounded: the first of the least errors is the only answer.
@@ -155,43 +156,53 @@ fn nearly_least(
     close.map(|range| range.scale).collect()
 }
 
-/// One range of the search and the error that it leaves.
-struct Range {
-    scale: f64,
-    error: Steps,
-    /// What the subject's error sum may differ by.
-    slack: f64,
+/// `(k * end) / steps`
+pub(super) fn part_of(k: usize, end: f64, steps: usize) -> Steps {
+    Steps::start(k as f64).times(Steps::start(end)).over(Steps::start(steps as f64))
 }
 
-impl Range {
-    fn scale(k: usize, absmax: f64, steps: usize, spec: &QuantSpec) -> Steps {
-        Steps::start(k as f64)
-            .times(Steps::start(absmax))
-            .over(Steps::start(steps as f64))
-            .over(Steps::start(f64::from(spec.qmax())))
-    }
+/// What the error of a range depends on beside its scale.
+pub(super) struct Search<'a> {
+    pub group: ArrayView1<'a, f64>,
+    pub p: f64,
+    /// Smallest and largest multiple of the scale on the grid.
+    pub ends: Ends,
+    /// Roundings that the scale carries.
+    pub scale_roundings: f64,
+    pub unit: Unit,
+}
 
-    fn new(group: ArrayView1<f64>, spec: &QuantSpec, p: f64, scale: Steps, unit: Unit) -> Self {
-        let (qmin, qmax) = (f64::from(spec.qmin()), f64::from(spec.qmax()));
+/// One range of the search and the error that it leaves.
+pub(super) struct Range {
+    pub scale: f64,
+    pub error: Steps,
+    /// What the subject's error sum may differ by.
+    pub slack: f64,
+}
+
+impl Search<'_> {
+    pub(super) fn range(&self, scale: Steps) -> Range {
+        let Self { p, unit, .. } = *self;
         let divisor = if scale.value < SCALE_FLOOR { Steps::start(SCALE_FLOOR) } else { scale };
         let (mut error, mut slack) = (Steps::start(0.0), 0.0);
-        for w in group {
+        for w in self.group {
             let argument = Steps::start(*w).over(divisor);
-            let code = argument.value.clamp(qmin, qmax).round_ties_even();
+            let code = argument.value.clamp(self.ends.low, self.ends.high).round_ties_even();
             let rounded = Steps::start(code).times(divisor);
             let rest = Steps::start(*w).plus(Steps { value: -rounded.value, ..rounded });
             let rest = Steps { value: rest.value.abs(), ..rest };
             // Scale, product and difference round; then the power and its exponent.
-            let rest_error =
-                unit.gamma(5.0) * rounded.value.abs() + unit.gamma(1.0) * rest.value + unit.tiny;
+            let rest_error = unit.gamma(self.scale_roundings + 2.0) * rounded.value.abs()
+                + unit.gamma(1.0) * rest.value
+                + unit.tiny;
             let power = rest.power(p);
             let exponent = if rest.value > 0.0 { p * rest.value.ln().abs() } else { 0.0 };
             error = error.plus(power);
             slack += (rest.value + rest_error).powf(p) - power.value
                 + unit.gamma(TRANSCENDENTAL + exponent) * power.value;
         }
-        slack += unit.gamma(group.len() as f64) * error.value + unit.tiny;
-        Self { scale: scale.value, error, slack }
+        slack += unit.gamma(self.group.len() as f64) * error.value + unit.tiny;
+        Range { scale: scale.value, error, slack }
     }
 }
 

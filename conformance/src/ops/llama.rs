@@ -51,12 +51,12 @@ pub(super) static ROWS: &[Operation] = &[Operation {
         bounded("logits", &["batch", "length", "vocab"], BOUND),
     ],
     weights: Some(weights),
-    sizes: sizes,
+    sizes,
     f64: run::<f64>,
     f32: run::<f32>,
     grid: None,
-    bounds: bounds,
-    sample: sample,
+    bounds,
+    sample,
 }];
 
 /// How a tensor of the model is judged.

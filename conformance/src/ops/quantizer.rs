@@ -18,6 +18,7 @@ use super::zero_point::ZeroPoints;
 use crate::case::Request;
 use crate::params::{self, Quantizer};
 use crate::precision::Unit;
+use crate::tensor::Tensor;
 
 /// One weight of a quantizer.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -145,6 +146,16 @@ impl Grid {
             element(&place, weight[[o, i]], scale[[o, g]], offset[[o, g]], low_rank.as_ref())
         });
         Ok(Self { spec, ends, scale, offset, raised, elements, zero_points: None })
+    }
+
+    /// The code of every argument.
+    pub fn codes(&self) -> Tensor {
+        let codes = self.elements.mapv(|element| element.code);
+        if self.ends.low < 0.0 {
+            Tensor::codes(&codes.mapv(|code| code as i8))
+        } else {
+            Tensor::unsigned(&codes.mapv(|code| code as u8))
+        }
     }
 
     /// Roundings of `code * scale + offset`, and one for a scale that is the rounded floor.

@@ -13,6 +13,7 @@ pub(super) const Y: Words = &["tokens", "out"];
 pub(super) const TOKEN_GROUPS: Words = &["tokens", "groups"];
 pub(super) const LORA_A: Words = &["rank", "in"];
 pub(super) const LORA_B: Words = &["out", "rank"];
+pub(super) const POOLED_A: Words = &["rank", "groups"];
 pub(super) const HIDDEN: Words = &["tokens", "hidden"];
 pub(super) const HEADS: Words = &["tokens", "heads", "head_dim"];
 pub(super) const Q: Words = &["batch", "tokens", "heads", "head_dim"];
@@ -24,6 +25,7 @@ pub(super) const PRODUCT: &str = "gamma(terms + 2) * sum |x| * (|code * scale| +
 pub(super) const GROUP_SUM: &str =
     "gamma(terms + 5) * sum |d * h| + sum |d| * error of the argument";
 pub(super) const LOW_RANK: &str = "gamma(all roundings) * the same sums over absolute values";
+pub(super) const TRACKED: &str = "gamma(roundings) * sum of absolute terms, along the formula";
 pub(super) const ZERO_POINT: &str =
     "0: an integer; the other one where the quotient lies within its error of the tie";
 pub(super) const STEPS: &str = "error of the scale * |code - zero_point|, and one rounding";
@@ -52,8 +54,16 @@ pub(super) const fn codes() -> TensorSpec {
     tensor("codes", Kind::SignedCodes, Shape::Words(WEIGHT), Class::Codes)
 }
 
+pub(super) const fn given_codes() -> TensorSpec {
+    tensor("codes", Kind::UnsignedCodes, Shape::Words(WEIGHT), Class::Given)
+}
+
 pub(super) const fn unsigned_codes(words: Words) -> TensorSpec {
     tensor("codes", Kind::UnsignedCodes, Shape::Words(words), Class::Codes)
+}
+
+pub(super) const fn grid(name: &'static str, why: &'static str) -> TensorSpec {
+    tensor(name, Kind::Float, Shape::Words(GROUPS), Class::Grid(why))
 }
 
 /// An input that may be left out, or an output that some parameters leave out.

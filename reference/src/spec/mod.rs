@@ -6,14 +6,22 @@
 
 mod l4q;
 mod llama_config;
+mod lr_qat;
 mod mask;
+mod qa_lora;
 mod qat;
+mod rtn;
+mod stored;
 mod zero_point;
 
 pub use l4q::L4qDialect;
 pub use llama_config::LlamaConfig;
+pub use lr_qat::{Downcast, InnerScale, LrQatDialect, LrQatSpec, Mask};
 pub use mask::{MaskRule, StraightThrough};
+pub use qa_lora::{GroupPool, Pool, QaLoraDialect};
 pub use qat::QatQuantizer;
+pub use rtn::{RangeSearch, RtnSpec, SymmetricScale};
+pub use stored::{PackedBits, StoredType};
 pub use zero_point::ZeroPointRule;
 
 use serde::{Deserialize, Serialize};
@@ -178,6 +186,11 @@ impl QuantSpec {
     /// Largest signed code.
     pub fn qmax(&self) -> i32 {
         self.bits.qmax()
+    }
+
+    /// Largest unsigned code.
+    pub fn unsigned_max(&self) -> i32 {
+        self.bits.unsigned_max()
     }
 }
 

@@ -62,7 +62,8 @@ proptest! {
     /// Property of (Q8): mirrored weights have the same grid where the rule uses magnitudes.
     #[test]
     fn magnitude_rules_ignore_the_sign(Quantizer { spec, weight, .. } in quantizer()) {
-        for rule in [InitScaleRule::Lsq, InitScaleRule::Symmetric, InitScaleRule::MinMax] {
+        use InitScaleRule::{Lsq, LsqPlus, MinMax, Symmetric};
+        for rule in [Lsq, LsqPlus, Symmetric, MinMax] {
             let plain = init_scale(weight.view(), &spec, rule).unwrap();
             let mirrored = init_scale((-&weight).view(), &spec, rule).unwrap();
             prop_assert_eq!(plain, mirrored);

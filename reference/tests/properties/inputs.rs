@@ -37,6 +37,12 @@ impl Random {
         })
     }
 
+    /// Codes of an unsigned grid.
+    pub fn codes(&mut self, shape: (usize, usize), spec: &QuantSpec) -> Array2<u8> {
+        let count = spec.unsigned_max() as u64 + 1;
+        Array2::from_shape_simple_fn(shape, || (self.bits() % count) as u8)
+    }
+
     /// Token ids below `vocab`.
     pub fn tokens(&mut self, shape: (usize, usize), vocab: u64) -> Array2<i32> {
         Array2::from_shape_simple_fn(shape, || (self.bits() % vocab) as i32)

@@ -1,9 +1,11 @@
 //! Every operation refuses what is not finite, by the tensor's name, and shapes that do not fit.
 
-use ndarray::{Array, ArrayD, ArrayView, Axis, Dimension, IxDyn, array};
+use ndarray::{Array, Array2, ArrayD, ArrayView, Axis, Dimension, Ix2, IxDyn, array};
 use plumbline_reference::Error;
 use plumbline_reference::adamw::adamw_step;
+use plumbline_reference::affine::{affine_dequantize, affine_quantize};
 use plumbline_reference::attention::{attention, attention_backward};
+use plumbline_reference::cast::cast;
 use plumbline_reference::cross_entropy::{cross_entropy, cross_entropy_backward};
 use plumbline_reference::dynamic_quantize::{dynamic_quantize, dynamic_quantize_backward};
 use plumbline_reference::embedding::{embedding, embedding_backward};
@@ -12,13 +14,18 @@ use plumbline_reference::linear::{linear, linear_backward};
 use plumbline_reference::lora::{delta_weight, lora_backward, lora_forward};
 use plumbline_reference::lwc::Lwc;
 use plumbline_reference::methods::l4q::L4q;
+use plumbline_reference::methods::lr_qat::{LrQat, downcast};
+use plumbline_reference::methods::peqa::Peqa;
+use plumbline_reference::methods::qa_lora::QaLora;
 use plumbline_reference::methods::qat::Qat;
 use plumbline_reference::methods::qat_lora::QatLora;
 use plumbline_reference::quantize::{dequantize, fake_quantize, quantize};
 use plumbline_reference::rms_norm::{rms_norm, rms_norm_backward};
 use plumbline_reference::rope::{rope, rope_backward};
+use plumbline_reference::rtn::rtn;
 use plumbline_reference::spec::{
-    AdamWSpec, Bits, GradScale, InitScaleRule, QuantSpec, ZeroPointRule,
+    AdamWSpec, Bits, Downcast, GradScale, GroupPool, InitScaleRule, InnerScale, LrQatDialect,
+    LrQatSpec, Mask, QuantSpec, RtnSpec, StoredType, ZeroPointRule,
 };
 use plumbline_reference::straight_through::fake_quantize_backward;
 use plumbline_reference::swiglu::{swiglu, swiglu_backward};
@@ -31,6 +38,7 @@ const D_Y: (&str, &[usize]) = ("d_y", &[2, 3]);
 const WEIGHT: (&str, &[usize]) = ("weight", &[3, 4]);
 const SCALE: (&str, &[usize]) = ("scale", &[3, 2]);
 const OFFSET: (&str, &[usize]) = ("offset", &[3, 2]);
+const ZERO_POINT: (&str, &[usize]) = ("zero_point", &[3, 2]);
 const LORA_A: (&str, &[usize]) = ("lora_a", &[1, 4]);
 const LORA_B: (&str, &[usize]) = ("lora_b", &[3, 1]);
 
@@ -102,6 +110,67 @@ fn quantizer_operations() {
 }
 
 #[test]
+fn unsigned_grids() {
+    let zero_point = array![[0.0, 15.0], [8.0, 1.0], [2.0, 7.0]];
+    refuses("affine_quantize", &[WEIGHT, SCALE], |t| {
+        affine_quantize(t.get(0), t.get(1), zero_point.view(), &spec())
+    });
+    for (bad, shown) in [(f64::NAN, "NaN"), (f64::INFINITY, "inf"), (f64::NEG_INFINITY, "-inf")] {
+        let mut zero_point = zero_point.clone();
+        zero_point[[2, 1]] = bad;
+        let (weight, scale) = (Array::ones((3, 4)), Array::ones((3, 2)));
+        let refused = affine_quantize(weight.view(), scale.view(), zero_point.view(), &spec());
+        let expected = format!("affine_quantize: zero_point[2, 1] is {shown}");
+        assert_eq!(refused.unwrap_err().to_string(), expected);
+    }
+    let narrow = Array::<f64, _>::zeros((3, 1));
+    let (weight, scale) = (Array::ones((3, 4)), Array::ones((3, 2)));
+    let refused = affine_quantize(weight.view(), scale.view(), narrow.view(), &spec());
+    assert!(matches!(refused, Err(Error::Shape { .. })));
+    let codes = Array::zeros((3, 4));
+    refuses("affine_dequantize", &[SCALE, ZERO_POINT], |t| {
+        affine_dequantize(codes.view(), t.get(0), t.get(1), &spec())
+    });
+    refuses("rtn", &[WEIGHT], |t| rtn(t.get(0), &spec(), &RtnSpec::default()));
+}
+
+#[test]
+fn qa_lora_and_peqa_operations() {
+    let codes = Array::from_elem((3, 4), 9_u8);
+    fn qa_lora<'a>(codes: &'a Array<u8, ndarray::Ix2>, t: &'a Tensors) -> QaLora<'a, f64> {
+        QaLora {
+            codes: codes.view(),
+            scale: t.get(0),
+            zero_point: t.get(1),
+            lora_a: t.get(2),
+            lora_b: t.get(3),
+            lora_scaling: 2.0,
+            pool: GroupPool::default(),
+            spec: spec(),
+        }
+    }
+    let layer = [SCALE, ZERO_POINT, ("lora_a", &[1, 2][..]), LORA_B];
+    let with = |more: &[(&'static str, &'static [usize])]| [&layer[..], more].concat();
+    refuses("qa_lora.merge", &layer, |t| qa_lora(&codes, t).merge());
+    refuses("qa_lora.forward", &with(&[X]), |t| qa_lora(&codes, t).forward(t.get(4)));
+    refuses("qa_lora.backward", &with(&[X, D_Y]), |t| {
+        qa_lora(&codes, t).backward(t.get(4), t.get(5))
+    });
+    fn peqa<'a>(codes: &'a Array<u8, ndarray::Ix2>, t: &'a Tensors) -> Peqa<'a, f64> {
+        Peqa { codes: codes.view(), scale: t.get(0), zero_point: t.get(1), spec: spec() }
+    }
+    let layer = [SCALE, ZERO_POINT, X];
+    refuses("peqa.forward", &layer, |t| peqa(&codes, t).forward(t.get(2)));
+    refuses("peqa.backward", &[SCALE, ZERO_POINT, X, D_Y], |t| {
+        peqa(&codes, t).backward(t.get(2), t.get(3))
+    });
+    let codes = Array::from_elem((3, 4), 16_u8);
+    let tensors = Tensors(layer.iter().map(|(_, s)| ArrayD::ones(IxDyn(s))).collect());
+    let refused = peqa(&codes, &tensors).forward(tensors.get(2)).unwrap_err();
+    assert_eq!(refused.to_string(), "peqa.forward: codes[0, 0] is 16, expected 0 to 15");
+}
+
+#[test]
 fn a_weight_of_another_width_is_refused() {
     let wide = Array::<f64, _>::ones((3, 6));
     let refused = init_scale(wide.view(), &spec(), InitScaleRule::L4q).unwrap_err();
@@ -152,6 +221,67 @@ fn l4q_operations() {
     refuses("l4q.parameter_gradients", &with(&[("d_fake_quantized", WEIGHT.1)]), |t| {
         layer(t).parameter_gradients(t.get(5), GradScale::None)
     });
+}
+
+const INITIAL_SCALE: (&str, &[usize]) = ("initial_scale", SCALE.1);
+const ZERO_POINT: (&str, &[usize]) = ("zero_point", SCALE.1);
+
+/// Generated zero-points are not integers; what is not finite stays as it is.
+fn integers(t: &Tensors, index: usize) -> Array2<f64> {
+    t.get::<Ix2>(index).mapv(f64::round_ties_even)
+}
+
+/// A layer of `[WEIGHT, LORA_A, LORA_B, SCALE, INITIAL_SCALE]` with zero-points, or the same with a
+/// live inner scale and no `INITIAL_SCALE`.
+fn lr_qat<'a>(t: &'a Tensors, zero_point: &'a Array2<f64>, live: bool) -> LrQat<'a, f64> {
+    let inner = if live { InnerScale::Live } else { InnerScale::Frozen(Downcast::Fixed8) };
+    LrQat {
+        weight: t.get(0),
+        initial_scale: (!live).then(|| t.get(4)),
+        zero_point: Some(zero_point.view()),
+        lora_a: t.get(1),
+        lora_b: t.get(2),
+        scale: t.get(3),
+        lora_scaling: 2.0,
+        spec: LrQatSpec::new(spec(), inner, Mask::Rounded, LrQatDialect::Paper).unwrap(),
+    }
+}
+
+#[test]
+fn lr_qat_operations() {
+    for kind in [Downcast::F32, Downcast::F16, Downcast::Fixed8, Downcast::Int] {
+        refuses("lr_qat.downcast", &[WEIGHT, INITIAL_SCALE, ZERO_POINT], |t| {
+            let zero_point = integers(t, 2);
+            downcast(t.get(0), t.get(1), Some(zero_point.view()), &spec(), kind)
+        });
+        refuses("lr_qat.downcast", &[WEIGHT, INITIAL_SCALE], |t| {
+            downcast(t.get(0), t.get(1), None, &spec(), kind)
+        });
+    }
+    for live in [false, true] {
+        let mut parameters = vec![WEIGHT, LORA_A, LORA_B, SCALE];
+        if !live {
+            parameters.push(INITIAL_SCALE);
+        }
+        let zero_point = parameters.len();
+        parameters.push(ZERO_POINT);
+        let with = |more: &[(&'static str, &'static [usize])]| [&parameters[..], more].concat();
+        refuses("lr_qat.merge", &parameters, |t| lr_qat(t, &integers(t, zero_point), live).merge());
+        refuses("lr_qat.forward", &with(&[X]), |t| {
+            lr_qat(t, &integers(t, zero_point), live).forward(t.get(zero_point + 1))
+        });
+        refuses("lr_qat.backward", &with(&[X, D_Y]), |t| {
+            let (x, d_y) = (t.get(zero_point + 1), t.get(zero_point + 2));
+            lr_qat(t, &integers(t, zero_point), live).backward(x, d_y)
+        });
+    }
+}
+
+#[test]
+fn stored_types() {
+    for stored in [StoredType::Bf16, StoredType::F16] {
+        refuses("cast", &[("input", &[3, 4])], |t| cast(t.get::<Ix2>(0), stored));
+    }
 }
 
 #[test]

@@ -1,0 +1,166 @@
+"""Cases of numbers stored in narrow float types, and of codes packed into bytes."""
+
+import math
+
+from case_text import GoldenFile, case
+
+from .spread import spread
+
+CAST_NOTES = {
+    "tie": "half away from zero, or always up, between two numbers of the type",
+    "truncation": "low bits cut off instead of rounded",
+    "one_ulp": "a tolerance about a tie",
+    "subnormal": "subnormal numbers flushed to zero, or rounded with the digits of normal ones",
+    "next_binade": "a carry into the exponent that is lost",
+    "exact": "a number of the type that does not come back",
+    "any_rank": "a kernel that takes matrices only",
+    "overflow": "an infinity or the largest number in place of a refusal",
+    "dtype": "a silent fallback for a type that is not known",
+    "non_finite": "a NaN or infinity that passes",
+}
+PACK_NOTES = {
+    "bit_order": "the first code in the high bits",
+    "across_bytes": "a code of three bits that is cut at the end of a byte",
+    "row_padding": "rows that run into each other",
+    "width": "a width hard-coded",
+    "code_range": "a code that spills into its neighbour",
+    "bits_range": "a width that is silently packed in another",
+}
+UNPACK_NOTES = {
+    "bit_order": "the first code from the high bits",
+    "across_bytes": "a code of three bits that is cut at the end of a byte",
+    "row_padding": "codes made of padding, or rows that run into each other",
+    "width": "a width hard-coded",
+    "padding": "bits behind the last code that are ignored",
+    "shape": "a row that is too short or too long",
+    "bits_range": "a width that is silently read as another",
+}
+
+
+def of(number, exponent):
+    return number * 2.0**exponent
+
+
+# Of 8 significant bits; f32 has 24.
+BF16_TIES = [1 + of(k, -8) for k in (1, 3, 5, 255)]
+F16_TIES = [2049.0, 2051.0, 2053.0, 4095.0]
+
+CAST = [
+    case(
+        "bf16_ties_go_to_even",
+        "tie next_binade",
+        {"dtype": "bf16"},
+        input=[BF16_TIES, [-number for number in BF16_TIES]],
+        remark="1 + 1/256, 1 + 3/256, 1 + 5/256, 2 - 1/256",
+    ),
+    case(
+        "bf16_beside_ties",
+        "one_ulp truncation",
+        {"dtype": "bf16"},
+        input=[1 + of(1, -8) + of(1, -23), 1 + of(3, -8) - of(1, -23), -(1 + of(255, -8))],
+    ),
+    case(
+        "bf16_subnormal_numbers",
+        "subnormal tie",
+        {"dtype": "bf16"},
+        input=[of(1, -133), of(1, -134), of(3, -134), of(5, -134), of(-127, -133), of(255, -134)],
+    ),
+    case(
+        "bf16_largest",
+        "exact truncation",
+        {"dtype": "bf16"},
+        input=[of(255, 120), of(255, 120) + of(1, 119) - of(1, 104), 0.0],
+    ),
+    case(
+        "bf16_too_large", "overflow", {"dtype": "bf16"}, input=[1.0, of(511, 119)], error="output["
+    ),
+    case(
+        "f16_ties_go_to_even",
+        "tie next_binade",
+        {"dtype": "f16"},
+        input=[F16_TIES, [-number for number in F16_TIES]],
+    ),
+    case(
+        "f16_beside_ties",
+        "one_ulp truncation",
+        {"dtype": "f16"},
+        input=[2049 + of(1, -12), 2051 - of(1, -12), -1 - of(2047, -22)],
+    ),
+    case(
+        "f16_subnormal_numbers",
+        "subnormal tie",
+        {"dtype": "f16"},
+        input=[of(1, -24), of(1, -25), of(3, -25), of(5, -25), of(-1023, -24), of(2047, -25)],
+    ),
+    case("f16_largest", "exact truncation", {"dtype": "f16"}, input=[65504.0, 65519.0, -65519.0]),
+    case("f16_too_large", "overflow", {"dtype": "f16"}, input=[[1.0, -65520.0]], error="output["),
+    case(
+        "three_axes", "any_rank exact", {"dtype": "f16"}, input=spread([2, 3, 2], seed=3, step=0.25)
+    ),
+    case("a_scalar", "any_rank truncation", {"dtype": "bf16"}, input=1.0 + of(7, -10)),
+    case("another_type", "dtype", {"dtype": "f8"}, input=[1.0], error="dtype"),
+    case("nan", "non_finite", {"dtype": "bf16"}, input=[math.nan], error="input["),
+]
+
+
+def counted(rows, columns, bits):
+    """Codes that run through the whole range, another start in every row."""
+    return [[(5 * o + i) % 2**bits for i in range(columns)] for o in range(rows)]
+
+
+PACK = [
+    case("low_nibble_first", "bit_order", {"bits": 4}, codes=[[1, 8, 7]], remark="0x81, 0x07"),
+    case("two_bits", "bit_order width", {"bits": 2}, codes=[[1, 2, 3, 0], [3, 0, 0, 1]]),
+    case("three_bits", "across_bytes width", {"bits": 3}, codes=[[1, 2, 7], [0, 0, 5]]),
+    case("eight_bits", "width", {"bits": 8}, codes=[[0, 255, 128, 1]]),
+    *[
+        case(
+            f"odd_rows_of_{bits}_bits",
+            "row_padding across_bytes width" if bits == 3 else "row_padding width",
+            {"bits": bits},
+            codes=counted(3, 11, bits),
+        )
+        for bits in (2, 3, 4, 8)
+    ],
+    case("code_above_the_width", "code_range", {"bits": 4}, codes=[[0, 16]], error="codes["),
+    case("five_bits", "bits_range", {"bits": 5}, codes=[[0, 1]], error="bits"),
+]
+UNPACK = [
+    case("low_nibble_first", "bit_order", {"bits": 4, "in_features": 3}, packed=[[0x81, 0x07]]),
+    case("two_bits", "bit_order width", {"bits": 2, "in_features": 4}, packed=[[0x39], [0x43]]),
+    case(
+        "three_bits",
+        "across_bytes row_padding width",
+        {"bits": 3, "in_features": 3},
+        packed=[[0xD1, 0x01], [0x40, 0x01]],
+    ),
+    case("eight_bits", "width", {"bits": 8, "in_features": 3}, packed=[[0, 255, 128]]),
+    case(
+        "padding_that_is_not_zero",
+        "padding",
+        {"bits": 4, "in_features": 3},
+        packed=[[0x81, 0x17]],
+        error="packed",
+    ),
+    case(
+        "a_byte_too_many",
+        "shape",
+        {"bits": 4, "in_features": 2},
+        packed=[[0x81, 0x00]],
+        error="packed has",
+    ),
+    case(
+        "a_byte_too_few",
+        "shape",
+        {"bits": 3, "in_features": 3},
+        packed=[[0x81]],
+        error="packed has",
+    ),
+    case("six_bits", "bits_range", {"bits": 6, "in_features": 1}, packed=[[1]], error="bits"),
+]
+
+FILES = [
+    GoldenFile("storage/cast.toml", "cast", CAST_NOTES, CAST),
+    GoldenFile("storage/pack.toml", "pack", PACK_NOTES, PACK),
+    GoldenFile("storage/unpack.toml", "unpack", UNPACK_NOTES, UNPACK),
+]
