@@ -15,7 +15,6 @@ mod lr_qat;
 mod lwc;
 mod peqa;
 mod precision;
-mod precision;
 mod qa_lora;
 mod qat;
 mod quantize;

@@ -224,7 +224,6 @@ fn l4q_operations() {
 }
 
 const INITIAL_SCALE: (&str, &[usize]) = ("initial_scale", SCALE.1);
-const ZERO_POINT: (&str, &[usize]) = ("zero_point", SCALE.1);
 
 /// Generated zero-points are not integers; what is not finite stays as it is.
 fn integers(t: &Tensors, index: usize) -> Array2<f64> {
