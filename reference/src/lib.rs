@@ -10,7 +10,9 @@
 //! | Q1 to Q4 | [`quantize`] | the grid; weights to codes and back |
 //! | Q5 to Q7 | [`straight_through`] | gradients through the rounding |
 //! | Q8 | [`init_scale`] | scale and offset before training |
+//! | Q21, Q22 | [`awq`] | channel scales and ranges, searched |
 //! | A1 to A3 | [`lora`] | the low-rank update on its own |
+//! | A4, A5 | `low_rank_init` | the update before training; feature `linalg` |
 //! | M1 to M3 | [`methods::l4q`] | L4Q: forward, backward, merge |
 //! | N1, N2, N3 | [`linear`], [`rms_norm`], [`rope`] | the parts of a LLaMA |
 //! | N4, N5 | [`attention`], [`swiglu`] | more of them |
@@ -41,22 +43,20 @@
 //! ```
 #![forbid(unsafe_code)]
 
-// ndarray-linalg turns on ndarray's BLAS: whoever links this crate then needs OpenBLAS, also where
-// no function of this crate reaches it.
-#[cfg(feature = "linalg")]
-extern crate ndarray_linalg as _;
-
 mod check;
 mod error;
 mod real;
 
 pub mod adamw;
 pub mod attention;
+pub mod awq;
 pub mod cross_entropy;
 pub mod embedding;
 pub mod init_scale;
 pub mod linear;
 pub mod lora;
+#[cfg(feature = "linalg")]
+pub mod low_rank_init;
 pub mod methods;
 pub mod model;
 pub mod quantize;

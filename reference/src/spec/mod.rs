@@ -5,8 +5,10 @@
 //! makes their agreement worth something.
 
 mod llama_config;
+mod loftq;
 
 pub use llama_config::LlamaConfig;
+pub use loftq::LoftqQuantizer;
 
 use serde::{Deserialize, Serialize};
 

@@ -4,10 +4,13 @@ mod differences;
 mod inputs;
 mod proof;
 
+mod awq;
 mod init_scale;
 mod l4q;
 mod llama;
 mod lora;
+#[cfg(feature = "linalg")]
+mod low_rank_init;
 mod precision;
 mod quantize;
 mod refusals;
