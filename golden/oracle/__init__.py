@@ -10,8 +10,8 @@ Each entry of OPERATIONS takes `(params, inputs)` and returns the output tensors
 lists; the numbers are Fraction, or Decimal where `ORIGINS` says so.
 """
 
-from . import adamw, attention, cross_entropy, init_scale, l4q, lora, quantize
-from . import rms_norm, rope, swiglu
+from . import adamw, attention, awq, cross_entropy, init_scale, l4q, lora, low_rank_init
+from . import quantize, rms_norm, rope, swiglu
 
 RATIONAL = "exact-rational 1"
 DECIMAL = "decimal-60 1"
@@ -20,6 +20,10 @@ OPERATIONS = {
     "fake_quantize.forward": (RATIONAL, quantize.forward),
     "fake_quantize.backward": (RATIONAL, quantize.backward),
     "init_scale": (RATIONAL, init_scale.init_scale),
+    "awq.scale": (DECIMAL, awq.scale),
+    "awq.clip": (RATIONAL, awq.clip),
+    "svd_init": (DECIMAL, low_rank_init.svd_init),
+    "loftq_init": (DECIMAL, low_rank_init.loftq_init),
     "lora.forward": (RATIONAL, lora.forward),
     "lora.backward": (RATIONAL, lora.backward),
     "l4q.forward": (RATIONAL, l4q.forward),
