@@ -109,7 +109,7 @@ def check_loftq(params, inputs):
         for o, row in enumerate(found["target"]):
             for i, element in enumerate(row):
                 scale = found["scale"][o][i // size]
-                exact = turn == 0 and f32(f32(element) / f32(scale)) == element / scale
+                exact = turn == 0 and f32(scale) == scale and f32(element / scale) == element / scale
                 near = distance_to_tie(element / scale)
                 # A turn passes on the error of a decomposition.
                 assert exact or near > (1 if turn == 0 else 100) * MARGIN * qmax, (turn, o, i)
@@ -134,7 +134,7 @@ def check_span(group, bits, exact_in_f32):
     last_code = 2**bits - 1
     for w, code in zip([*group, min(group)], [*codes, None], strict=True):
         v = Fraction(w) / Fraction(scale)
-        exact = exact_in_f32 and f32(Fraction(w) / f32(Fraction(scale))) == v
+        exact = exact_in_f32 and f32(Fraction(scale)) == Fraction(scale) and f32(v) == v
         if exact or distance_to_tie(v) > MARGIN * max(1, abs(v)):
             continue
         below = v.numerator // v.denominator

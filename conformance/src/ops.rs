@@ -5,12 +5,16 @@
 
 pub mod adamw;
 pub mod attention;
+pub mod awq;
 pub mod cross_entropy;
+mod decomposition;
 pub mod fake_quantize;
 pub mod init_scale;
 pub mod l4q;
 pub mod llama;
 pub mod lora;
+pub mod low_rank_init;
+mod near;
 pub mod quantizer;
 pub mod rms_norm;
 pub mod rope;
@@ -34,8 +38,10 @@ pub static OPERATIONS: LazyLock<Vec<&'static Operation>> = LazyLock::new(|| {
     let families = [
         fake_quantize::ROWS,
         init_scale::ROWS,
+        awq::ROWS,
         l4q::ROWS,
         lora::ROWS,
+        low_rank_init::ROWS,
         rms_norm::ROWS,
         rope::ROWS,
         attention::ROWS,

@@ -114,7 +114,7 @@ SCALE = [
         "equal_magnitudes",
         "first_minimum",
         [[-1.0, 0.375, 2.0]],
-        [[2.0, -2.0, 2.0]],
+        [[1.0, -1.0, 1.0]],
         bits=2,
         steps=5,
         remark="every ratio scales by 1",

@@ -133,7 +133,7 @@ def loftq(id, flags, weight, *, error=None, remark=None, **params):
 
 
 HAND = [[3.5, 1.125]]
-LAYER = spread([4, 6], seed=53, step=0.0703125, reach=20)
+LAYER = spread([4, 6], seed=53, step=2.0**-10, reach=1500)
 
 LOFTQ = [
     loftq(

@@ -127,9 +127,10 @@ pub fn search_channel_scale<T: Real>(
 /// Every group on an unsigned grid that spans its own range. Eq. (Q21c).
 ///
 /// ```text
-/// range[o,g] = max((max_(i in g) weight[o,i]) - (min_(i in g) weight[o,i]), 1e-5)
+/// least[o,g] = min_(i in g) weight[o,i]
+/// range[o,g] = max((max_(i in g) weight[o,i]) - least[o,g], 1e-5)
 /// scale[o,g] = range[o,g] / (2^bits - 1)
-/// zero_point[o,g] = clamp(-round_half_even((min_(i in g) weight[o,i]) / scale[o,g]), 0, 2^bits - 1)
+/// zero_point[o,g] = clamp(-round_half_even(least[o,g] / scale[o,g]), 0, 2^bits - 1)
 /// codes[o,i] = clamp(round_half_even(weight[o,i] / scale[o,g]) + zero_point[o,g], 0, 2^bits - 1)
 /// range_quantize(weight)[o,i] = (codes[o,i] - zero_point[o,g]) * scale[o,g]
 /// ```
@@ -327,7 +328,8 @@ mod tests {
         // Scale 1, zero_point 2: -0.5 and 0.5 are ties, and both go to 0.
         let output = range_quantized(array![[-2.0, -0.5, 0.5, 1.0]].view(), &row_of(4, 2));
         assert_eq!(output, array![[-2.0, 0.0, 0.0, 1.0]]);
-        // Scale 1 again, but min at a tie: zero_point is 2, and -1.5 rounds to -2, 1.5 to 2 > 3 - 2.
+        // Scale 1 again, but min at a tie: zero_point is 2, -1.5 rounds to -2, and 1.5 to 2, whose
+        // code 4 saturates.
         let output = range_quantized(array![[-1.5, 1.5]].view(), &row_of(2, 2));
         assert_eq!(output, array![[-2.0, 1.0]]);
     }

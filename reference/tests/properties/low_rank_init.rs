@@ -91,7 +91,8 @@ proptest! {
         let weight = Random(seed).array((out, inputs), 1.0);
         let factors = svd_init(weight.view(), out.min(inputs), 1.0).unwrap();
         for column in factors.lora_b.columns() {
-            let largest = column.iter().fold(0.0_f64, |a, &b| if b.abs() > a.abs() { b } else { a });
+            let larger = |a: f64, b: &f64| if b.abs() > a.abs() { *b } else { a };
+            let largest = column.iter().fold(0.0, larger);
             prop_assert!(largest > 0.0);
         }
     }
@@ -161,7 +162,8 @@ proptest! {
     /// update, bit for bit.
     #[test]
     fn in_units_of_the_grid_the_update_is_the_same(
-        out in 1usize..5, inputs in 1usize..5, rank in 1usize..4, powers in uniform4(-6i32..6), seed: u64,
+        out in 1usize..5, inputs in 1usize..5, rank in 1usize..4, powers in uniform4(-6i32..6),
+        seed: u64,
     ) {
         let mut random = Random(seed);
         let (a, b) = (random.array((rank, inputs), 1.0), random.array((out, rank), 1.0));
