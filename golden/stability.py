@@ -10,7 +10,8 @@ import struct
 from decimal import Decimal
 from fractions import Fraction
 
-from oracle import affine, dynamic_quantize, init_scale, lora, lr_qat, lwc, quantize, rtn
+from oracle import affine, awq, dynamic_quantize, init_scale, lora, low_rank_init, lr_qat, lwc
+from oracle import quantize, rtn
 
 MARGIN = Fraction(1, 10**5)
 
@@ -23,6 +24,14 @@ def f32(number: Fraction) -> Fraction:
 def check(op: str, params: dict, inputs: dict) -> None:
     if op == "init_scale" and params["rule"] == "lp":
         check_lp(params, inputs["weight"])
+    elif op == "svd_init":
+        check_singular(inputs["weight"], params["rank"])
+    elif op == "loftq_init":
+        check_loftq(params, inputs)
+    elif op == "awq.scale":
+        check_awq_scale(params, inputs)
+    elif op == "awq.clip":
+        check_awq_clip(params, inputs)
     elif op.startswith(("fake_quantize", "l4q", "qat")):
         check_arguments(op, params, inputs)
     elif op.startswith("lr_qat"):
@@ -246,6 +255,88 @@ def check_rtn(params, weight):
                 distance = distance_to_tie(-low / quantize.raised(scale), *ends)
                 assert exact or distance > MARGIN * max(1, ends[1]), (start, float(-low / scale))
             check_unsigned(group, scale, f32(scale), zero_point, params["bits"])
+
+
+def check_singular(matrix, rank):
+    """Kept singular values stand apart, and the sign of a pair is that of one clear element."""
+    triples = low_rank_init.singular(matrix)
+    values = [value for value, _, _ in triples] + [Decimal(0)]
+    for k, (value, left, _) in enumerate(triples[:rank]):
+        if value == 0:
+            continue
+        assert value - values[k + 1] > values[0] / 100, [float(value) for value in values]
+        largest = max(left, key=abs)
+        against = [abs(element) for element in left if (element < 0) != (largest < 0)]
+        assert all(abs(largest) - other > Decimal("0.01") for other in against), (k, left)
+
+
+def check_loftq(params, inputs):
+    """Codes keep their distance from ties, but for those of a first turn that is exact in f32."""
+    _, qmax = quantize.code_range(params["bits"])
+    for turn, found in enumerate(low_rank_init.turns(params, inputs)):
+        check_singular(found["residual"], params["rank"])
+        size = quantize.group_size_of(params, found["target"])
+        for o, row in enumerate(found["target"]):
+            for i, element in enumerate(row):
+                scale = found["scale"][o][i // size]
+                exact = turn == 0 and f32(scale) == scale and f32(element / scale) == element / scale
+                near = distance_to_half(element / scale)
+                # A turn passes on the error of a decomposition.
+                assert exact or near > (1 if turn == 0 else 100) * MARGIN * qmax, (turn, o, i)
+
+
+def distance_to_half(v):
+    """How far v is from the nearest number half way between two integers."""
+    v = Fraction(v)
+    return abs(v - (v.numerator // v.denominator) - Fraction(1, 2))
+
+
+def check_winner(errors):
+    """The least error is clear, or met exactly by others."""
+    least = min(errors)
+    others = [error for error in errors if error - least > least / 10**60]
+    assert all(error - least > least / 1000 for error in others), [float(e) for e in errors]
+
+
+def check_span(group, bits, exact_in_f32):
+    """No code and no zero-point of a group that the other side of a near tie would change."""
+    scale, zero_point, codes = awq.spans(group, bits)
+    last_code = 2**bits - 1
+    for w, code in zip([*group, min(group)], [*codes, None], strict=True):
+        v = Fraction(w) / Fraction(scale)
+        exact = exact_in_f32 and f32(Fraction(scale)) == Fraction(scale) and f32(v) == v
+        if exact or distance_to_half(v) > MARGIN * max(1, abs(v)):
+            continue
+        below = v.numerator // v.denominator
+        either = [-below, -below - 1]
+        if code is not None:
+            either = [below + zero_point, below + 1 + zero_point]
+        reached = {min(max(number, 0), last_code) for number in either}
+        assert len(reached) == 1, (float(w), float(v))
+
+
+def check_awq_scale(params, inputs):
+    candidates = awq.scale_candidates(params, inputs)
+    check_winner([error for error, _, _, _ in candidates])
+    size = quantize.group_size_of(params, inputs["weight"])
+    for _, _, scales, _ in candidates:
+        plain = all(scale == 1 for scale in scales)
+        for row in awq.scaled(inputs["weight"], scales):
+            for start in range(0, len(row), size):
+                check_span(row[start : start + size], params["bits"], plain)
+
+
+def check_awq_clip(params, inputs):
+    size = quantize.group_size_of(params, inputs["weight"])
+    for row in inputs["weight"]:
+        for start in range(0, len(row), size):
+            group = row[start : start + size]
+            channels = [token[start : start + size] for token in inputs["x"]]
+            candidates = awq.clip_candidates(group, channels, params)
+            check_winner([error for error, _, _, _ in candidates])
+            for _, _, max_value, _ in candidates:
+                clipped = [min(max(w, -max_value), max_value) for w in group]
+                check_span(clipped, params["bits"], f32(max_value) == max_value)
 
 
 def flips_code(right: Fraction, wrong: Fraction, bits: int) -> bool:

@@ -6,16 +6,20 @@
 pub mod adamw;
 pub mod affine;
 pub mod attention;
+pub mod awq;
 pub mod cast;
 pub mod cross_entropy;
+mod decomposition;
 pub mod dynamic_quantize;
 pub mod fake_quantize;
 pub mod init_scale;
 pub mod l4q;
 pub mod llama;
 pub mod lora;
+pub mod low_rank_init;
 pub mod lr_qat;
 pub mod lwc;
+mod near;
 pub mod pack;
 pub mod peqa;
 pub mod qa_lora;
@@ -49,6 +53,7 @@ pub static OPERATIONS: LazyLock<Vec<&'static Operation>> = LazyLock::new(|| {
         init_scale::ROWS,
         cast::ROWS,
         pack::ROWS,
+        awq::ROWS,
         l4q::ROWS,
         lr_qat::ROWS,
         qa_lora::ROWS,
@@ -60,6 +65,7 @@ pub static OPERATIONS: LazyLock<Vec<&'static Operation>> = LazyLock::new(|| {
         lora::ROWS,
         peqa::ROWS,
         rtn::ROWS,
+        low_rank_init::ROWS,
         rms_norm::ROWS,
         rope::ROWS,
         attention::ROWS,

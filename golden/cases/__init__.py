@@ -18,6 +18,8 @@ from . import (
 )
 from . import attention, dynamic_quantize, init_scale, l4q, lora, lwc, qat, quantize
 from . import straight_through, training, transformer
+from . import attention, awq, init_scale, l4q, lora, low_rank_init, quantize, straight_through
+from . import training, transformer
 
 FILES = [
     *quantize.FILES,
@@ -25,6 +27,8 @@ FILES = [
     *affine.FILES,
     *init_scale.FILES,
     *storage.FILES,
+    *awq.FILES,
+    *low_rank_init.FILES,
     *lora.FILES,
     *l4q.FILES,
     *lr_qat_downcast.FILES,

@@ -30,6 +30,8 @@ from . import (
 )
 from . import adamw, attention, cross_entropy, dynamic_quantize, init_scale, l4q, lora, lwc
 from . import qat, qat_lora, quantize, rms_norm, rope, swiglu
+from . import adamw, attention, awq, cross_entropy, init_scale, l4q, lora, low_rank_init
+from . import quantize, rms_norm, rope, swiglu
 
 RATIONAL = "exact-rational 1"
 DECIMAL = "decimal-60 1"
@@ -47,6 +49,10 @@ OPERATIONS = {
     "dynamic_quantize.backward": (RATIONAL, dynamic_quantize.backward),
     "lwc.forward": (DECIMAL, lwc.forward),
     "lwc.backward": (DECIMAL, lwc.backward),
+    "awq.scale": (DECIMAL, awq.scale),
+    "awq.clip": (RATIONAL, awq.clip),
+    "svd_init": (DECIMAL, low_rank_init.svd_init),
+    "loftq_init": (DECIMAL, low_rank_init.loftq_init),
     "lora.forward": (RATIONAL, lora.forward),
     "lora.backward": (RATIONAL, lora.backward),
     "l4q.forward": (RATIONAL, l4q.forward),

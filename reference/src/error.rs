@@ -127,6 +127,12 @@ pub enum Error {
         /// The tensor that it is tied to.
         tied_to: &'static str,
     },
+    /// A decomposition whose iteration does not end.
+    #[error("{operation}: the singular value decomposition of weight does not converge")]
+    NotConverged {
+        /// The operation.
+        operation: &'static str,
+    },
     /// Nothing to compute a mean over.
     #[error("{operation}: {what}")]
     Empty {

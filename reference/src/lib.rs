@@ -11,7 +11,9 @@
 //! | Q5 to Q7 | [`straight_through`] | gradients through the rounding |
 //! | Q8 | [`init_scale`] | scale and offset before training |
 //! | Q9, Q10 | [`cast`], [`pack`] | narrow floats, codes in bytes |
+//! | Q21, Q22 | [`awq`] | channel scales and ranges, searched |
 //! | A1 to A3 | [`lora`] | the low-rank update on its own |
+//! | A4, A5 | `low_rank_init` | the update before training; feature `linalg` |
 //! | M1 to M3 | [`methods::l4q`] | L4Q: forward, backward, merge |
 //! | M4 to M7 | [`methods::lr_qat`] | LR-QAT: downcast, forward, backward, merge |
 //! | Q11, Q12 | [`affine`] | unsigned grids with a zero point |
@@ -55,11 +57,6 @@
 //! ```
 #![forbid(unsafe_code)]
 
-// ndarray-linalg turns on ndarray's BLAS: whoever links this crate then needs OpenBLAS, also where
-// no function of this crate reaches it.
-#[cfg(feature = "linalg")]
-extern crate ndarray_linalg as _;
-
 mod check;
 mod error;
 mod real;
@@ -67,6 +64,7 @@ mod real;
 pub mod adamw;
 pub mod affine;
 pub mod attention;
+pub mod awq;
 pub mod cast;
 pub mod cross_entropy;
 pub mod dynamic_quantize;
@@ -74,6 +72,8 @@ pub mod embedding;
 pub mod init_scale;
 pub mod linear;
 pub mod lora;
+#[cfg(feature = "linalg")]
+pub mod low_rank_init;
 pub mod lwc;
 pub mod methods;
 pub mod model;

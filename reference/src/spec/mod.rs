@@ -6,6 +6,7 @@
 
 mod l4q;
 mod llama_config;
+mod loftq;
 mod lr_qat;
 mod mask;
 mod qa_lora;
@@ -16,6 +17,7 @@ mod zero_point;
 
 pub use l4q::L4qDialect;
 pub use llama_config::LlamaConfig;
+pub use loftq::LoftqQuantizer;
 pub use lr_qat::{Downcast, InnerScale, LrQatDialect, LrQatSpec, Mask};
 pub use mask::{MaskRule, StraightThrough};
 pub use qa_lora::{GroupPool, Pool, QaLoraDialect};

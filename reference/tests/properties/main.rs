@@ -6,11 +6,14 @@ mod proof;
 
 mod adamw;
 mod affine;
+mod awq;
 mod dynamic_quantize;
 mod init_scale;
 mod l4q;
 mod llama;
 mod lora;
+#[cfg(feature = "linalg")]
+mod low_rank_init;
 mod lr_qat;
 mod lwc;
 mod peqa;

@@ -5,6 +5,7 @@ use plumbline_reference::Error;
 use plumbline_reference::adamw::adamw_step;
 use plumbline_reference::affine::{affine_dequantize, affine_quantize};
 use plumbline_reference::attention::{attention, attention_backward};
+use plumbline_reference::awq::{fold, search_channel_scale, search_clip};
 use plumbline_reference::cast::cast;
 use plumbline_reference::cross_entropy::{cross_entropy, cross_entropy_backward};
 use plumbline_reference::dynamic_quantize::{dynamic_quantize, dynamic_quantize_backward};
@@ -194,6 +195,35 @@ fn low_rank_operations() {
         let refused = delta_weight(one.view(), one.view(), scaling).unwrap_err();
         assert!(refused.to_string().starts_with("lora_scaling is"), "{refused}");
     }
+}
+
+#[cfg(feature = "linalg")]
+#[test]
+fn updates_before_training() {
+    use plumbline_reference::low_rank_init::{grid_lora_b, loftq_init, svd_init};
+    use plumbline_reference::spec::LoftqQuantizer;
+    refuses("svd_init", &[WEIGHT], |t| svd_init(t.get(0), 1, 2.0));
+    let uniform = LoftqQuantizer::Uniform(spec());
+    refuses("loftq_init", &[WEIGHT], |t| loftq_init(t.get(0), uniform, 1, 2, 2.0));
+    let wide = Array::<f64, _>::ones((3, 6));
+    let refused = loftq_init(wide.view(), uniform, 1, 2, 2.0).unwrap_err();
+    assert_eq!(refused.to_string(), "loftq_init: weight has shape [3, 6], expected [3, 4]");
+    let (lora_b, scale) = (Array::ones((3, 1)), Array::ones((3, 1)));
+    refuses("grid_lora_b", &[LORA_B], |t| grid_lora_b(t.get(0), scale.view()));
+    refuses("grid_lora_b", &[("scale", &[3, 1])], |t| grid_lora_b(lora_b.view(), t.get(0)));
+    let groups = Array::<f64, _>::ones((3, 2));
+    let refused = grid_lora_b(lora_b.view(), groups.view()).unwrap_err();
+    assert_eq!(refused.to_string(), "grid_lora_b: scale has shape [3, 2], expected [3, 1]");
+}
+
+#[test]
+fn searches_of_awq() {
+    refuses("awq.scale", &[WEIGHT, X], |t| search_channel_scale(t.get(0), t.get(1), &spec(), 3));
+    refuses("awq.clip", &[WEIGHT, X], |t| search_clip(t.get(0), t.get(1), &spec(), 4));
+    let channels = &[4][..];
+    refuses("awq.fold", &[("previous", channels), ("channel_scale", channels)], |t| {
+        fold(t.get::<ndarray::Ix1>(0), t.get(1))
+    });
 }
 
 /// The layer of `[WEIGHT, LORA_A, LORA_B, SCALE, OFFSET]`.

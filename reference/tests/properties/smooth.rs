@@ -1,11 +1,15 @@
 //! Properties of (N1) to (N7): every gradient is a derivative, and what each operation leaves as it
-//! was.
+//! was. Gradients are proved against differences of the function as it runs, and once more against
+//! dual numbers and differences that know their own rounding errors: smooth forwards are their own
+//! definitions.
 
-use ndarray::{Array, Array1, Array2, ArrayD, Dimension, s};
+use ndarray::{Array, Array1, Array2, Array3, Array4, ArrayD, Dimension, s};
+use plumbline_reference::Real;
 use plumbline_reference::attention::{attention, attention_backward};
 use plumbline_reference::cross_entropy::{cross_entropy, cross_entropy_backward};
 use plumbline_reference::embedding::{embedding, embedding_backward};
 use plumbline_reference::linear::{linear, linear_backward};
+use plumbline_reference::lora::{lora_backward, lora_forward};
 use plumbline_reference::rms_norm::{rms_norm, rms_norm_backward};
 use plumbline_reference::rope::{rope, rope_backward};
 use plumbline_reference::swiglu::{swiglu, swiglu_backward};
@@ -13,11 +17,69 @@ use proptest::prelude::*;
 
 use crate::differences::{assert_gradient, noise};
 use crate::inputs::Random;
+use crate::proof::{Definition, assert_gradients, constant, weighted_sum, with_gradient};
 
 /// An argument of `loss` back in its own number of dimensions.
-fn sized<D: Dimension>(array: &ArrayD<f64>) -> Array<f64, D> {
+fn sized<T: Real, D: Dimension>(array: &ArrayD<T>) -> Array<T, D> {
     array.clone().into_dimensionality().unwrap()
 }
+
+/// A definition by the forward itself: a name, its constants, and the loss of its tensors.
+macro_rules! definition {
+    ($name:ident { $($field:ident: $type:ty),* }, |$this:ident, $tensors:ident| $loss:expr) => {
+        struct $name {
+            $($field: $type),*
+        }
+
+        impl Definition for $name {
+            fn loss<T: Real>(&self, $tensors: &[ArrayD<T>]) -> T {
+                let $this = self;
+                $loss
+            }
+        }
+    };
+}
+
+definition!(Linear { d_y: Array2<f64> }, |this, t| {
+    let (x, weight): (Array2<T>, Array2<T>) = (sized(&t[0]), sized(&t[1]));
+    weighted_sum(&this.d_y, &linear(x.view(), weight.view()).unwrap())
+});
+
+definition!(Lora { lora_scaling: f64, d_y: Array2<f64> }, |this, t| {
+    let [x, weight, a, b]: [Array2<T>; 4] = [0, 1, 2, 3].map(|which| sized(&t[which]));
+    let scaling = this.lora_scaling;
+    let y = lora_forward(x.view(), weight.view(), a.view(), b.view(), scaling).unwrap();
+    weighted_sum(&this.d_y, &y)
+});
+
+definition!(RmsNorm { eps: f64, d_output: Array2<f64> }, |this, t| {
+    let (x, weight): (Array2<T>, Array1<T>) = (sized(&t[0]), sized(&t[1]));
+    weighted_sum(&this.d_output, &rms_norm(x.view(), weight.view(), this.eps).unwrap())
+});
+
+definition!(Rope { first: usize, d_output: Array3<f64> }, |this, t| {
+    let x: Array3<T> = sized(&t[0]);
+    weighted_sum(&this.d_output, &rope(x.view(), 1e4, this.first).unwrap())
+});
+
+definition!(Attention { d_output: Array4<f64> }, |this, t| {
+    let [q, k, v]: [Array4<T>; 3] = [0, 1, 2].map(|which| sized(&t[which]));
+    weighted_sum(&this.d_output, &attention(q.view(), k.view(), v.view()).unwrap())
+});
+
+definition!(Swiglu { d_output: ArrayD<f64> }, |this, t| {
+    weighted_sum(&this.d_output, &swiglu(t[0].view(), t[1].view()).unwrap())
+});
+
+definition!(Embedding { tokens: Array2<i32>, d_output: Array3<f64> }, |this, t| {
+    let table: Array2<T> = sized(&t[0]);
+    weighted_sum(&this.d_output, &embedding(this.tokens.view(), table.view()).unwrap())
+});
+
+definition!(CrossEntropy { targets: Array1<i32>, ignore_index: i32 }, |this, t| {
+    let logits: Array2<T> = sized(&t[0]);
+    cross_entropy(logits.view(), this.targets.view(), this.ignore_index).unwrap()
+});
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
@@ -37,6 +99,30 @@ proptest! {
         let noise = noise(inputs + 1, d_y.len(), inputs as f64 * 1.1);
         assert_gradient("x", &x, &gradients.d_x, noise, |x| loss(&sized(x), &weight));
         assert_gradient("weight", &weight, &gradients.d_weight, noise, |w| loss(&x, &sized(w)));
+        let x = with_gradient("x", &x, &gradients.d_x);
+        let weight = with_gradient("weight", &weight, &gradients.d_weight);
+        assert_gradients(&Linear { d_y }, &[x, weight]);
+    }
+
+    /// Property of (A3); `tests/properties/lora.rs` has the differences of the function as it runs.
+    #[test]
+    fn gradients_of_lora_are_derivatives(
+        tokens in 1usize..4, out in 1usize..4, inputs in 1usize..4, rank in 1usize..3, seed: u64,
+    ) {
+        let mut random = Random(seed);
+        let (x, weight) = (random.array((tokens, inputs), 1.0), random.array((out, inputs), 1.0));
+        let (a, b) = (random.array((rank, inputs), 1.0), random.array((out, rank), 1.0));
+        let (d_y, lora_scaling) = (random.array((tokens, out), 1.0), 0.75);
+        let gradients = lora_backward(
+            x.view(), weight.view(), a.view(), b.view(), lora_scaling, d_y.view(),
+        ).unwrap();
+        let tensors = [
+            with_gradient("x", &x, &gradients.d_x),
+            constant("weight", &weight),
+            with_gradient("lora_a", &a, &gradients.d_lora_a),
+            with_gradient("lora_b", &b, &gradients.d_lora_b),
+        ];
+        assert_gradients(&Lora { lora_scaling, d_y }, &tensors);
     }
 
     /// Property of (N2b).
@@ -56,6 +142,9 @@ proptest! {
         let noise = noise(hidden + 5, x.len(), (hidden as f64).sqrt() * 1.1);
         assert_gradient("x", &x, &gradients.d_x, noise, |x| loss(&sized(x), &weight));
         assert_gradient("weight", &weight, &gradients.d_weight, noise, |w| loss(&x, &sized(w)));
+        let x = with_gradient("x", &x, &gradients.d_x);
+        let weight = with_gradient("weight", &weight, &gradients.d_weight);
+        assert_gradients(&RmsNorm { eps, d_output }, &[x, weight]);
     }
 
     /// Property of (N2a): a row's length does not matter once eps is small beside it.
@@ -82,6 +171,7 @@ proptest! {
         assert_gradient("x", &x, &d_x, noise(3, x.len(), 2.0), |x| {
             (rope(sized(x).view(), 1e4, first).unwrap() * &d_output).sum()
         });
+        assert_gradients(&Rope { first, d_output }, &[with_gradient("x", &x, &d_x)]);
     }
 
     /// Property of (N3): the score of a query and a key depends on how far apart they are. Angles
@@ -150,6 +240,10 @@ proptest! {
         assert_gradient("v", &v, &gradients.d_v, noise, |v| {
             (attention(q.view(), k.view(), sized(v).view()).unwrap() * &d_output).sum()
         });
+        let q = with_gradient("q", &q, &gradients.d_q);
+        let k = with_gradient("k", &k, &gradients.d_k);
+        let v = with_gradient("v", &v, &gradients.d_v);
+        assert_gradients(&Attention { d_output }, &[q, k, v]);
     }
 
     /// Property of (N4): a token does not see those after it, and sequences do not see each other.
@@ -199,6 +293,9 @@ proptest! {
         let noise = noise(7, gate.len(), 13.0);
         assert_gradient("gate", &gate, &gradients.d_gate, noise, |gate| loss(gate, &up));
         assert_gradient("up", &up, &gradients.d_up, noise, |up| loss(&gate, up));
+        let gate = with_gradient("gate", &gate, &gradients.d_gate);
+        let up = with_gradient("up", &up, &gradients.d_up);
+        assert_gradients(&Swiglu { d_output }, &[gate, up]);
     }
 
     /// Property of (N6b).
@@ -214,6 +311,8 @@ proptest! {
         assert_gradient("table", &table, &d_table, noise(1, d_output.len(), 1.1), |table| {
             (embedding(tokens.view(), sized(table).view()).unwrap() * &d_output).sum()
         });
+        let table = with_gradient("table", &table, &d_table);
+        assert_gradients(&Embedding { tokens, d_output }, &[table]);
     }
 
     /// Property of (N7b), with some targets ignored.
@@ -232,6 +331,8 @@ proptest! {
         assert_gradient("logits", &logits, &d_logits, noise, |logits| {
             cross_entropy(sized(logits).view(), targets.view(), 0).unwrap()
         });
+        let logits = with_gradient("logits", &logits, &d_logits);
+        assert_gradients(&CrossEntropy { targets, ignore_index: 0 }, &[logits]);
     }
 
     /// Property of (N7): a shift of all logits changes nothing. A shift by 64 rounds each logit to
