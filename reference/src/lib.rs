@@ -11,23 +11,21 @@
 //! | Q5 to Q7 | [`straight_through`] | gradients through the rounding |
 //! | Q8 | [`init_scale`] | scale and offset before training |
 //! | Q9, Q10 | [`cast`], [`pack`] | narrow floats, codes in bytes |
-//! | Q21, Q22 | [`awq`] | channel scales and ranges, searched |
-//! | A1 to A3 | [`lora`] | the low-rank update on its own |
-//! | A4, A5 | `low_rank_init` | the update before training; feature `linalg` |
-//! | M1 to M3 | [`methods::l4q`] | L4Q: forward, backward, merge |
-//! | M4 to M7 | [`methods::lr_qat`] | LR-QAT: downcast, forward, backward, merge |
 //! | Q11, Q12 | [`affine`] | unsigned grids with a zero point |
 //! | Q13 | [`rtn`] | round to nearest, and the search of a range |
-//! | A1 to A3 | [`lora`] | the low-rank update on its own |
-//! | M1 to M3 | [`methods::l4q`] | L4Q: forward, backward, merge |
-//! | M8 to M10 | [`methods::qa_lora`] | QA-LoRA: forward, backward, merge |
-//! | M15, M16 | [`methods::peqa`] | PEQA: forward, backward |
 //! | Q14, Q15 | [`dynamic_quantize`] | activations, on a grid of each token's own |
 //! | Q16, Q17 | [`lwc`] | a learned clipping of the range of a weight |
+//! | Q18, Q19 | [`nf4`] | the NF4 codebook, and its block scales quantized again |
+//! | Q20 | `gptq` | GPTQ, with the feature `linalg` |
+//! | Q21, Q22 | [`awq`] | AWQ's searches of channel scales and of clipping |
 //! | A1 to A3 | [`lora`] | the low-rank update on its own |
+//! | A4, A5 | `low_rank_init` | SVD and LoftQ starts, with the feature `linalg` |
 //! | M1 to M3 | [`methods::l4q`] | L4Q: forward, backward, merge |
+//! | M4 to M7 | [`methods::lr_qat`] | LR-QAT: downcast, forward, backward, merge |
+//! | M8 to M10 | [`methods::qa_lora`] | QA-LoRA: forward, backward, merge |
 //! | M11, M12 | [`methods::qat`] | full-model quantization-aware training |
 //! | M13, M14 | [`methods::qat_lora`] | a quantized weight with the update beside it |
+//! | M15, M16 | [`methods::peqa`] | PEQA: forward, backward |
 //! | N1, N2, N3 | [`linear`], [`rms_norm`], [`rope`] | the parts of a LLaMA |
 //! | N4, N5 | [`attention`], [`swiglu`] | more of them |
 //! | N6, N7 | [`embedding`], [`cross_entropy`] | its two ends |
