@@ -8,7 +8,7 @@ from decimal import Decimal
 from fractions import Fraction
 
 FORMAT = "plumbline-case-1"
-INTEGER_TENSORS = {"codes", "targets", "tokens"}
+INTEGER_TENSORS = {"absmax_codes", "codes", "group_index", "targets", "tokens"}
 LINE = 100
 
 
@@ -135,7 +135,9 @@ def scalar(value) -> str:
     """Integers, names, and floats as the shortest decimal that reads back as the same double."""
     if isinstance(value, str):
         return f'"{value}"'
-    assert isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(value, bool):
+        return str(value).lower()
+    assert isinstance(value, int | float)
     return repr(value + 0.0 if isinstance(value, float) and value == 0 else value)
 
 

@@ -7,8 +7,9 @@ or the exact argument keeps its distance from every tie and from both ends of th
 
 import struct
 from fractions import Fraction
+from itertools import pairwise
 
-from oracle import init_scale, lora, quantize
+from oracle import gptq, init_scale, lora, nf4, quantize
 
 MARGIN = Fraction(1, 10**5)
 
@@ -21,6 +22,10 @@ def f32(number: Fraction) -> Fraction:
 def check(op: str, params: dict, inputs: dict) -> None:
     if op == "init_scale" and params["rule"] == "lp":
         check_lp(params, inputs["weight"])
+    elif op == "nf4.quantize":
+        check_nf4(params, inputs["weight"])
+    elif op == "gptq.quantize":
+        check_gptq(params, inputs)
     elif op.startswith(("fake_quantize", "l4q")):
         check_arguments(op, params, inputs)
 
@@ -76,6 +81,49 @@ def check_lp(params, weight):
             best = min(error for error, _ in errors)
             others = [error for error, _ in errors if error != best]
             assert all(error - best > best / 1000 for error in others), (params, start)
+
+
+def check_nf4(params, weight):
+    """Every quotient is a number of binary32, or far from halfway between two levels."""
+    flat = [element for row in weight for element in row]
+    absmax = []
+    for block in nf4.blocks_of(flat, params["block_size"]):
+        absmax.append(max(abs(element) for element in block))
+        for element in block:
+            if absmax[-1]:
+                assert_apart(nf4.LEVELS, element / absmax[-1], f32(element / absmax[-1]))
+    if params["double_quantize"]:
+        exact_sum = sum(absmax)
+        total = Fraction(0)
+        for magnitude in absmax:
+            total = f32(total + magnitude)
+        offset, offset_f32 = exact_sum / len(absmax), f32(total / len(absmax))
+        for block in nf4.blocks_of(absmax, 256):
+            scale = max(abs(magnitude - offset) for magnitude in block)
+            scale_f32 = max(abs(f32(magnitude - offset_f32)) for magnitude in block)
+            for magnitude in block if scale else []:
+                rounded = f32(f32(magnitude - offset_f32) / scale_f32)
+                assert_apart(nf4.MAP, (magnitude - offset) / scale, rounded)
+
+
+def assert_apart(table, value, rounded):
+    halves = [(low + high) / 2 for low, high in pairwise(table)]
+    distance = min(abs(value - half) for half in halves)
+    assert rounded == value or distance > MARGIN, float(value)
+
+
+def check_gptq(params, inputs):
+    """An argument that no update reached is exact in f32 or far from a tie; the others are further,
+    because the errors of two factors and of an inverse are in them."""
+    for rounding in gptq.traced(params, inputs)[1]:
+        v = rounding.dividend / rounding.divisor
+        ties = [Fraction(2 * n + 1, 2) for n in range(int(rounding.low), int(rounding.high))]
+        distance = min(abs(v - tie) for tie in ties)
+        if rounding.moved:
+            assert distance > 10 * MARGIN * max(1, abs(v)), (params, float(v))
+        else:
+            exact = f32(rounding.dividend / f32(rounding.divisor)) == v
+            assert exact or distance > MARGIN * max(1, abs(v)), (params, float(v))
 
 
 def flips_code(right: Fraction, wrong: Fraction, bits: int) -> bool:

@@ -7,10 +7,12 @@ pub mod adamw;
 pub mod attention;
 pub mod cross_entropy;
 pub mod fake_quantize;
+pub mod gptq;
 pub mod init_scale;
 pub mod l4q;
 pub mod llama;
 pub mod lora;
+pub mod nf4;
 pub mod quantizer;
 pub mod rms_norm;
 pub mod rope;
@@ -36,6 +38,8 @@ pub static OPERATIONS: LazyLock<Vec<&'static Operation>> = LazyLock::new(|| {
         init_scale::ROWS,
         l4q::ROWS,
         lora::ROWS,
+        nf4::ROWS,
+        gptq::ROWS,
         rms_norm::ROWS,
         rope::ROWS,
         attention::ROWS,
@@ -58,6 +62,10 @@ pub type BoundsOf = fn(&Evidence) -> Result<Bounds, String>;
 
 /// The quantizer arguments of an operation that answers codes.
 pub type GridOf = fn(&Request, Unit) -> Result<quantizer::Grid, String>;
+
+/// The integers of one output and what is open about each, where the table of codes is no uniform
+/// grid or the argument depends on what the subject answered before.
+pub type ChoicesOf = fn(&Evidence) -> Result<Vec<quantizer::Choice>, String>;
 
 /// A fresh random request.
 pub type SampleOf = fn(&mut Sampler) -> Result<(Params, Tensors), String>;
@@ -126,13 +134,15 @@ pub enum Shape {
 }
 
 /// How a tensor is judged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 pub enum Class {
     /// An input is given, not judged.
     Given,
     /// Equal; or the neighbour, where binary64 puts the argument within the derived error of the
     /// tie between the two. See [`quantizer::Grid`].
     Codes,
+    /// The same, each integer with an argument and a tie of its own.
+    Choices(ChoicesOf),
     /// Equal, whatever the precision.
     Exact,
     /// Within the per-element allowance, which this text states.
@@ -175,9 +185,14 @@ impl Operation {
         Ok(specs)
     }
 
-    /// What a tensor of that name holds; tensors named by the parameters are weights.
-    pub fn kind_of(&self, name: &str) -> Kind {
-        let known = self.inputs.iter().chain(self.outputs).find(|spec| *spec.name == *name);
+    /// What a tensor of that name holds in a case with these parameters; one that the operation
+    /// does not have is refused later.
+    pub fn kind_of(&self, name: &str, params: &Params) -> Kind {
+        let specs = self.tensors(params).unwrap_or_else(|_| TensorSpecs {
+            inputs: self.inputs.to_vec(),
+            outputs: self.outputs.to_vec(),
+        });
+        let known = specs.inputs.iter().chain(&specs.outputs).find(|spec| *spec.name == *name);
         known.map_or(Kind::Float, |spec| spec.kind)
     }
 

@@ -1,6 +1,17 @@
 """The inputs of the golden cases, by family. Expected outputs are never written here."""
 
-from . import attention, init_scale, l4q, lora, quantize, straight_through, training, transformer
+from . import (
+    attention,
+    gptq,
+    init_scale,
+    l4q,
+    lora,
+    nf4,
+    quantize,
+    straight_through,
+    training,
+    transformer,
+)
 
 FILES = [
     *quantize.FILES,
@@ -8,6 +19,8 @@ FILES = [
     *init_scale.FILES,
     *lora.FILES,
     *l4q.FILES,
+    *nf4.FILES,
+    *gptq.FILES,
     *transformer.FILES,
     *attention.FILES,
     *training.FILES,

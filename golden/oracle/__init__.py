@@ -10,8 +10,20 @@ Each entry of OPERATIONS takes `(params, inputs)` and returns the output tensors
 lists; the numbers are Fraction, or Decimal where `ORIGINS` says so.
 """
 
-from . import adamw, attention, cross_entropy, init_scale, l4q, lora, quantize
-from . import rms_norm, rope, swiglu
+from . import (
+    adamw,
+    attention,
+    cross_entropy,
+    gptq,
+    init_scale,
+    l4q,
+    lora,
+    nf4,
+    quantize,
+    rms_norm,
+    rope,
+    swiglu,
+)
 
 RATIONAL = "exact-rational 1"
 DECIMAL = "decimal-60 1"
@@ -25,6 +37,8 @@ OPERATIONS = {
     "l4q.forward": (RATIONAL, l4q.forward),
     "l4q.backward": (RATIONAL, l4q.backward),
     "l4q.merge": (RATIONAL, l4q.merge),
+    "nf4.quantize": (RATIONAL, nf4.quantize),
+    "gptq.quantize": (RATIONAL, gptq.quantize),
     "rms_norm.forward": (DECIMAL, rms_norm.forward),
     "rms_norm.backward": (DECIMAL, rms_norm.backward),
     "rope.forward": (DECIMAL, rope.forward),

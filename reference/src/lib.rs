@@ -10,6 +10,8 @@
 //! | Q1 to Q4 | [`quantize`] | the grid; weights to codes and back |
 //! | Q5 to Q7 | [`straight_through`] | gradients through the rounding |
 //! | Q8 | [`init_scale`] | scale and offset before training |
+//! | Q18, Q19 | [`nf4`] | a codebook of 16 levels, and `absmax` in 8 bits |
+//! | Q20 | `gptq`, with the feature `linalg` | columns rounded one after the other |
 //! | A1 to A3 | [`lora`] | the low-rank update on its own |
 //! | M1 to M3 | [`methods::l4q`] | L4Q: forward, backward, merge |
 //! | N1, N2, N3 | [`linear`], [`rms_norm`], [`rope`] | the parts of a LLaMA |
@@ -41,11 +43,6 @@
 //! ```
 #![forbid(unsafe_code)]
 
-// ndarray-linalg turns on ndarray's BLAS: whoever links this crate then needs OpenBLAS, also where
-// no function of this crate reaches it.
-#[cfg(feature = "linalg")]
-extern crate ndarray_linalg as _;
-
 mod check;
 mod error;
 mod real;
@@ -54,11 +51,14 @@ pub mod adamw;
 pub mod attention;
 pub mod cross_entropy;
 pub mod embedding;
+#[cfg(feature = "linalg")]
+pub mod gptq;
 pub mod init_scale;
 pub mod linear;
 pub mod lora;
 pub mod methods;
 pub mod model;
+pub mod nf4;
 pub mod quantize;
 pub mod rms_norm;
 pub mod rope;

@@ -112,10 +112,10 @@ fn one_case(
             return Err("expect_error is empty, which every message contains".to_owned());
         }
         (_, Some(message)) => Expected::Refusal(message.clone()),
-        (Some(table), None) => Expected::Outputs(tensors("out.", op, table)?),
+        (Some(table), None) => Expected::Outputs(tensors("out.", op, &params, table)?),
         (None, None) => Expected::Outputs(Tensors::new()),
     };
-    let inputs = tensors("in.", op, &raw.inputs)?;
+    let inputs = tensors("in.", op, &params, &raw.inputs)?;
     Ok(Case {
         file: path.to_owned(),
         id: raw.id.clone(),
@@ -149,9 +149,14 @@ fn json(name: &str, value: &Value) -> Result<Json, String> {
     })
 }
 
-fn tensors(prefix: &str, op: &Operation, table: &toml::Table) -> Result<Tensors, String> {
+fn tensors(
+    prefix: &str,
+    op: &Operation,
+    params: &Params,
+    table: &toml::Table,
+) -> Result<Tensors, String> {
     let pairs = table.iter().map(|(name, value)| {
-        let kind = op.kind_of(name);
+        let kind = op.kind_of(name, params);
         tensor(kind, value)
             .map(|tensor| (name.clone(), tensor))
             .map_err(|problem| format!("{prefix}{name} {problem}"))

@@ -26,6 +26,8 @@ pub struct Evidence<'a> {
     pub request: &'a Request,
     /// Expected outputs, complete.
     pub expected: &'a Tensors,
+    /// What the subject answered, accepted or not.
+    pub answer: &'a Tensors,
     /// The subject's codes where they were accepted and differ from the expected ones: everything
     /// downstream of a legal choice is judged with that choice.
     pub codes: Option<&'a [i16]>,
@@ -34,6 +36,11 @@ pub struct Evidence<'a> {
 }
 
 impl Evidence<'_> {
+    /// The subject's codes where they were accepted and differ, else the expected ones.
+    pub fn accepted_codes(&self) -> Option<Vec<i16>> {
+        self.codes.map(<[i16]>::to_vec).or_else(|| self.expected_codes())
+    }
+
     /// The expected codes, where the operation has codes.
     pub fn expected_codes(&self) -> Option<Vec<i16>> {
         self.expected.get("codes")?.small_integers()

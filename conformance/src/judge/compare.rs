@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::bound::Allowance;
 use super::report::{Failure, Mismatch};
-use crate::ops::quantizer::Grid;
+use crate::ops::quantizer::Choice;
 use crate::tensor::{Data, Tensor};
 
 /// Mismatches that are kept in full; all are counted.
@@ -129,21 +129,22 @@ fn describe(value: f64, index: usize, expected: &Tensor) -> String {
 }
 
 /// Codes: equal, or the neighbour across a tie that the argument may lie on either side of.
-pub fn codes(name: &str, grid: &Grid, expected: &Tensor, actual: &Tensor) -> Verdict {
-    assert_eq!(grid.elements.len(), actual.len(), "elements of {name}");
+///
+/// # Panics
+/// Where there is another number of choices than of elements.
+pub fn codes(name: &str, choices: &[Choice], expected: &Tensor, actual: &Tensor) -> Verdict {
+    assert_eq!(choices.len(), actual.len(), "elements of {name}");
     assert_eq!(expected.len(), actual.len(), "elements of {name}");
     let mut verdict = Verdict::new(name, actual.len());
     let (mut mismatches, mut count) = (Vec::new(), 0);
-    for (index, element) in grid.elements.iter().enumerate() {
-        let (is, should) = (actual.value(index), expected.value(index));
-        let (distance, other) = element.nearest_tie(grid.ends);
-        let open = element.at_tie(grid.ends);
-        verdict.open += usize::from(open);
+    for (index, choice) in choices.iter().enumerate() {
+        let is = actual.value(index);
+        let should = if choice.diverged { choice.code } else { expected.value(index) };
+        verdict.open += usize::from(choice.is_open());
         if is == should {
             continue;
         }
-        let neighbours = [element.code, other];
-        if open && neighbours.contains(&is) && neighbours.contains(&should) {
+        if choice.is_open() && choice.allows(is) && choice.allows(should) {
             verdict.flips += 1;
             continue;
         }
@@ -152,12 +153,12 @@ pub fn codes(name: &str, grid: &Grid, expected: &Tensor, actual: &Tensor) -> Ver
         if mismatches.len() < SHOWN {
             mismatches.push(Mismatch {
                 index: actual.position(index),
-                expected: expected.describe(index),
+                expected: describe(should, index, expected),
                 actual: actual.describe(index),
                 bound: 0.0,
                 detail: Some(format!(
-                    "argument {:?} lies {distance:e} from its nearest tie, and is known to {:e}",
-                    element.argument, element.error
+                    "argument {:?} lies {:e} from its nearest tie, and is known to {:e}",
+                    choice.argument, choice.distance, choice.error
                 )),
             });
         }

@@ -1,6 +1,6 @@
 //! The words that the rows of the registry are written in.
 
-use super::{Class, Shape, TensorSpec};
+use super::{ChoicesOf, Class, Shape, TensorSpec};
 use crate::tensor::Kind;
 use std::borrow::Cow;
 
@@ -12,6 +12,7 @@ pub(super) const X: Words = &["tokens", "in"];
 pub(super) const Y: Words = &["tokens", "out"];
 pub(super) const LORA_A: Words = &["rank", "in"];
 pub(super) const LORA_B: Words = &["out", "rank"];
+pub(super) const BLOCKS: Words = &["blocks"];
 pub(super) const HIDDEN: Words = &["tokens", "hidden"];
 pub(super) const HEADS: Words = &["tokens", "heads", "head_dim"];
 pub(super) const Q: Words = &["batch", "tokens", "heads", "head_dim"];
@@ -46,6 +47,16 @@ pub(super) const fn ids(name: &'static str, words: Words) -> TensorSpec {
 
 pub(super) const fn codes() -> TensorSpec {
     tensor("codes", Kind::SignedCodes, Shape::Words(WEIGHT), Class::Codes)
+}
+
+/// Integers whose argument and tie `choices` finds.
+pub(super) const fn chosen(
+    name: &'static str,
+    kind: Kind,
+    words: Words,
+    choices: ChoicesOf,
+) -> TensorSpec {
+    tensor(name, kind, Shape::Words(words), Class::Choices(choices))
 }
 
 pub(super) const fn bounded(name: &'static str, words: Words, why: &'static str) -> TensorSpec {

@@ -4,9 +4,13 @@
 //! There is no arithmetic on tensors here: the two crates compute independently, and that is what
 //! makes their agreement worth something.
 
+mod gptq;
 mod llama_config;
+mod nf4;
 
+pub use gptq::GptqSpec;
 pub use llama_config::LlamaConfig;
+pub use nf4::BlockSize;
 
 use serde::{Deserialize, Serialize};
 

@@ -4,10 +4,13 @@ mod differences;
 mod inputs;
 mod proof;
 
+#[cfg(feature = "linalg")]
+mod gptq;
 mod init_scale;
 mod l4q;
 mod llama;
 mod lora;
+mod nf4;
 mod precision;
 mod quantize;
 mod refusals;

@@ -10,10 +10,11 @@ use plumbline_reference::init_scale::init_scale;
 use plumbline_reference::linear::{linear, linear_backward};
 use plumbline_reference::lora::{delta_weight, lora_backward, lora_forward};
 use plumbline_reference::methods::l4q::L4q;
+use plumbline_reference::nf4;
 use plumbline_reference::quantize::{dequantize, fake_quantize, quantize};
 use plumbline_reference::rms_norm::{rms_norm, rms_norm_backward};
 use plumbline_reference::rope::{rope, rope_backward};
-use plumbline_reference::spec::{AdamWSpec, Bits, GradScale, InitScaleRule, QuantSpec};
+use plumbline_reference::spec::{AdamWSpec, Bits, BlockSize, GradScale, InitScaleRule, QuantSpec};
 use plumbline_reference::straight_through::fake_quantize_backward;
 use plumbline_reference::swiglu::{swiglu, swiglu_backward};
 
@@ -119,6 +120,45 @@ fn low_rank_operations() {
         let refused = delta_weight(one.view(), one.view(), scaling).unwrap_err();
         assert!(refused.to_string().starts_with("lora_scaling is"), "{refused}");
     }
+}
+
+#[test]
+fn codebooks() {
+    let blocks = BlockSize::new(4).unwrap();
+    refuses("nf4.quantize", &[WEIGHT], |t| nf4::quantize(t.get(0), blocks));
+    let codes = Array::zeros((3, 4));
+    let absmax = ("absmax", &[3][..]);
+    refuses("nf4.dequantize", &[absmax], |t| nf4::dequantize(codes.view(), t.get(0), blocks));
+    let more = array![1.0, 2.0];
+    let refused = nf4::dequantize(codes.view(), more.view(), blocks).unwrap_err();
+    assert_eq!(refused.to_string(), "nf4.dequantize: absmax has shape [2], expected [3]");
+    refuses("nf4.double_quantize", &[absmax], |t| nf4::double_quantize(t.get(0)));
+    let stored = |scale, offset| nf4::DoubleQuantized {
+        absmax_codes: array![127, 127],
+        absmax_scale: scale,
+        absmax_offset: offset,
+    };
+    let refused = |stored: nf4::DoubleQuantized<f64>| stored.dequantize().unwrap_err().to_string();
+    assert!(refused(stored(array![f64::NAN], 1.0)).contains("absmax_scale[0] is NaN"));
+    assert!(refused(stored(array![1.0], f64::INFINITY)).contains("absmax_offset[] is inf"));
+    assert!(refused(stored(array![1.0, 1.0], 1.0)).contains("absmax_scale has shape [2]"));
+}
+
+/// The generated matrix is made symmetric and definite; the wider one is passed on as it is.
+#[cfg(feature = "linalg")]
+#[test]
+fn gptq_operations() {
+    use plumbline_reference::gptq;
+    use plumbline_reference::spec::GptqSpec;
+    refuses("gptq.hessian", &[X], |t| gptq::hessian(t.get::<ndarray::Ix2>(0)));
+    let gptq_spec = GptqSpec::new(spec(), true);
+    refuses("gptq.quantize", &[WEIGHT, ("hessian", &[4, 4])], |t| {
+        let mut hessian: Array<f64, ndarray::Ix2> = t.get(1).to_owned();
+        if hessian.is_square() {
+            hessian = &hessian + &hessian.t() + 8.0 * Array::<f64, _>::eye(4);
+        }
+        gptq::quantize(t.get(0), hessian.view(), &gptq_spec)
+    });
 }
 
 /// The layer of `[WEIGHT, LORA_A, LORA_B, SCALE, OFFSET]`.
