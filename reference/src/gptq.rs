@@ -362,14 +362,16 @@ mod tests {
         let weight = array![[1.5, 3.0, 6.0, 12.0]];
         let hessian = Array2::from_diag(&array![2.0, 8.0, 4.0, 8.0]);
         let plain = spec(2, Some(2), 4, true);
-        let ordered = GptqSpec { act_order: true, ..plain };
+        let mut ordered = plain;
+        ordered.act_order = true;
         let run = |spec| quantize(weight.view(), hessian.view(), &spec).unwrap();
         assert_eq!(run(plain).scale, array![[2.0, 8.0]]);
         // Inputs 1, 3, 2, 0: equal importance keeps its order.
         let moved = run(ordered);
         assert_eq!(moved.scale, array![[8.0, 4.0]]);
         assert_eq!(moved.group_index, array![1, 0, 1, 0]);
-        let fixed = run(GptqSpec { static_groups: true, ..ordered });
+        ordered.static_groups = true;
+        let fixed = run(ordered);
         assert_eq!(fixed.scale, array![[2.0, 8.0]]);
         assert_eq!(fixed.group_index, array![0, 0, 1, 1]);
     }
