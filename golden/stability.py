@@ -122,7 +122,7 @@ def check_gptq(params, inputs):
         if rounding.moved:
             assert distance > 10 * MARGIN * max(1, abs(v)), (params, float(v))
         else:
-            exact = f32(rounding.dividend / f32(rounding.divisor)) == v
+            exact = f32(rounding.divisor) == rounding.divisor and f32(v) == v
             assert exact or distance > MARGIN * max(1, abs(v)), (params, float(v))
 
 

@@ -71,7 +71,6 @@ def quantize(id, flags, weight, hessian, bits=4, symmetric=True, error=None, rem
     return case(id, flags, params, error=error, remark=remark, **inputs)
 
 
-
 def upward(weight, size):
     """Groups turned so that their largest magnitude is positive: on a symmetric grid its opposite
     is -maxq / 2 steps from zero, a tie that the rounding of the scale decides."""
@@ -83,7 +82,7 @@ def upward(weight, size):
 
 SIX = upward(spread([3, 6], seed=41, step=0.0625, reach=40), 6)
 SIX_BY_TWO = upward(SIX, 2)
-NINE = upward(spread([2, 9], seed=43, step=0.0625, reach=40), 9)
+NINE = upward(spread([2, 9], seed=44, step=0.0625, reach=40), 9)
 NINE_BY_THREE = upward(NINE, 3)
 H6, H9 = products(6, seed=59), products(9, seed=53)
 
@@ -91,9 +90,9 @@ CASES = [
     quantize(
         "half_of_the_error_comes_over",
         "compensation range_end",
-        [[7.5, 0.75]],
+        [[7.5, 0.375]],
         TWO,
-        remark="scale 1; 7.5 becomes 7, and 0.75 becomes 1",
+        remark="scale 1; 7.5 becomes 7, and 0.375 becomes 0.625 and then 1",
     ),
     quantize(
         "nothing_comes_over",
@@ -144,7 +143,7 @@ CASES = [
     quantize(
         "an_input_that_never_occurs",
         "dead_input",
-        [[7.5, 100.0, 0.75]],
+        [[7.5, 100.0, 0.375]],
         [[2.0, 0.0, 1.0], [0.0, 0.0, 0.0], [1.0, 0.0, 2.0]],
         remark="its weight is 0 before the range is found",
     ),
@@ -158,9 +157,17 @@ CASES = [
     quantize(
         "damping_makes_it_definite",
         "damping",
-        [[7.5, 0.75], [-3.25, 2.0]],
+        [[7.5, 0.75], [3.25, -2.0]],
         [[1.0, 1.0], [1.0, 1.0]],
         damping=0.25,
+    ),
+    quantize(
+        "damping_in_units_of_the_mean",
+        "damping",
+        [[7.5, 0.359375]],
+        TWO,
+        damping=1.0,
+        remark="a quarter of the error comes over, not a third and not a half: 0.484 is 0",
     ),
     quantize("damping_of_nothing_said", "damping compensation", SIX, H6, damping=None),
     quantize("one_group_per_row", "one_group_per_row compensation odd_size", SIX, H6),
@@ -221,11 +228,11 @@ CASES = [
         "equal_importance",
         "equal_importance act_order",
         [[1.5, 3.0, 6.0, 12.0]],
-        diagonal(2.0, 8.0, 4.0, 8.0),
+        diagonal(2.0, 8.0, 8.0, 8.0),
         bits=2,
         group_size=2,
         act_order=True,
-        remark="inputs 1, 3, 2, 0",
+        remark="inputs 1, 2, 3, 0",
     ),
     quantize("singular", "definite", [[1.0, 2.0]], [[1.0, 1.0], [1.0, 1.0]], error="hessian"),
     quantize(

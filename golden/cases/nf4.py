@@ -39,10 +39,10 @@ def quantize(id, flags, weight, block_size=64, double_quantize=False, **keywords
 # Between two levels, a little below and above the halfway point; each with a 1 in its block.
 BELOW, ABOVE = (
     [
-        [1.0, round((float(low) + float(high)) / 2 * 2**14 + side) / 2**14]
+        [1.0, round((float(low) + float(high)) / 2 * 2**17 + side) / 2**17]
         for low, high in pairwise(LEVELS)
     ]
-    for side in (-0.75, 0.75)
+    for side in (-2, 2)
 )
 
 CASES = [
@@ -81,11 +81,11 @@ CASES = [
     ),
     quantize(
         "double_by_head",
-        "map offset",
-        [[1.0, 0.5, 3.0, -1.5]],
+        "map offset order",
+        [[1.0, 0.29296875, 3.0, -1.5]],
         2,
         True,
-        remark="absmax 1 and 3 are -1 and 1 around their mean, and -1 is not in the map",
+        remark="absmax 1 and 3 are -1 and 1 around their mean; -1 is not in the map, and 1 becomes 1.007",
     ),
     quantize(
         "double_of_one_block",
@@ -98,7 +98,7 @@ CASES = [
     quantize("double_of_equal_blocks", "no_spread", [[1.5, 0.5], [-1.5, 1.0]], 2, True),
     quantize(
         "double_of_several_blocks",
-        "map order all_blocks",
+        "map all_blocks",
         [[2.0, -1.0, 4.0, 3.0], [0.5, 7.0, -16.0, 2.5], [1.0, 3.0, 9.5, 1.0]],
         2,
         True,

@@ -311,7 +311,7 @@ mod tests {
 
     #[test]
     fn example_of_q20() {
-        let (weight, hessian) = (array![[7.5, 0.75]], array![[2.0, 1.0], [1.0, 2.0]]);
+        let (weight, hessian) = (array![[7.5, 0.375]], array![[2.0, 1.0], [1.0, 2.0]]);
         let quantized = quantize(weight.view(), hessian.view(), &spec(4, None, 2, true)).unwrap();
         assert_eq!(quantized.codes, array![[15, 9]]);
         assert_eq!((quantized.scale, quantized.zero_point), (array![[1.0]], array![[8.0]]));
