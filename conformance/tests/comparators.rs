@@ -304,6 +304,35 @@ fn every_code_off_by_one_away_from_a_tie_is_rejected() {
     }
 }
 
+/// A legal flip changes the arguments of every code behind it: the judge goes along. It does not go
+/// along with columns that are rounded on their own.
+#[test]
+fn gptq_is_judged_along_the_subjects_own_codes() {
+    let op = ops::find("gptq.quantize").unwrap();
+    let (mut flips, mut moved, mut rejected) = (0, 0, 0);
+    for index in 0..60 {
+        let case = generated_case(Path::new(""), op, 7, index).unwrap();
+        let honest = (op.f32)(&case.request).unwrap();
+        flips += verdicts(&case.request, &honest).iter().map(|v| v.flips).sum::<usize>();
+        let mut alone = case.request.clone();
+        let hessian = alone.inputs.get_mut("hessian").unwrap();
+        let columns = hessian.shape()[0];
+        if let Data::F32(elements) = hessian.data_mut() {
+            for (place, element) in elements.iter_mut().enumerate() {
+                *element *= f32::from(u8::from(place / columns == place % columns));
+            }
+        }
+        let plain = (op.f32)(&alone).unwrap();
+        if plain["codes"] != honest["codes"] {
+            moved += 1;
+            rejected += usize::from(!failures(&case.request, &plain).is_empty());
+        }
+    }
+    println!("{flips} flips; {rejected} of {moved} without updates rejected");
+    assert!(flips > 0, "no case went along with a flip");
+    assert!(moved > 20 && rejected == moved, "{rejected} of {moved}");
+}
+
 #[test]
 fn swapped_gradients_are_rejected() {
     let matrix = |from: f32| floats(&[3, 3], &std::array::from_fn::<_, 9, _>(|i| from + i as f32));

@@ -85,7 +85,7 @@ CASES = [
         [[1.0, 0.29296875, 3.0, -1.5]],
         2,
         True,
-        remark="absmax 1 and 3 are -1 and 1 around their mean; -1 is not in the map, and 1 becomes 1.007",
+        remark="absmax 1 and 3 lie -1 and 1 from their mean, and -1 is not in the map",
     ),
     quantize(
         "double_of_one_block",
