@@ -8,7 +8,15 @@ from decimal import Decimal
 from fractions import Fraction
 
 FORMAT = "plumbline-case-1"
-INTEGER_TENSORS = {"codes", "packed", "stored", "targets", "tokens"}
+INTEGER_TENSORS = {
+    "absmax_codes",
+    "codes",
+    "group_index",
+    "packed",
+    "stored",
+    "targets",
+    "tokens",
+}
 LINE = 100
 
 

@@ -9,9 +9,10 @@ import math
 import struct
 from decimal import Decimal
 from fractions import Fraction
+from itertools import pairwise
 
-from oracle import affine, awq, dynamic_quantize, init_scale, lora, low_rank_init, lr_qat, lwc
-from oracle import quantize, rtn
+from oracle import affine, awq, dynamic_quantize, gptq, init_scale, lora, low_rank_init, lr_qat, lwc
+from oracle import nf4, quantize, rtn
 
 MARGIN = Fraction(1, 10**5)
 
@@ -32,6 +33,10 @@ def check(op: str, params: dict, inputs: dict) -> None:
         check_awq_scale(params, inputs)
     elif op == "awq.clip":
         check_awq_clip(params, inputs)
+    elif op == "nf4.quantize":
+        check_nf4(params, inputs["weight"])
+    elif op == "gptq.quantize":
+        check_gptq(params, inputs)
     elif op.startswith(("fake_quantize", "l4q", "qat")):
         check_arguments(op, params, inputs)
     elif op.startswith("lr_qat"):
@@ -337,6 +342,49 @@ def check_awq_clip(params, inputs):
             for _, _, max_value, _ in candidates:
                 clipped = [min(max(w, -max_value), max_value) for w in group]
                 check_span(clipped, params["bits"], f32(max_value) == max_value)
+
+
+def check_nf4(params, weight):
+    """Every quotient is a number of binary32, or far from halfway between two levels."""
+    flat = [element for row in weight for element in row]
+    absmax = []
+    for block in nf4.blocks_of(flat, params["block_size"]):
+        absmax.append(max(abs(element) for element in block))
+        for element in block:
+            if absmax[-1]:
+                assert_apart(nf4.LEVELS, element / absmax[-1], f32(element / absmax[-1]))
+    if params["double_quantize"]:
+        exact_sum = sum(absmax)
+        total = Fraction(0)
+        for magnitude in absmax:
+            total = f32(total + magnitude)
+        offset, offset_f32 = exact_sum / len(absmax), f32(total / len(absmax))
+        for block in nf4.blocks_of(absmax, 256):
+            scale = max(abs(magnitude - offset) for magnitude in block)
+            scale_f32 = max(abs(f32(magnitude - offset_f32)) for magnitude in block)
+            for magnitude in block if scale else []:
+                rounded = f32(f32(magnitude - offset_f32) / scale_f32)
+                assert_apart(nf4.MAP, (magnitude - offset) / scale, rounded)
+
+
+def assert_apart(table, value, rounded):
+    halves = [(low + high) / 2 for low, high in pairwise(table)]
+    distance = min(abs(value - half) for half in halves)
+    assert rounded == value or distance > MARGIN, float(value)
+
+
+def check_gptq(params, inputs):
+    """An argument that no update reached is exact in f32 or far from a tie; the others are further,
+    because the errors of two factors and of an inverse are in them."""
+    for rounding in gptq.traced(params, inputs)[1]:
+        v = rounding.dividend / rounding.divisor
+        ties = [Fraction(2 * n + 1, 2) for n in range(int(rounding.low), int(rounding.high))]
+        distance = min(abs(v - tie) for tie in ties)
+        if rounding.moved:
+            assert distance > 10 * MARGIN * max(1, abs(v)), (params, float(v))
+        else:
+            exact = f32(rounding.divisor) == rounding.divisor and f32(v) == v
+            assert exact or distance > MARGIN * max(1, abs(v)), (params, float(v))
 
 
 def flips_code(right: Fraction, wrong: Fraction, bits: int) -> bool:

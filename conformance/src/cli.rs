@@ -313,14 +313,16 @@ fn list_json(op: &Operation, subjects: &[Box<dyn Subject>]) -> Value {
     let names = |specs: &[ops::TensorSpec]| -> Vec<String> {
         let mut names: Vec<_> = specs.iter().map(|spec| spec.name.to_string()).collect();
         if op.weights.is_some() {
-            names.push("(weights named by params)".to_owned());
+            names.push("(tensors named by params)".to_owned());
         }
         names
     };
     let judged = op.outputs.iter().map(|spec| {
         let rule = match spec.class {
             Class::Bounded(formula) | Class::Grid(formula) => formula,
-            Class::Codes => "equal, or the neighbour across a tie that the precision leaves open",
+            Class::Codes | Class::Choices(_) => {
+                "equal, or the neighbour across a tie that the precision leaves open"
+            }
             Class::Chosen => "equal, or a neighbour that the precision leaves open",
             Class::Exact => "equal",
             Class::Given => "not judged",

@@ -10,7 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
 use crate::case::{Case, Expected, Request};
-use crate::ops::{Class, TensorSpec, TensorSpecs};
+use crate::ops::{ChoicesOf, Class, TensorSpec, TensorSpecs};
 use crate::precision::{Precision, Unit};
 use crate::subject::{Subject, SubjectError, Support};
 use crate::tensor::{Data, Kind, Tensor, Tensors};
@@ -127,7 +127,8 @@ pub fn judge_outputs(
     // The grid that the subject chose, then the codes on it: everything downstream is judged with
     // what was accepted.
     let is_grid = |spec: &&TensorSpec| matches!(spec.class, Class::Grid(_));
-    let is_codes = |spec: &&TensorSpec| matches!(spec.class, Class::Codes | Class::Chosen);
+    let is_codes =
+        |spec: &&TensorSpec| matches!(spec.class, Class::Codes | Class::Chosen | Class::Choices(_));
     for spec in outputs.iter().filter(is_grid) {
         verdicts.push(judgement.floats(spec)?);
     }
@@ -136,6 +137,7 @@ pub fn judge_outputs(
     for spec in outputs.iter().filter(is_codes) {
         verdicts.push(match spec.class {
             Class::Codes => judgement.codes(spec)?,
+            Class::Choices(choices) => judgement.choices(spec, choices)?,
             _ => judgement.chosen(spec)?,
         });
     }
@@ -235,6 +237,21 @@ impl Judgement<'_> {
         Ok(verdict)
     }
 
+    /// Integers whose arguments the operation replays with the subject's earlier choices.
+    fn choices(&mut self, spec: &TensorSpec, choices: ChoicesOf) -> Result<Verdict, String> {
+        let (expected, actual) = match self.present(spec) {
+            Ok(pair) => pair,
+            Err(verdict) => return Ok(verdict),
+        };
+        let choices = choices(&self.evidence(Unit::of(self.coarsest())))?;
+        let verdict = compare::choices(&spec.name, &choices, expected, actual);
+        let differs = || expected.values().ne(actual.values());
+        if spec.name == "codes" && verdict.failure.is_none() && differs() {
+            self.codes = actual.small_integers();
+        }
+        Ok(verdict)
+    }
+
     /// Codes whose legal values the operation lists itself.
     fn chosen(&mut self, spec: &TensorSpec) -> Result<Verdict, String> {
         let (expected, actual) = match self.present(spec) {
@@ -249,15 +266,18 @@ impl Judgement<'_> {
         Ok(verdict)
     }
 
-    fn allowance(&self, spec: &TensorSpec, unit: Unit) -> Result<Allowance, String> {
-        let evidence = Evidence {
+    fn evidence(&self, unit: Unit) -> Evidence<'_> {
+        Evidence {
             request: &self.request,
             expected: &self.expected,
             actual: self.actual,
             codes: self.codes.as_deref(),
             unit,
-        };
-        let mut bounds: Bounds = (self.request.op.bounds)(&evidence)?;
+        }
+    }
+
+    fn allowance(&self, spec: &TensorSpec, unit: Unit) -> Result<Allowance, String> {
+        let mut bounds: Bounds = (self.request.op.bounds)(&self.evidence(unit))?;
         bounds
             .remove(&*spec.name)
             .ok_or_else(|| format!("no allowance is derived for out.{}", spec.name))
@@ -268,7 +288,7 @@ impl Judgement<'_> {
             Ok(pair) => pair,
             Err(verdict) => return Ok(verdict),
         };
-        if spec.class == Class::Exact {
+        if matches!(spec.class, Class::Exact) {
             return Ok(compare::chosen(&spec.name, &Allowance::default(), expected, actual));
         }
         let unit = Unit::of(computed_in(actual).unwrap_or(self.precision));

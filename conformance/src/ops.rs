@@ -12,6 +12,7 @@ pub mod cross_entropy;
 mod decomposition;
 pub mod dynamic_quantize;
 pub mod fake_quantize;
+pub mod gptq;
 pub mod init_scale;
 pub mod l4q;
 pub mod llama;
@@ -20,6 +21,7 @@ pub mod low_rank_init;
 pub mod lr_qat;
 pub mod lwc;
 mod near;
+pub mod nf4;
 pub mod pack;
 pub mod peqa;
 pub mod qa_lora;
@@ -65,6 +67,8 @@ pub static OPERATIONS: LazyLock<Vec<&'static Operation>> = LazyLock::new(|| {
         low_rank_init::ROWS,
         peqa::ROWS,
         rtn::ROWS,
+        nf4::ROWS,
+        gptq::ROWS,
         rms_norm::ROWS,
         rope::ROWS,
         attention::ROWS,
@@ -87,6 +91,10 @@ pub type BoundsOf = fn(&Evidence) -> Result<Bounds, String>;
 
 /// The quantizer arguments of an operation that answers codes.
 pub type GridOf = fn(&Request, Unit) -> Result<quantizer::Grid, String>;
+
+/// The integers of one output and what is open about each, where the table of codes is no uniform
+/// grid or the argument depends on what the subject answered before.
+pub type ChoicesOf = fn(&Evidence) -> Result<Vec<quantizer::Choice>, String>;
 
 /// A fresh random request.
 pub type SampleOf = fn(&mut Sampler) -> Result<(Params, Tensors), String>;
@@ -155,7 +163,7 @@ pub enum Shape {
 }
 
 /// How a tensor is judged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 pub enum Class {
     /// An input is given, not judged.
     Given,
@@ -165,6 +173,8 @@ pub enum Class {
     /// Equal; or another value that the operation's bounds list as an alternative. Whatever
     /// follows is judged with the subject's own choice.
     Chosen,
+    /// The same, each integer with an argument and a tie of its own.
+    Choices(ChoicesOf),
     /// Equal, whatever the precision.
     Exact,
     /// Within the per-element allowance, which this text states, and then the grid of the codes:
@@ -211,13 +221,15 @@ impl Operation {
         Ok(specs)
     }
 
-    /// What a tensor of that name holds. Where the parameters that name it are wrong, and for names
-    /// that the operation does not have, floats: the case is refused for that elsewhere.
+    /// What a tensor of that name holds in a case with these parameters; one that the operation
+    /// does not have is refused later.
     pub fn kind_of(&self, name: &str, params: &Params) -> Kind {
-        let named = self.weights.and_then(|weights| weights(params).ok()).unwrap_or_default();
-        let fixed = self.inputs.iter().chain(self.outputs);
-        let mut all = fixed.chain(&named.inputs).chain(&named.outputs);
-        all.find(|spec| *spec.name == *name).map_or(Kind::Float, |spec| spec.kind)
+        let specs = self.tensors(params).unwrap_or_else(|_| TensorSpecs {
+            inputs: self.inputs.to_vec(),
+            outputs: self.outputs.to_vec(),
+        });
+        let known = specs.inputs.iter().chain(&specs.outputs).find(|spec| *spec.name == *name);
+        known.map_or(Kind::Float, |spec| spec.kind)
     }
 
     /// Parses the parameters and checks the shape of every input.

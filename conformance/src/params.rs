@@ -1,8 +1,9 @@
 //! The JSON object `params` of a case, and the typed parameters that operations read from it.
 
 use plumbline_reference::spec::{
-    AdamWSpec, Bits, GradScale, GroupPool, InitScaleRule, InnerScale, LlamaConfig, LrQatSpec,
-    MaskRule, PackedBits, QuantSpec, RangeSearch, RtnSpec, SpecError, StoredType, StraightThrough,
+    AdamWSpec, Bits, BlockSize, GptqSpec, GradScale, GroupPool, InitScaleRule, InnerScale,
+    LlamaConfig, LrQatSpec, MaskRule, PackedBits, QuantSpec, RangeSearch, RtnSpec, SpecError,
+    StoredType, StraightThrough,
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -111,6 +112,33 @@ impl Quantizer {
     pub fn spec(&self, in_features: usize) -> Result<QuantSpec, String> {
         QuantSpec::new(self.bits, self.group_size, in_features).map_err(refused)
     }
+}
+
+/// Parameters of `nf4.quantize`: whether `absmax` is quantized too is the second one.
+///
+/// # Errors
+/// One line naming the parameter and its value.
+pub fn nf4(params: &Params) -> Result<(BlockSize, bool), String> {
+    let block_size = BlockSize::new(params.required("block_size")?).map_err(refused)?;
+    Ok((block_size, params.required("double_quantize")?))
+}
+
+/// Parameters of `gptq.quantize`.
+///
+/// # Errors
+/// One line naming the parameter and its value.
+pub fn gptq(params: &Params, in_features: usize) -> Result<GptqSpec, String> {
+    let quant = Quantizer::read(params)?.spec(in_features)?;
+    let mut spec = GptqSpec::new(quant, params.required("symmetric")?);
+    if let Some(damping) = params.optional("damping")? {
+        spec = spec.with_damping(damping).map_err(refused)?;
+    }
+    if let Some(block_size) = params.optional("block_size")? {
+        spec = spec.with_block_size(block_size).map_err(refused)?;
+    }
+    spec.act_order = params.required("act_order")?;
+    spec.static_groups = params.optional("static_groups")?.unwrap_or(false);
+    Ok(spec)
 }
 
 /// The multiplier on `lora_b @ lora_a`.

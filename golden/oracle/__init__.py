@@ -10,28 +10,32 @@ Each entry of OPERATIONS takes `(params, inputs)` and returns the output tensors
 lists; the numbers are Fraction, or Decimal where `ORIGINS` says so.
 """
 
-from . import adamw, attention, cross_entropy, init_scale, l4q, lora, lr_qat, quantize
-from . import rms_norm, rope, storage, swiglu
 from . import (
     adamw,
     affine,
     attention,
+    awq,
     cross_entropy,
+    dynamic_quantize,
+    gptq,
     init_scale,
     l4q,
     lora,
+    low_rank_init,
+    lr_qat,
+    lwc,
+    nf4,
     peqa,
     qa_lora,
+    qat,
+    qat_lora,
     quantize,
     rms_norm,
     rope,
     rtn,
+    storage,
     swiglu,
 )
-from . import adamw, attention, cross_entropy, dynamic_quantize, init_scale, l4q, lora, lwc
-from . import qat, qat_lora, quantize, rms_norm, rope, swiglu
-from . import adamw, attention, awq, cross_entropy, init_scale, l4q, lora, low_rank_init
-from . import quantize, rms_norm, rope, swiglu
 
 RATIONAL = "exact-rational 1"
 DECIMAL = "decimal-60 1"
@@ -72,6 +76,8 @@ OPERATIONS = {
     "qat.backward": (RATIONAL, qat.backward),
     "qat_lora.forward": (RATIONAL, qat_lora.forward),
     "qat_lora.backward": (RATIONAL, qat_lora.backward),
+    "nf4.quantize": (RATIONAL, nf4.quantize),
+    "gptq.quantize": (RATIONAL, gptq.quantize),
     "rms_norm.forward": (DECIMAL, rms_norm.forward),
     "rms_norm.backward": (DECIMAL, rms_norm.backward),
     "rope.forward": (DECIMAL, rope.forward),

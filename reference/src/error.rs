@@ -99,6 +99,18 @@ pub enum Error {
         /// Largest code, and so the largest zero point.
         largest: i32,
     },
+    /// A code that an unsigned grid or a codebook does not have.
+    #[error("{operation}: codes{index:?} is {code}, expected 0 to {largest}")]
+    UnsignedCodeOutOfRange {
+        /// The operation.
+        operation: &'static str,
+        /// Where in the codes.
+        index: Vec<usize>,
+        /// The code there.
+        code: u8,
+        /// Largest code.
+        largest: u8,
+    },
     /// A token id that the vocabulary does not have.
     #[error("{operation}: token {token} at {index:?}, expected 0 to {vocab_size} exclusive")]
     TokenOutOfRange {
@@ -132,6 +144,28 @@ pub enum Error {
     NotConverged {
         /// The operation.
         operation: &'static str,
+    },
+    /// A matrix that must be symmetric and is not.
+    #[error("{operation}: {tensor}[{row}, {column}] differs from {tensor}[{column}, {row}]")]
+    NotSymmetric {
+        /// The operation.
+        operation: &'static str,
+        /// The tensor's name.
+        tensor: &'static str,
+        /// One of the two elements.
+        row: usize,
+        /// The other.
+        column: usize,
+    },
+    /// A matrix without a Cholesky factor.
+    #[error("{operation}: {tensor} is not positive definite with damping {damping}")]
+    NotPositiveDefinite {
+        /// The operation.
+        operation: &'static str,
+        /// The tensor's name.
+        tensor: &'static str,
+        /// What was added to its diagonal, in units of the diagonal's mean.
+        damping: f64,
     },
     /// Nothing to compute a mean over.
     #[error("{operation}: {what}")]

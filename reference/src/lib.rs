@@ -18,6 +18,8 @@
 //! | Q18, Q19 | [`nf4`] | the NF4 codebook, and its block scales quantized again |
 //! | Q20 | `gptq` | GPTQ, with the feature `linalg` |
 //! | Q21, Q22 | [`awq`] | AWQ's searches of channel scales and of clipping |
+//! | Q18, Q19 | [`nf4`] | a codebook of 16 levels, and `absmax` in 8 bits |
+//! | Q20 | `gptq`, with the feature `linalg` | columns rounded one after the other |
 //! | A1 to A3 | [`lora`] | the low-rank update on its own |
 //! | A4, A5 | `low_rank_init` | SVD and LoftQ starts, with the feature `linalg` |
 //! | M1 to M3 | [`methods::l4q`] | L4Q: forward, backward, merge |
@@ -67,6 +69,8 @@ pub mod cast;
 pub mod cross_entropy;
 pub mod dynamic_quantize;
 pub mod embedding;
+#[cfg(feature = "linalg")]
+pub mod gptq;
 pub mod init_scale;
 pub mod linear;
 pub mod lora;
@@ -75,6 +79,7 @@ pub mod low_rank_init;
 pub mod lwc;
 pub mod methods;
 pub mod model;
+pub mod nf4;
 pub mod pack;
 pub mod quantize;
 pub mod rms_norm;

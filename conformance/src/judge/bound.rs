@@ -37,6 +37,11 @@ pub struct Evidence<'a> {
 }
 
 impl Evidence<'_> {
+    /// The subject's codes where they were accepted and differ, else the expected ones.
+    pub fn accepted_codes(&self) -> Option<Vec<i16>> {
+        self.codes.map(<[i16]>::to_vec).or_else(|| self.expected_codes())
+    }
+
     /// The expected codes, where the operation has codes.
     pub fn expected_codes(&self) -> Option<Vec<i16>> {
         self.expected.get("codes")?.small_integers()

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::bound::Allowance;
 use super::report::{Failure, Mismatch};
-use crate::ops::quantizer::Grid;
+use crate::ops::quantizer::{Choice, Grid};
 use crate::tensor::{Data, Tensor};
 
 /// Mismatches that are kept in full; all are counted.
@@ -195,6 +195,44 @@ pub fn codes(name: &str, grid: &Grid, expected: &Tensor, actual: &Tensor) -> Ver
                 detail: Some(format!(
                     "argument {:?} lies {distance:e} from its nearest tie, and is known to {:e}",
                     element.argument, element.error
+                )),
+            });
+        }
+    }
+    verdict.reject(mismatches, count)
+}
+
+/// Integers: equal, or the other one across a tie that the argument may lie on either side of.
+///
+/// # Panics
+/// Where there is another number of choices than of elements.
+pub fn choices(name: &str, choices: &[Choice], expected: &Tensor, actual: &Tensor) -> Verdict {
+    assert_eq!(choices.len(), actual.len(), "elements of {name}");
+    assert_eq!(expected.len(), actual.len(), "elements of {name}");
+    let mut verdict = Verdict::new(name, actual.len());
+    let (mut mismatches, mut count) = (Vec::new(), 0);
+    for (index, choice) in choices.iter().enumerate() {
+        let is = actual.value(index);
+        let should = if choice.diverged { choice.code } else { expected.value(index) };
+        verdict.open += usize::from(choice.is_open());
+        if is == should {
+            continue;
+        }
+        if choice.is_open() && choice.allows(is) && choice.allows(should) {
+            verdict.flips += 1;
+            continue;
+        }
+        verdict.worst_ratio = f64::INFINITY;
+        count += 1;
+        if mismatches.len() < SHOWN {
+            mismatches.push(Mismatch {
+                index: actual.position(index),
+                expected: describe(should, index, expected),
+                actual: actual.describe(index),
+                bound: 0.0,
+                detail: Some(format!(
+                    "argument {:?} lies {:e} from its nearest tie, and is known to {:e}",
+                    choice.argument, choice.distance, choice.error
                 )),
             });
         }

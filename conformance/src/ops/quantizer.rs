@@ -58,6 +58,61 @@ impl Ends {
     }
 }
 
+/// One integer of an answer: what it was rounded from, and which other one is open.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Choice {
+    /// What was rounded.
+    pub argument: f64,
+    /// Bound of what the subject's argument may differ by.
+    pub error: f64,
+    /// The integer of the argument.
+    pub code: f64,
+    /// The integer across the nearest tie.
+    pub other: f64,
+    /// How far that tie is from the argument.
+    pub distance: f64,
+    /// Whether an earlier choice of the subject made this another argument than that of the
+    /// expected answer, so that `code` and not the expected code is right.
+    pub diverged: bool,
+}
+
+impl Choice {
+    /// An integer that nothing is open about.
+    pub fn certain(code: f64) -> Self {
+        let (argument, other, distance) = (code, code, f64::INFINITY);
+        Self { argument, error: 0.0, code, other, distance, diverged: false }
+    }
+
+    /// The nearest of the integers from `ends.low` to `ends.high`.
+    pub fn on_grid(argument: f64, error: f64, code: f64, ends: Ends) -> Self {
+        let element =
+            Element { argument, error, zero_point: 0.0, code, in_range: true, at_edge: false };
+        let (distance, other) = element.nearest_tie(ends);
+        Self { argument, error, code, other, distance, diverged: false }
+    }
+
+    /// The nearest entry of an ascending table, the lower one of two that are equally near.
+    pub fn in_table(argument: f64, error: f64, table: &[f64]) -> Self {
+        let tie = |k: usize| f64::midpoint(table[k], table[k + 1]);
+        let code = (0..table.len() - 1).filter(|k| argument > tie(*k)).count();
+        let below = if code > 0 { argument - tie(code - 1) } else { f64::INFINITY };
+        let above = if code + 1 < table.len() { tie(code) - argument } else { f64::INFINITY };
+        let (distance, other) = if below < above { (below, code - 1) } else { (above, code + 1) };
+        let (code, other) = (code as f64, other as f64);
+        Self { argument, error, code, other, distance, diverged: false }
+    }
+
+    /// Whether the error reaches from the argument to the tie.
+    pub fn is_open(&self) -> bool {
+        self.error > 0.0 && self.distance <= self.error
+    }
+
+    /// Whether the subject may answer this integer.
+    pub fn allows(&self, integer: f64) -> bool {
+        integer == self.code || self.is_open() && integer == self.other
+    }
+}
+
 /// A quantizer over one weight matrix, in binary64.
 #[derive(Debug, Clone)]
 pub struct Grid {
@@ -156,6 +211,12 @@ impl Grid {
         } else {
             Tensor::unsigned(&codes.mapv(|code| code as u8))
         }
+    }
+
+    /// What is open about each code.
+    pub fn choices(&self) -> Vec<Choice> {
+        let choice = |e: &Element| Choice::on_grid(e.argument, e.error, e.code, self.ends);
+        self.elements.iter().map(choice).collect()
     }
 
     /// Roundings of `code * scale + offset`, and one for a scale that is the rounded floor.
@@ -401,6 +462,21 @@ mod tests {
             element(&place(FOUR_BITS), 7.5 * f64::from(0.1_f32), f64::from(0.1_f32), 0.0, None);
         assert_eq!(clipped.code, 7.0);
         assert_eq!(clipped.nearest_tie(FOUR_BITS).0, f64::INFINITY);
+    }
+
+    #[test]
+    fn a_table_has_a_tie_between_each_two_entries() {
+        let table = [-1.0, 0.0, 0.5, 2.0];
+        let codes: Vec<f64> = [-3.0, -0.5, -0.4, 0.25, 0.26, 1.25, 1.26, 9.0]
+            .map(|argument| Choice::in_table(argument, 0.0, &table).code)
+            .into();
+        assert_eq!(codes, [0.0, 0.0, 1.0, 1.0, 2.0, 2.0, 3.0, 3.0]);
+        let close = Choice::in_table(1.2, 0.1, &table);
+        assert_eq!((close.other, close.is_open()), (3.0, true));
+        assert!(close.allows(2.0) && close.allows(3.0) && !close.allows(1.0));
+        assert!((close.distance - 0.05).abs() < 1e-15);
+        // Exactly known, exactly between: the lower one.
+        assert!(!Choice::in_table(1.25, 0.0, &table).allows(3.0));
     }
 
     #[test]

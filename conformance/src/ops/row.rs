@@ -1,6 +1,6 @@
 //! The words that the rows of the registry are written in.
 
-use super::{Class, Shape, TensorSpec};
+use super::{ChoicesOf, Class, Shape, TensorSpec};
 use crate::tensor::Kind;
 use std::borrow::Cow;
 
@@ -14,6 +14,7 @@ pub(super) const TOKEN_GROUPS: Words = &["tokens", "groups"];
 pub(super) const LORA_A: Words = &["rank", "in"];
 pub(super) const LORA_B: Words = &["out", "rank"];
 pub(super) const POOLED_A: Words = &["rank", "groups"];
+pub(super) const BLOCKS: Words = &["blocks"];
 pub(super) const HIDDEN: Words = &["tokens", "hidden"];
 pub(super) const HEADS: Words = &["tokens", "heads", "head_dim"];
 pub(super) const Q: Words = &["batch", "tokens", "heads", "head_dim"];
@@ -70,6 +71,16 @@ pub(super) const fn grid(name: &'static str, why: &'static str) -> TensorSpec {
 pub(super) const fn optional(mut spec: TensorSpec) -> TensorSpec {
     spec.optional = true;
     spec
+}
+
+/// Integers whose argument and tie `choices` finds.
+pub(super) const fn chosen(
+    name: &'static str,
+    kind: Kind,
+    words: Words,
+    choices: ChoicesOf,
+) -> TensorSpec {
+    tensor(name, kind, Shape::Words(words), Class::Choices(choices))
 }
 
 pub(super) const fn bounded(name: &'static str, words: Words, why: &'static str) -> TensorSpec {

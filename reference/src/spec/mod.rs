@@ -4,22 +4,26 @@
 //! There is no arithmetic on tensors here: the two crates compute independently, and that is what
 //! makes their agreement worth something.
 
+mod gptq;
 mod l4q;
 mod llama_config;
 mod loftq;
 mod lr_qat;
 mod mask;
+mod nf4;
 mod qa_lora;
 mod qat;
 mod rtn;
 mod stored;
 mod zero_point;
 
+pub use gptq::GptqSpec;
 pub use l4q::L4qDialect;
 pub use llama_config::LlamaConfig;
 pub use loftq::LoftqQuantizer;
 pub use lr_qat::{Downcast, InnerScale, LrQatDialect, LrQatSpec, Mask};
 pub use mask::{MaskRule, StraightThrough};
+pub use nf4::BlockSize;
 pub use qa_lora::{GroupPool, Pool, QaLoraDialect};
 pub use qat::QatQuantizer;
 pub use rtn::{RangeSearch, RtnSpec, SymmetricScale};

@@ -8,6 +8,8 @@ mod adamw;
 mod affine;
 mod awq;
 mod dynamic_quantize;
+#[cfg(feature = "linalg")]
+mod gptq;
 mod init_scale;
 mod l4q;
 mod llama;
@@ -16,6 +18,7 @@ mod lora;
 mod low_rank_init;
 mod lr_qat;
 mod lwc;
+mod nf4;
 mod peqa;
 mod precision;
 mod qa_lora;

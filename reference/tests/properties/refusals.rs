@@ -20,13 +20,14 @@ use plumbline_reference::methods::peqa::Peqa;
 use plumbline_reference::methods::qa_lora::QaLora;
 use plumbline_reference::methods::qat::Qat;
 use plumbline_reference::methods::qat_lora::QatLora;
+use plumbline_reference::nf4;
 use plumbline_reference::quantize::{dequantize, fake_quantize, quantize};
 use plumbline_reference::rms_norm::{rms_norm, rms_norm_backward};
 use plumbline_reference::rope::{rope, rope_backward};
 use plumbline_reference::rtn::rtn;
 use plumbline_reference::spec::{
-    AdamWSpec, Bits, Downcast, GradScale, GroupPool, InitScaleRule, InnerScale, LrQatDialect,
-    LrQatSpec, Mask, QuantSpec, RtnSpec, StoredType, ZeroPointRule,
+    AdamWSpec, Bits, BlockSize, Downcast, GradScale, GroupPool, InitScaleRule, InnerScale,
+    LrQatDialect, LrQatSpec, Mask, QuantSpec, RtnSpec, StoredType, ZeroPointRule,
 };
 use plumbline_reference::straight_through::fake_quantize_backward;
 use plumbline_reference::swiglu::{swiglu, swiglu_backward};
@@ -223,6 +224,45 @@ fn searches_of_awq() {
     let channels = &[4][..];
     refuses("awq.fold", &[("previous", channels), ("channel_scale", channels)], |t| {
         fold(t.get::<ndarray::Ix1>(0), t.get(1))
+    });
+}
+
+#[test]
+fn codebooks() {
+    let blocks = BlockSize::new(4).unwrap();
+    refuses("nf4.quantize", &[WEIGHT], |t| nf4::quantize(t.get(0), blocks));
+    let codes = Array::zeros((3, 4));
+    let absmax = ("absmax", &[3][..]);
+    refuses("nf4.dequantize", &[absmax], |t| nf4::dequantize(codes.view(), t.get(0), blocks));
+    let more = array![1.0, 2.0];
+    let refused = nf4::dequantize(codes.view(), more.view(), blocks).unwrap_err();
+    assert_eq!(refused.to_string(), "nf4.dequantize: absmax has shape [2], expected [3]");
+    refuses("nf4.double_quantize", &[absmax], |t| nf4::double_quantize(t.get(0)));
+    let stored = |scale, offset| nf4::DoubleQuantized {
+        absmax_codes: array![127, 127],
+        absmax_scale: scale,
+        absmax_offset: offset,
+    };
+    let refused = |stored: nf4::DoubleQuantized<f64>| stored.dequantize().unwrap_err().to_string();
+    assert!(refused(stored(array![f64::NAN], 1.0)).contains("absmax_scale[0] is NaN"));
+    assert!(refused(stored(array![1.0], f64::INFINITY)).contains("absmax_offset[] is inf"));
+    assert!(refused(stored(array![1.0, 1.0], 1.0)).contains("absmax_scale has shape [2]"));
+}
+
+/// The generated matrix is made symmetric and definite; the wider one is passed on as it is.
+#[cfg(feature = "linalg")]
+#[test]
+fn gptq_operations() {
+    use plumbline_reference::gptq;
+    use plumbline_reference::spec::GptqSpec;
+    refuses("gptq.hessian", &[X], |t| gptq::hessian(t.get::<ndarray::Ix2>(0)));
+    let gptq_spec = GptqSpec::new(spec(), true);
+    refuses("gptq.quantize", &[WEIGHT, ("hessian", &[4, 4])], |t| {
+        let mut hessian: Array<f64, ndarray::Ix2> = t.get(1).to_owned();
+        if hessian.is_square() {
+            hessian = &hessian + &hessian.t() + 8.0 * Array::<f64, _>::eye(4);
+        }
+        gptq::quantize(t.get(0), hessian.view(), &gptq_spec)
     });
 }
 
