@@ -33,7 +33,7 @@ pub(super) static ROWS: &[Operation] = &[
             bounded("delta_weight", WEIGHT, PRODUCT),
         ],
         weights: None,
-        sizes: sizes,
+        sizes,
         f64: nearest::<f64>,
         f32: nearest::<f32>,
         grid: None,
