@@ -160,11 +160,11 @@ CLIP = [
     one(
         "odd_steps_round_down",
         "half",
-        [[0.0, 1.0, 4.0]],
+        [[0.0, 1.0, 5.0]],
         [[0.0, 4.0, 0.0]],
         bits=2,
         steps=5,
-        remark="k is 0 or 1; k = 2 with range 2.4 would lose less",
+        remark="k is 0 or 1; k = 2 with range 3 would lose nothing",
     ),
     one(
         "groups_apart",

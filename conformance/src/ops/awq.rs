@@ -39,7 +39,7 @@ pub(super) static ROWS: &[Operation] = &[
             bounded("output", WEIGHT, SEARCHED),
         ],
         weights: None,
-        sizes: sizes,
+        sizes,
         f64: scale::<f64>,
         f32: scale::<f32>,
         grid: None,
@@ -52,7 +52,7 @@ pub(super) static ROWS: &[Operation] = &[
         inputs: &[given("weight", WEIGHT), given("x", X)],
         outputs: &[bounded("max_value", GROUPS, SEARCHED), bounded("output", WEIGHT, SEARCHED)],
         weights: None,
-        sizes: sizes,
+        sizes,
         f64: clip::<f64>,
         f32: clip::<f32>,
         grid: None,
@@ -106,10 +106,6 @@ struct Rounded(Vec<Near>);
 impl Rounded {
     fn near(&self) -> Near {
         self.0[0]
-    }
-
-    fn is_open(&self) -> bool {
-        self.0.len() > 1
     }
 
     /// How far the subject's may be, whichever code it finds.
@@ -168,12 +164,13 @@ impl Candidate {
         unit: Unit,
     ) -> Self {
         let inputs = weight.ncols();
-        let (mut error, mut slack) = (Steps::start(0.0), 0.0);
+        let (mut error, mut slack, mut exact) = (Steps::start(0.0), 0.0, true);
         for token in x.rows() {
             for (row, rounded) in weight.rows().into_iter().zip(output.chunks(inputs)) {
                 let (mut given, mut wanted) = (Steps::start(0.0), Steps::start(0.0));
                 let (mut magnitude, mut inherited) = (0.0, 0.0);
-                for ((x, weight), rounded) in token.iter().zip(row).zip(rounded) {
+                let terms = token.iter().zip(row).zip(rounded);
+                for ((x, weight), rounded) in terms.filter(|((x, _), _)| **x != 0.0) {
                     let x = Steps::start(*x);
                     given = given.plus(x.times(rounded.near().steps));
                     wanted = wanted.plus(x.times(Steps::start(*weight)));
@@ -185,13 +182,13 @@ impl Candidate {
                 let off = inherited + unit.gamma(inputs as f64 + 1.0) * (magnitude + inherited);
                 error = error.plus(change.times(change));
                 slack += off * (2.0 * change.value.abs() + off);
+                exact &= inherited == 0.0;
             }
         }
         let count = (x.nrows() * weight.nrows()) as f64;
         let error = error.over(Steps::start(count));
         let slack = slack / count + unit.gamma(count + 2.0) * (error.value + slack / count);
-        let open = output.iter().any(Rounded::is_open);
-        let exact = error.exact_in_f32 && !open;
+        let exact = exact && error.exact_in_f32;
         Self { values, output, error, slack: if exact { 0.0 } else { slack + unit.tiny } }
     }
 }
@@ -382,14 +379,15 @@ mod tests {
         let values = [-2.0, 0.0, 0.0, 1.0];
         for (rounded, value) in rounded(&[-2.0, -0.5, 0.5, 1.0], 2).iter().zip(values) {
             assert_eq!((rounded.near().value(), rounded.near().error), (value, 0.0));
-            assert!(!rounded.is_open());
+            assert_eq!(rounded.0.len(), 1);
         }
     }
 
     #[test]
     fn a_range_that_clips_both_ends_leaves_the_zero_point_open() {
         // min / scale is -7.5, and the scale 2 / 15 is rounded.
-        let open: Vec<_> = rounded(&[-1.0, 1.0, 0.25], 4).iter().map(Rounded::is_open).collect();
+        let open: Vec<_> =
+            rounded(&[-1.0, 1.0, 0.25], 4).iter().map(|rounded| rounded.0.len() > 1).collect();
         assert_eq!(open, [true, true, false]);
     }
 

@@ -12,8 +12,8 @@
 //!
 //! for a matrix with sides `long >= short` (G. H. Golub and C. F. Van Loan, Matrix Computations,
 //! section 8.6; N. J. Higham, Accuracy and Stability of Numerical Algorithms, lemmas 19.1 to 19.9).
-//! A QR factorization and a bidiagonalization apply so many reflections. To apply one costs `2 long
-//! + 7` roundings of the norm, to find its vector and factor another `3 long + 14`. The
+//! A QR factorization and a bidiagonalization apply so many reflections. To apply one costs
+//! `2 long + 7` roundings of the norm, to find its vector and factor another `3 long + 14`. The
 //! bidiagonal QR iteration takes two sweeps for each value but the last, and in a sweep every row
 //! and every column is turned twice, 17 roundings a side.
 //!

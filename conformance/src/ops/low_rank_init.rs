@@ -33,7 +33,7 @@ pub(super) static ROWS: &[Operation] = &[
             bounded("delta_weight", WEIGHT, PRODUCT),
         ],
         weights: None,
-        sizes: sizes,
+        sizes,
         f64: nearest::<f64>,
         f32: nearest::<f32>,
         grid: None,
@@ -340,8 +340,8 @@ fn sample_nearest(sampler: &mut Sampler) -> Result<(Params, Tensors), String> {
     Ok((Params::from_iter(params), super::tensors([("weight", weight)])))
 }
 
-/// Small layers: every turn widens what is known of the next one's target, by the number of weights
-/// and by their gaps, until nothing is left to judge. Now and then a lattice on which the first turn
+/// Small layers: every turn widens what the next one's target may be, by the number of weights and
+/// by their gaps, until nothing is left to judge. Now and then a lattice on which the first turn
 /// meets ties.
 fn sample_turns(sampler: &mut Sampler) -> Result<(Params, Tensors), String> {
     let bits = sampler.size(2, 8) as u32;
