@@ -38,12 +38,12 @@ pub(super) static ROWS: &[Operation] = &[Operation {
         bounded("output", WEIGHT, "gamma(1) * |code * scale| + |code| * error of the scale"),
     ],
     weights: Some(with_order),
-    sizes: sizes,
+    sizes,
     f64: run::<f64>,
     f32: run::<f32>,
     grid: None,
-    bounds: bounds,
-    sample: sample,
+    bounds,
+    sample,
 }];
 
 /// Whether the answer says which group each input is in.

@@ -2,7 +2,8 @@
 
 use ndarray::{Array2, arr0};
 use plumbline_reference::nf4::{
-    ABSMAX_BLOCK, LEVELS, ZERO_CODE, absmax_map, dequantize, double_quantize, quantize,
+    ABSMAX_BLOCK, ABSMAX_ZERO_CODE, LEVELS, ZERO_CODE, absmax_map, dequantize, double_quantize,
+    quantize,
 };
 use plumbline_reference::spec::BlockSize;
 use serde_json::json;
@@ -32,12 +33,12 @@ pub(super) static ROWS: &[Operation] = &[Operation {
         bounded("output", WEIGHT, "gamma(1) * |level * absmax| + |level| * error of absmax"),
     ],
     weights: Some(stored),
-    sizes: sizes,
+    sizes,
     f64: run::<f64>,
     f32: run::<f32>,
     grid: None,
-    bounds: bounds,
-    sample: sample,
+    bounds,
+    sample,
 }];
 
 const OFFSET: &str = "gamma(blocks) * mean of absmax; 0 where the mean is exact";
@@ -124,6 +125,7 @@ struct Stored {
     /// One for 256 blocks, with its error.
     scale: Vec<(f64, f64)>,
     choices: Vec<Choice>,
+    map: [f64; 256],
 }
 
 impl Stored {
@@ -155,7 +157,7 @@ impl Stored {
             let divisor = Steps { value: largest, exact_in_f32: exact };
             choices.extend(centred.iter().map(|centred| {
                 if largest == 0.0 {
-                    return Choice::certain(127.0);
+                    return Choice::certain(f64::from(ABSMAX_ZERO_CODE));
                 }
                 let value = centred.over(divisor);
                 let bound = (error(centred) + value.value.abs() * largest_error)
@@ -166,12 +168,12 @@ impl Stored {
             }));
             scale.push((largest, largest_error));
         }
-        Ok(Self { offset: offset.value, offset_error, scale, choices })
+        Ok(Self { offset: offset.value, offset_error, scale, choices, map })
     }
 
     /// `absmax` of these codes, and its error: a product and a sum.
     fn absmax(&self, b: usize, code: f64, unit: Unit) -> (f64, f64) {
-        let value = absmax_map()[code as usize];
+        let value = self.map[code as usize];
         let (scale, scale_error) = self.scale[b / ABSMAX_BLOCK];
         let condition = (value * scale).abs() + self.offset.abs();
         let inherited = value.abs() * scale_error + self.offset_error;
