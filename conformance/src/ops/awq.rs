@@ -418,8 +418,13 @@ mod tests {
                 let expected = Tensors::new();
                 let unit = Unit::of(Precision::F32);
                 let request = case.request.to_precision(Precision::F64);
-                let evidence =
-                    Evidence { request: &request, expected: &expected, codes: None, unit };
+                let evidence = Evidence {
+                    request: &request,
+                    expected: &expected,
+                    actual: &expected,
+                    codes: None,
+                    unit,
+                };
                 (op.bounds)(&evidence).unwrap()["output"].open > 0
             });
             let open = open.count();

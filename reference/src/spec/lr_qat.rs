@@ -65,7 +65,7 @@ impl InnerScale {
 /// Which elements pass their gradient. Eq. (M6a).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Mask {
+pub enum LrQatMask {
     /// Those whose rounded argument is on the grid, as in the public code of LR-QAT.
     #[default]
     Rounded,
@@ -89,7 +89,7 @@ pub enum LrQatDialect {
 pub struct LrQatSpec {
     grid: QuantSpec,
     inner_scale: InnerScale,
-    mask: Mask,
+    mask: LrQatMask,
     dialect: LrQatDialect,
 }
 
@@ -100,14 +100,14 @@ impl LrQatSpec {
     pub fn new(
         grid: QuantSpec,
         inner_scale: InnerScale,
-        mask: Mask,
+        mask: LrQatMask,
         dialect: LrQatDialect,
     ) -> Result<Self, SpecError> {
         if let InnerScale::Frozen(downcast) = inner_scale {
             downcast.check(grid.bits())?;
         }
         let codes_are_stored = inner_scale == InnerScale::Frozen(Downcast::Int);
-        if dialect == LrQatDialect::LrQatCode && !(codes_are_stored && mask == Mask::Rounded) {
+        if dialect == LrQatDialect::LrQatCode && !(codes_are_stored && mask == LrQatMask::Rounded) {
             out_of_range("dialect", "lr_qat_code", "paper but with downcast int, mask rounded")?;
         }
         Ok(Self { grid, inner_scale, mask, dialect })
@@ -124,7 +124,7 @@ impl LrQatSpec {
     }
 
     /// Which elements pass their gradient.
-    pub fn mask(&self) -> Mask {
+    pub fn mask(&self) -> LrQatMask {
         self.mask
     }
 
@@ -162,9 +162,9 @@ mod tests {
         let grid = QuantSpec::new(Bits::new(4).unwrap(), None, 2).unwrap();
         let new =
             |inner_scale, mask| LrQatSpec::new(grid, inner_scale, mask, LrQatDialect::LrQatCode);
-        assert!(new(frozen, Mask::Rounded).is_ok());
-        assert!(new(frozen, Mask::PreRound).is_err());
-        assert!(new(InnerScale::Live, Mask::Rounded).is_err());
-        assert!(new(InnerScale::Frozen(Downcast::Fixed8), Mask::Rounded).is_err());
+        assert!(new(frozen, LrQatMask::Rounded).is_ok());
+        assert!(new(frozen, LrQatMask::PreRound).is_err());
+        assert!(new(InnerScale::Live, LrQatMask::Rounded).is_err());
+        assert!(new(InnerScale::Frozen(Downcast::Fixed8), LrQatMask::Rounded).is_err());
     }
 }

@@ -21,7 +21,7 @@ pub use gptq::GptqSpec;
 pub use l4q::L4qDialect;
 pub use llama_config::LlamaConfig;
 pub use loftq::LoftqQuantizer;
-pub use lr_qat::{Downcast, InnerScale, LrQatDialect, LrQatSpec, Mask};
+pub use lr_qat::{Downcast, InnerScale, LrQatDialect, LrQatMask, LrQatSpec};
 pub use mask::{MaskRule, StraightThrough};
 pub use nf4::BlockSize;
 pub use qa_lora::{GroupPool, Pool, QaLoraDialect};

@@ -8,8 +8,8 @@ use plumbline_reference::methods::l4q::L4q;
 use plumbline_reference::methods::lr_qat::{Downcasted, LrQat, Stored, downcast};
 use plumbline_reference::pack::{unpack, unpack_signed};
 use plumbline_reference::spec::{
-    Bits, Downcast, GradScale, InnerScale, LrQatDialect, LrQatSpec, Mask, PackedBits, QuantSpec,
-    SCALE_FLOOR,
+    Bits, Downcast, GradScale, InnerScale, LrQatDialect, LrQatMask, LrQatSpec, PackedBits,
+    QuantSpec, SCALE_FLOOR,
 };
 use proptest::prelude::*;
 
@@ -103,8 +103,8 @@ impl Definition for Loss<'_> {
                 (LrQatDialect::LrQatCode, _) => {
                     (inner + update.round_half_even()).max(low).min(high)
                 }
-                (_, Mask::Rounded) => (inner + update).round_half_even().max(low).min(high),
-                (_, Mask::PreRound) => (inner + update).max(low).min(high).round_half_even(),
+                (_, LrQatMask::Rounded) => (inner + update).round_half_even().max(low).min(high),
+                (_, LrQatMask::PreRound) => (inner + update).max(low).min(high).round_half_even(),
             };
             code * scale
         });
@@ -117,7 +117,7 @@ fn options(grid: QuantSpec) -> Vec<LrQatSpec> {
     use Downcast::{Bf16, F16, F32, Fixed8, Int};
     let inner = [F32, Bf16, F16, Fixed8, Int].map(InnerScale::Frozen);
     let inner = inner.into_iter().chain([InnerScale::Live]);
-    let masks = [Mask::Rounded, Mask::PreRound];
+    let masks = [LrQatMask::Rounded, LrQatMask::PreRound];
     let dialects = [LrQatDialect::Paper, LrQatDialect::LrQatCode];
     inner
         .flat_map(|inner| masks.map(|mask| (inner, mask)))
@@ -299,7 +299,7 @@ proptest! {
         prop_assume!(grid.bits().count() <= 4 && layer.initial_scale.is_some());
         let codes = |dialect| {
             let inner = InnerScale::Frozen(Downcast::Int);
-            let spec = LrQatSpec::new(grid, inner, Mask::Rounded, dialect).unwrap();
+            let spec = LrQatSpec::new(grid, inner, LrQatMask::Rounded, dialect).unwrap();
             Layer { spec, ..layer.clone() }.lr_qat().merge().unwrap().codes
         };
         let (paper, code) = (codes(LrQatDialect::Paper), codes(LrQatDialect::LrQatCode));
@@ -317,7 +317,7 @@ proptest! {
     fn without_an_update_a_live_layer_is_l4q(mut layer in layer()) {
         let grid = *layer.spec.grid();
         layer.spec =
-            LrQatSpec::new(grid, InnerScale::Live, Mask::PreRound, LrQatDialect::Paper).unwrap();
+            LrQatSpec::new(grid, InnerScale::Live, LrQatMask::PreRound, LrQatDialect::Paper).unwrap();
         (layer.initial_scale, layer.zero_point) = (None, None);
         layer.lora_b.fill(0.0);
         let offset = Array2::zeros(layer.scale.dim());

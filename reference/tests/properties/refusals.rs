@@ -27,7 +27,7 @@ use plumbline_reference::rope::{rope, rope_backward};
 use plumbline_reference::rtn::rtn;
 use plumbline_reference::spec::{
     AdamWSpec, Bits, BlockSize, Downcast, GradScale, GroupPool, InitScaleRule, InnerScale,
-    LrQatDialect, LrQatSpec, Mask, QuantSpec, RtnSpec, StoredType, ZeroPointRule,
+    LrQatDialect, LrQatMask, LrQatSpec, QuantSpec, RtnSpec, StoredType, ZeroPointRule,
 };
 use plumbline_reference::straight_through::fake_quantize_backward;
 use plumbline_reference::swiglu::{swiglu, swiglu_backward};
@@ -312,7 +312,7 @@ fn lr_qat<'a>(t: &'a Tensors, zero_point: &'a Array2<f64>, live: bool) -> LrQat<
         lora_b: t.get(2),
         scale: t.get(3),
         lora_scaling: 2.0,
-        spec: LrQatSpec::new(spec(), inner, Mask::Rounded, LrQatDialect::Paper).unwrap(),
+        spec: LrQatSpec::new(spec(), inner, LrQatMask::Rounded, LrQatDialect::Paper).unwrap(),
     }
 }
 

@@ -15,7 +15,7 @@
 use ndarray::{Array2, Zip};
 use plumbline_reference::methods::lr_qat::downcast;
 use plumbline_reference::spec::{
-    Downcast, InnerScale, LrQatDialect, LrQatSpec, Mask, QuantSpec, SCALE_FLOOR,
+    Downcast, InnerScale, LrQatDialect, LrQatMask, LrQatSpec, QuantSpec, SCALE_FLOOR,
 };
 
 use super::where_given;
@@ -267,7 +267,7 @@ fn decide(
                 update.reach().map(|update| inner.steps.value + update.round_ties_even())
             }
         };
-        let tested = if spec.mask() == Mask::Rounded { rounded } else { argument };
+        let tested = if spec.mask() == LrQatMask::Rounded { rounded } else { argument };
         let passes = tested.map(|tested| (low..=high).contains(&tested));
         let [code, first, last] = rounded.map(|rounded| rounded.clamp(low, high));
         let element = element.get_or_insert_with(|| Element {

@@ -12,7 +12,7 @@ pub use downcast::{Downcasted, Stored, downcast};
 use crate::linear::{linear, linear_backward};
 use crate::lora::{delta_weight, delta_weight_backward};
 use crate::quantize::raised_scale;
-use crate::spec::{InnerScale, LrQatDialect, LrQatSpec, Mask, SCALE_FLOOR};
+use crate::spec::{InnerScale, LrQatDialect, LrQatMask, LrQatSpec, SCALE_FLOOR};
 use crate::{Error, Real, check};
 use downcast::{GridEnds, grid_ends};
 
@@ -257,8 +257,8 @@ impl<T: Real> LrQat<'_, T> {
     fn in_range(&self, rounding: &Rounding<T>, o: usize, i: usize) -> bool {
         let at = self.group_of(o, i);
         let tested = match self.spec.mask() {
-            Mask::Rounded => rounding.rounded[[o, i]],
-            Mask::PreRound => rounding.argument[[o, i]],
+            LrQatMask::Rounded => rounding.rounded[[o, i]],
+            LrQatMask::PreRound => rounding.argument[[o, i]],
         };
         rounding.ends.low[at] <= tested && tested <= rounding.ends.high[at]
     }
@@ -271,10 +271,15 @@ mod tests {
     use ndarray::array;
 
     fn frozen(in_features: usize, kind: Downcast) -> LrQatSpec {
-        with(in_features, InnerScale::Frozen(kind), Mask::Rounded, LrQatDialect::Paper)
+        with(in_features, InnerScale::Frozen(kind), LrQatMask::Rounded, LrQatDialect::Paper)
     }
 
-    fn with(in_features: usize, inner: InnerScale, mask: Mask, dialect: LrQatDialect) -> LrQatSpec {
+    fn with(
+        in_features: usize,
+        inner: InnerScale,
+        mask: LrQatMask,
+        dialect: LrQatDialect,
+    ) -> LrQatSpec {
         let grid = QuantSpec::new(Bits::new(4).unwrap(), None, in_features).unwrap();
         LrQatSpec::new(grid, inner, mask, dialect).unwrap()
     }
@@ -356,18 +361,19 @@ mod tests {
         let arguments = [-8.0, -8.25, low, low.next_down(), 7.0, 7.25, high.next_down(), high, 3.5];
         let row = Row::new(&arguments, &[0.0; 9]);
         let spec = |mask| with(9, InnerScale::Frozen(Downcast::F32), mask, LrQatDialect::Paper);
-        assert_eq!(row.codes(spec(Mask::Rounded)), [-8, -8, -8, -8, 7, 7, 7, 7, 4]);
-        assert_eq!(row.codes(spec(Mask::PreRound)), row.codes(spec(Mask::Rounded)));
-        let (passes, _) = row.gradients(spec(Mask::Rounded));
+        assert_eq!(row.codes(spec(LrQatMask::Rounded)), [-8, -8, -8, -8, 7, 7, 7, 7, 4]);
+        assert_eq!(row.codes(spec(LrQatMask::PreRound)), row.codes(spec(LrQatMask::Rounded)));
+        let (passes, _) = row.gradients(spec(LrQatMask::Rounded));
         assert_eq!(passes, [1.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 0.0, 1.0]);
-        let (passes, _) = row.gradients(spec(Mask::PreRound));
+        let (passes, _) = row.gradients(spec(LrQatMask::PreRound));
         assert_eq!(passes, [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]);
     }
 
     #[test]
     fn the_dialects_differ_at_ties_of_the_update_alone() {
         let row = Row::new(&[1.0, 2.0, 1.0, -3.0, 1.0], &[0.5, 0.5, 0.25, -0.5, 0.5 + 1e-9]);
-        let spec = |dialect| with(5, InnerScale::Frozen(Downcast::Int), Mask::Rounded, dialect);
+        let spec =
+            |dialect| with(5, InnerScale::Frozen(Downcast::Int), LrQatMask::Rounded, dialect);
         assert_eq!(row.codes(spec(LrQatDialect::Paper)), [2, 2, 1, -4, 2]);
         assert_eq!(row.codes(spec(LrQatDialect::LrQatCode)), [1, 2, 1, -3, 2]);
     }
@@ -376,7 +382,7 @@ mod tests {
     fn a_live_inner_scale_takes_the_residual_into_the_gradient_of_the_scale() {
         // Codes 1 and, clipped, 7.
         let row = Row::new(&[1.25, 9.0], &[0.125, 0.0]);
-        let live = with(2, InnerScale::Live, Mask::Rounded, LrQatDialect::Paper);
+        let live = with(2, InnerScale::Live, LrQatMask::Rounded, LrQatDialect::Paper);
         assert_eq!(row.gradients(live), (vec![1.0, 0.0], 1.0 - 1.25 + 7.0));
         assert_eq!(row.gradients(frozen(2, Downcast::F32)), (vec![1.0, 0.0], 1.0 + 7.0));
     }
@@ -402,7 +408,7 @@ mod tests {
         let refused = LrQat { initial_scale: None, ..row.layer(spec) }.merge().unwrap_err();
         let message = "initial_scale is absent, expected given with a frozen inner scale";
         assert_eq!(refused.to_string(), message);
-        let spec = with(1, InnerScale::Live, Mask::Rounded, LrQatDialect::Paper);
+        let spec = with(1, InnerScale::Live, LrQatMask::Rounded, LrQatDialect::Paper);
         let layer = LrQat { initial_scale: Some(row.one.view()), ..row.layer(spec) };
         let message = "initial_scale is given, expected absent with a live inner scale";
         assert_eq!(layer.merge().unwrap_err().to_string(), message);
