@@ -119,8 +119,7 @@ fn by_differences(
         loss
     };
     let difference = |step: f64| {
-        let [near, back, far, far_back] =
-            [step, -step, 2.0 * step, -2.0 * step].map(|moved_by| replayed(moved_by));
+        let [near, back, far, far_back] = [step, -step, 2.0 * step, -2.0 * step].map(&replayed);
         let value =
             (8.0 * (near.value - back.value) - (far.value - far_back.value)) / (12.0 * step);
         let noise = 8.0 * (near.error + back.error) + far.error + far_back.error;
