@@ -143,6 +143,17 @@ impl Sampler {
         crate::ops::tensors([("weight", weight), ("scale", scale), ("offset", offset)])
     }
 
+    /// In every tenth case one scale of a quantizer is below the floor.
+    pub fn lower_a_scale(&mut self, inputs: &mut Tensors) {
+        if !self.chance(0.1) {
+            return;
+        }
+        if let Some(Data::F32(scales)) = inputs.get_mut("scale").map(Tensor::data_mut) {
+            let group = self.rng.random_range(0..scales.len());
+            scales[group] = self.pick(&[0.0, -0.01, 1e-9]);
+        }
+    }
+
     /// `lora_a, lora_b` for a weight, and `lora_scaling`.
     pub fn add_low_rank(
         &mut self,
@@ -155,7 +166,9 @@ impl Sampler {
         let lora_scaling = self.pick(&[2.0, 0.5, 1.0, 0.3]);
         params.0.insert("lora_scaling".to_owned(), json!(lora_scaling));
         inputs.insert("lora_a".to_owned(), self.normal(&[rank, *in_features], 0.1));
-        inputs.insert("lora_b".to_owned(), self.normal(&[*out_features, rank], 0.1));
+        // At the start of training the update is zero, and exact ties stay exact.
+        let deviation = if self.chance(0.2) { 0.0 } else { 0.1 };
+        inputs.insert("lora_b".to_owned(), self.normal(&[*out_features, rank], deviation));
     }
 
     /// `grad_scale`, or nothing, which means `none`.
@@ -195,6 +208,7 @@ impl Sampler {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use plumbline_reference::spec::SCALE_FLOOR;
 
     #[test]
     fn a_seed_gives_the_same_numbers_and_another_seed_others() {
@@ -207,12 +221,17 @@ mod tests {
 
     #[test]
     fn quantized_weights_leave_the_grid_somewhere_and_offsets_are_not_zero() {
+        let mut below = 0;
         for index in 0..40 {
             let mut sampler = Sampler::new(3, "test", index);
             let shape = sampler.quantizer();
-            let tensors = sampler.quantized_weight(&shape);
+            let mut tensors = sampler.quantized_weight(&shape);
             assert!(tensors["scale"].values().all(|scale| scale > 0.0));
+            sampler.lower_a_scale(&mut tensors);
+            below += tensors["scale"].values().filter(|scale| *scale < SCALE_FLOOR).count();
+            assert!(tensors["offset"].values().any(|offset| offset != 0.0));
             assert_eq!(tensors["weight"].first_not_f32(), None);
         }
+        assert!(below > 0, "some scale is below the floor");
     }
 }

@@ -207,7 +207,9 @@ impl GroupSums<'_> {
 
 pub(super) fn sample_forward(sampler: &mut Sampler) -> Result<(Params, Tensors), String> {
     let quantizer = sampler.quantizer();
-    Ok((quantizer.params(), sampler.quantized_weight(&quantizer)))
+    let mut inputs = sampler.quantized_weight(&quantizer);
+    sampler.lower_a_scale(&mut inputs);
+    Ok((quantizer.params(), inputs))
 }
 
 pub(super) fn sample_backward(sampler: &mut Sampler) -> Result<(Params, Tensors), String> {
@@ -216,6 +218,7 @@ pub(super) fn sample_backward(sampler: &mut Sampler) -> Result<(Params, Tensors)
     sampler.add_grad_scale(&mut params);
     sampler.add_mask(&mut params);
     let mut inputs = sampler.quantized_weight(&quantizer);
+    sampler.lower_a_scale(&mut inputs);
     inputs.insert("d_output".to_owned(), sampler.normal(&quantizer.weight_shape(), 1.0));
     Ok((params, inputs))
 }

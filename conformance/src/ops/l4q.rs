@@ -284,6 +284,7 @@ fn sample(sampler: &mut Sampler, with_x: bool) -> (Params, Tensors) {
     let quantizer = sampler.quantizer();
     let mut params = quantizer.params();
     let mut inputs = sampler.quantized_weight(&quantizer);
+    sampler.lower_a_scale(&mut inputs);
     sampler.add_low_rank(&quantizer.weight_shape(), &mut params, &mut inputs);
     if with_x {
         let shape = [sampler.size(1, 6), quantizer.in_features];

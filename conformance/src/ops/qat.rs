@@ -199,6 +199,7 @@ fn sample_forward(sampler: &mut Sampler) -> Result<(Params, Tensors), String> {
     let shape = sampler.quantizer();
     let mut params = shape.params();
     let mut inputs = sampler.quantized_weight(&shape);
+    sampler.lower_a_scale(&mut inputs);
     if sampler.chance(0.3) {
         inputs.remove("offset");
         params.0.insert("quantizer".to_owned(), json!(QatQuantizer::Lsq));
