@@ -276,11 +276,35 @@ mod tests {
             ("model_type", serde_json::json!("mistral")),
             ("num_key_value_heads", serde_json::json!(3)),
             ("head_dim", serde_json::json!(7)),
+            ("mlp_bias", serde_json::json!(true)),
+            ("sliding_window", serde_json::json!(4096)),
+            ("num_hidden_layers", serde_json::json!(0)),
+            ("rms_norm_eps", serde_json::json!(-1e-5)),
+            ("rope_theta", serde_json::json!(0.0)),
+            ("rope_parameters", serde_json::json!({"rope_type": "yarn"})),
+            ("bos_token_id", serde_json::json!(512)),
+            ("eos_token_id", serde_json::json!([2, "end"])),
         ] {
             let mut bad = base.clone();
             bad[field] = value;
             let message = LlamaConfig::from_value(&bad).unwrap_err().to_string();
             assert!(message.contains(field), "{message}");
         }
+    }
+
+    #[test]
+    fn a_file_is_read_with_ids_as_a_number_or_a_list_and_with_a_nested_base() {
+        let text = r#"{
+            "hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 2,
+            "num_attention_heads": 8, "vocab_size": 512, "bos_token_id": 1,
+            "eos_token_id": [2, 3], "rope_theta": 10000.0,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}
+        }"#;
+        let config = LlamaConfig::from_json(text).unwrap();
+        assert_eq!((config.bos_token_id, &config.eos_token_ids[..]), (Some(1), &[2, 3][..]));
+        assert_eq!((config.num_key_value_heads, config.rope_theta), (8, 500_000.0));
+        assert_eq!(LlamaConfig::from_value(&config.to_value()).unwrap(), config);
+        let cut = LlamaConfig::from_json(&text[..40]).unwrap_err();
+        assert!(matches!(cut, SpecError::Malformed(_)), "{cut}");
     }
 }

@@ -333,5 +333,43 @@ mod tests {
         let refused = QuantSpec::new(bits, Some(32), 172).unwrap_err();
         assert_eq!(refused.to_string(), "group_size 32 does not divide in_features 172");
         assert!(QuantSpec::new(bits, Some(0), 8).is_err());
+        assert!(QuantSpec::new(bits, None, 0).is_err());
+    }
+
+    #[test]
+    fn p_and_steps_belong_to_one_initialisation_rule() {
+        for (name, rule) in [
+            ("l4q", InitScaleRule::L4q),
+            ("lsq", InitScaleRule::Lsq),
+            ("lsq_plus", InitScaleRule::LsqPlus),
+            ("symmetric", InitScaleRule::Symmetric),
+            ("asymmetric", InitScaleRule::Asymmetric),
+            ("min_max", InitScaleRule::MinMax),
+            ("lit_gpt", InitScaleRule::LitGpt),
+        ] {
+            assert_eq!(InitScaleRule::from_name(name, None, None).unwrap(), rule);
+            let refusals = [
+                InitScaleRule::from_name(name, Some(2.0), None).unwrap_err().to_string(),
+                InitScaleRule::from_name(name, None, Some(10)).unwrap_err().to_string(),
+            ];
+            assert!(refusals[0].contains("p ") && refusals[1].contains("steps"), "{refusals:?}");
+        }
+        let lp = InitScaleRule::from_name("lp", Some(2.4), Some(100)).unwrap();
+        assert_eq!(lp, InitScaleRule::Lp { p: 2.4, steps: 100 });
+        for (p, steps) in [(None, Some(9)), (Some(0.0), Some(9)), (Some(2.0), Some(0))] {
+            assert!(InitScaleRule::from_name("lp", p, steps).is_err());
+        }
+        let unknown = InitScaleRule::from_name("median", None, None).unwrap_err().to_string();
+        assert!(unknown.contains("median"), "{unknown}");
+    }
+
+    #[test]
+    fn constants_of_adamw_are_in_range() {
+        assert!(AdamWSpec::new(0.9, 0.999, 1e-8).is_ok());
+        for (beta1, beta2, eps) in
+            [(1.0, 0.999, 1e-8), (0.9, -0.1, 1e-8), (0.9, 0.999, 0.0), (0.9, 0.999, f64::INFINITY)]
+        {
+            assert!(AdamWSpec::new(beta1, beta2, eps).is_err());
+        }
     }
 }
