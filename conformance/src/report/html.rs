@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use super::{Record, TensorRecord, escaped};
+use crate::ops::OPERATIONS;
 
 /// Failing cases shown in full for one operation and subject; the JSON lines have all.
 const SHOWN: usize = 20;
@@ -14,12 +15,9 @@ type Who<'a> = (&'a str, &'a str);
 /// The document.
 pub(super) fn page(records: &[Record]) -> String {
     let everyone: BTreeSet<Who> = records.iter().map(who).collect();
-    let mut operations: Vec<&str> = Vec::new();
-    for record in records {
-        if !operations.contains(&record.op.as_str()) {
-            operations.push(&record.op);
-        }
-    }
+    let judged: BTreeSet<&str> = records.iter().map(|record| record.op.as_str()).collect();
+    let operations: Vec<&str> =
+        OPERATIONS.iter().map(|op| op.name).filter(|name| judged.contains(name)).collect();
     let builds: BTreeSet<&str> = records.iter().map(|record| record.build.as_str()).collect();
     let mut out = format!(
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
@@ -98,6 +96,7 @@ impl Summary {
             "fail" => format!("{} of {} fail", self.failed, self.cases),
             "skip" => "skipped".to_owned(),
             "exact" => "0".to_owned(),
+            _ if self.worst < 0.005 => "&lt; 0.01".to_owned(),
             _ => format!("{:.2}", self.worst),
         }
     }
