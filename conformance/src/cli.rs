@@ -14,10 +14,11 @@ use crate::checkpoint::{self, Question};
 use crate::collect::{Collected, collect};
 use crate::error::Error;
 use crate::generate::generate;
-use crate::judge::report::{CaseReport, Counts, Status};
+use crate::judge::report::{Counts, Status};
 use crate::judge::{judge, run};
 use crate::ops::{self, Class, OPERATIONS, Operation};
 use crate::precision::Precision;
+use crate::report;
 use crate::subject::{self, BUILT_IN, Subject, SubjectError, Support};
 
 /// Judges implementations of the operations against the reference and golden vectors.
@@ -38,6 +39,8 @@ enum Command {
     Generate(Generate),
     /// Shows the operations and which subject implements which.
     List(List),
+    /// Puts the runs of several subjects on one HTML page.
+    Report(Page),
     /// Asks a whole checkpoint for the loss of given tokens and its greedy continuation of BOS.
     Checkpoint(Checkpoint),
 }
@@ -76,12 +79,22 @@ struct Check {
     paths: Vec<PathBuf>,
     #[command(flatten)]
     subject: SubjectArgs,
-    /// Writes cases.jsonl there, one line per case.
+    /// Writes cases.jsonl, junit.xml and report.html there.
     #[arg(long, value_name = "DIR")]
     report: Option<PathBuf>,
     /// Prints one JSON object instead of text.
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Args)]
+struct Page {
+    /// Folders that check --report wrote.
+    #[arg(required = true)]
+    runs: Vec<PathBuf>,
+    /// The page, an .html file.
+    #[arg(long)]
+    out: PathBuf,
 }
 
 #[derive(Args)]
@@ -139,6 +152,7 @@ pub fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Eval(args) => eval(&args),
         Command::Check(args) => check(&args),
+        Command::Report(args) => page(&args),
         Command::Generate(args) => generate_cases(&args),
         Command::List(args) => list(&args),
         Command::Checkpoint(args) => ask_checkpoint(&args),
@@ -215,7 +229,7 @@ fn one_case(file: &Path, id: Option<&str>) -> Result<Case, Error> {
 fn check(args: &Check) -> Result<ExitCode, Error> {
     let (mut subject, precision) = select(&args.subject)?;
     let Collected { cases, mut errors } = collect(&args.paths);
-    let (mut counts, mut reports) = (Counts::default(), Vec::new());
+    let (mut counts, mut records) = (Counts::default(), Vec::new());
     for case in &cases {
         if precision == Precision::F32
             && let Some(problem) = case.not_f32_exact()
@@ -229,20 +243,20 @@ fn check(args: &Check) -> Result<ExitCode, Error> {
         if !args.json && !matches!(report.status, Status::Pass) {
             say(&report);
         }
-        reports.push(report);
+        records.push(report.record());
     }
-    if reports.is_empty() && errors.is_empty() {
+    if records.is_empty() && errors.is_empty() {
         errors.push(Error::Usage("there is no case under the given paths".to_owned()));
     }
     if let Some(folder) = &args.report {
-        write_report(folder, &reports)?;
+        report::write(folder, &records)?;
     }
     if args.json {
         say(json!({
             "subject": subject.name(),
             "precision": precision.to_string(),
             "counts": counts,
-            "cases": reports.iter().map(CaseReport::to_json).collect::<Vec<_>>(),
+            "cases": records,
             "unreadable": errors.iter().map(ToString::to_string).collect::<Vec<_>>(),
         }));
     } else {
@@ -258,10 +272,9 @@ fn check(args: &Check) -> Result<ExitCode, Error> {
     })
 }
 
-fn write_report(folder: &Path, reports: &[CaseReport]) -> Result<(), Error> {
-    std::fs::create_dir_all(folder).map_err(|source| Error::io(folder, source))?;
-    let lines: String = reports.iter().map(|report| format!("{}\n", report.to_json())).collect();
-    container::write_bytes(&folder.join("cases.jsonl"), lines.as_bytes())
+fn page(args: &Page) -> Result<ExitCode, Error> {
+    report::write_page(&args.out, &report::read(&args.runs)?)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn generate_cases(args: &Generate) -> Result<ExitCode, Error> {

@@ -37,6 +37,7 @@ pub fn judge(case: &Case, subject: &mut dyn Subject, precision: Precision) -> Ca
         file: case.file.clone(),
         id: case.id.clone(),
         op: case.request.op.name,
+        params: case.request.params.clone(),
         subject: subject.name().to_owned(),
         precision,
         note: case.note.clone(),

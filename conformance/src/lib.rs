@@ -21,6 +21,7 @@ pub mod judge;
 pub mod ops;
 pub mod params;
 pub mod precision;
+pub mod report;
 pub mod sampler;
 pub mod subject;
 pub mod subjects;

@@ -1,7 +1,5 @@
 //! The comparators. They are code under test: `tests/comparators.rs` shows what they reject.
 
-use serde::Serialize;
-
 use super::bound::Allowance;
 use super::report::{Failure, Mismatch};
 use crate::ops::quantizer::{Choice, Grid};
@@ -10,8 +8,11 @@ use crate::tensor::{Data, Tensor};
 /// Mismatches that are kept in full; all are counted.
 const SHOWN: usize = 8;
 
+/// Bins of [`Verdict::histogram`]: equal, ten powers of two up to 1, and beyond.
+const BINS: usize = 12;
+
 /// What was found out about one output.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone)]
 pub struct Verdict {
     /// The output's name.
     pub tensor: String,
@@ -23,21 +24,23 @@ pub struct Verdict {
     pub open: usize,
     /// Codes that are the other neighbour.
     pub flips: usize,
+    /// Elements by difference over allowance: equal, then up to 2^-9, 2^-8, ..., 1, and beyond.
+    pub histogram: [usize; BINS],
     /// Why the tensor is rejected.
-    #[serde(skip)]
     pub failure: Option<Failure>,
 }
 
 impl Verdict {
     fn new(tensor: &str, elements: usize) -> Self {
         let tensor = tensor.to_owned();
-        Self { tensor, elements, worst_ratio: 0.0, open: 0, flips: 0, failure: None }
+        let histogram = [0; BINS];
+        Self { tensor, elements, worst_ratio: 0.0, open: 0, flips: 0, histogram, failure: None }
     }
 
     /// A tensor that cannot be compared at all.
     pub fn rejected(tensor: &str, what: String) -> Self {
         let failure = Failure::Tensor { tensor: tensor.to_owned(), what };
-        Self { failure: Some(failure), ..Self::new(tensor, 0) }
+        Self { worst_ratio: f64::INFINITY, failure: Some(failure), ..Self::new(tensor, 0) }
     }
 
     fn reject(mut self, mismatches: Vec<Mismatch>, count: usize) -> Self {
@@ -92,6 +95,7 @@ pub fn floats(name: &str, allowance: &Allowance, expected: &Tensor, actual: &Ten
             .map(|value| excess(is, value, bound + stored_rounding(expected, actual, value)))
             .fold(f64::INFINITY, f64::min);
         verdict.worst_ratio = verdict.worst_ratio.max(ratio);
+        verdict.histogram[bin(ratio)] += 1;
         if ratio <= 1.0 {
             continue;
         }
@@ -107,6 +111,15 @@ pub fn floats(name: &str, allowance: &Allowance, expected: &Tensor, actual: &Ten
         }
     }
     verdict.reject(mismatches, count)
+}
+
+/// The bin of a ratio.
+fn bin(ratio: f64) -> usize {
+    if ratio == 0.0 {
+        return 0;
+    }
+    let above = (-9..=0).position(|power| ratio <= 2_f64.powi(power));
+    above.map_or(BINS - 1, |position| position + 1)
 }
 
 /// Difference over allowance; infinite for a NaN, an infinity, or any difference without allowance.
@@ -176,6 +189,7 @@ pub fn codes(name: &str, grid: &Grid, expected: &Tensor, actual: &Tensor) -> Ver
         let (distance, _) = element.nearest_tie(grid.ends);
         let open = element.at_tie(grid.ends);
         verdict.open += usize::from(open);
+        verdict.histogram[if is == should { 0 } else { BINS - 1 }] += 1;
         if is == should {
             verdict.flips += usize::from(is != golden);
             continue;

@@ -1,12 +1,14 @@
 //! What a run says: per case for people and machines, and in sum.
 
-use serde::Serialize;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::PathBuf;
 
 use super::compare::Verdict;
+use crate::ops::{self, Class};
+use crate::params::Params;
 use crate::precision::Precision;
+use crate::report::{Record, TensorRecord, build};
 
 /// Everything about one judged case.
 #[derive(Debug, Clone)]
@@ -17,6 +19,8 @@ pub struct CaseReport {
     pub id: String,
     /// Its operation.
     pub op: &'static str,
+    /// Its parameters.
+    pub params: Params,
     /// Who answered.
     pub subject: String,
     /// In which precision.
@@ -49,21 +53,9 @@ pub enum Status {
 }
 
 /// One reason why a case fails.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Failure {
-    /// There is no answer to compare.
-    Case {
-        /// What happened.
-        what: String,
-    },
-    /// A tensor that cannot be compared.
-    Tensor {
-        /// Its name.
-        tensor: String,
-        /// What is wrong with it.
-        what: String,
-    },
     /// Elements that differ too much.
     Elements {
         /// The tensor's name.
@@ -75,10 +67,22 @@ pub enum Failure {
         /// The first of them.
         mismatches: Vec<Mismatch>,
     },
+    /// A tensor that cannot be compared.
+    Tensor {
+        /// Its name.
+        tensor: String,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// There is no answer to compare.
+    Case {
+        /// What happened.
+        what: String,
+    },
 }
 
 /// One element that differs too much.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Mismatch {
     /// Position in the tensor.
     pub index: Vec<usize>,
@@ -125,34 +129,49 @@ impl CaseReport {
     }
 
     /// The record that `--json` and `--report` write.
-    pub fn to_json(&self) -> Value {
-        let mut record = json!({
-            "file": self.file.display().to_string(),
-            "id": self.id,
-            "op": self.op,
-            "subject": self.subject,
-            "precision": self.precision.to_string(),
-            "status": self.outcome(),
-            "seconds": self.seconds,
-            "tensors": self.tensors.iter().map(verdict_json).collect::<Vec<_>>(),
-        });
-        if let Some(note) = &self.note {
-            record["note"] = json!(note);
+    pub fn record(&self) -> Record {
+        let (failures, why) = match &self.status {
+            Status::Pass => (Vec::new(), None),
+            Status::Fail { failures } => (failures.clone(), None),
+            Status::Skip { why } => (Vec::new(), Some(why.clone())),
+        };
+        Record {
+            file: self.file.display().to_string(),
+            id: self.id.clone(),
+            op: self.op.to_owned(),
+            params: self.params.0.clone().into(),
+            subject: self.subject.clone(),
+            precision: self.precision.to_string(),
+            build: build(),
+            status: self.outcome().to_owned(),
+            seconds: self.seconds,
+            note: self.note.clone(),
+            why,
+            tensors: self.tensors.iter().map(|verdict| tensor_record(self.op, verdict)).collect(),
+            failures,
         }
-        match &self.status {
-            Status::Pass => {}
-            Status::Fail { failures } => record["failures"] = json!(failures),
-            Status::Skip { why } => record["why"] = json!(why),
-        }
-        record
     }
 }
 
-/// JSON has no infinity: the ratio of an element that had no allowance at all is null.
-fn verdict_json(verdict: &Verdict) -> Value {
-    let mut record = json!(verdict);
-    record["status"] = json!(if verdict.failure.is_none() { "pass" } else { "fail" });
-    record
+fn tensor_record(op: &str, verdict: &Verdict) -> TensorRecord {
+    let specs = ops::find(op).map(|op| op.outputs).unwrap_or_default();
+    let class = specs.iter().find(|spec| *spec.name == *verdict.tensor).map(|spec| spec.class);
+    let class = match class {
+        Some(Class::Codes) => "codes",
+        Some(Class::Exact) => "exact",
+        _ => "bounded",
+    };
+    TensorRecord {
+        tensor: verdict.tensor.clone(),
+        class: class.to_owned(),
+        elements: verdict.elements,
+        // JSON has no infinity.
+        worst_ratio: verdict.worst_ratio.is_finite().then_some(verdict.worst_ratio),
+        open: verdict.open,
+        flips: verdict.flips,
+        histogram: verdict.histogram.to_vec(),
+        status: if verdict.failure.is_none() { "pass" } else { "fail" }.to_owned(),
+    }
 }
 
 impl fmt::Display for CaseReport {
