@@ -51,7 +51,9 @@ pub struct Case {
     pub expected: Expected,
     /// Who computed the expected outputs.
     pub origin: Option<String>,
-    /// What mistake the case would catch, or the seed of a generated case.
+    /// Names of the mistakes that the case would catch, in the text form.
+    pub flags: Vec<String>,
+    /// The same in words, or the seed of a generated case.
     pub note: Option<String>,
 }
 
@@ -321,7 +323,7 @@ fn from_container(file: &Path, bytes: &[u8]) -> Result<Case, String> {
     let id = file.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
     let request = Request { op, params, inputs };
     let expected = Expected::Outputs(outputs);
-    Ok(Case { file: file.to_owned(), id, request, expected, origin, note })
+    Ok(Case { file: file.to_owned(), id, request, expected, origin, flags: Vec::new(), note })
 }
 
 impl Kind {

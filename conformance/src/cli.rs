@@ -20,6 +20,7 @@ use crate::ops::{self, Class, OPERATIONS, Operation};
 use crate::precision::Precision;
 use crate::report;
 use crate::subject::{self, BUILT_IN, Subject, SubjectError, Support};
+use crate::teeth::{self, Score};
 
 /// Judges implementations of the operations against the reference and golden vectors.
 #[derive(Parser)]
@@ -41,6 +42,8 @@ enum Command {
     List(List),
     /// Puts the runs of several subjects on one HTML page.
     Report(Page),
+    /// Runs deliberate faults on golden cases: does the judge notice every one?
+    Teeth(Teeth),
     /// Asks a whole checkpoint for the loss of given tokens and its greedy continuation of BOS.
     Checkpoint(Checkpoint),
 }
@@ -114,6 +117,16 @@ struct Generate {
 }
 
 #[derive(Args)]
+struct Teeth {
+    /// Golden case files, and folders with them.
+    #[arg(required = true)]
+    paths: Vec<PathBuf>,
+    /// Prints one JSON object instead of text.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
 struct Checkpoint {
     /// Model folder in Hugging Face layout.
     model: PathBuf,
@@ -155,6 +168,7 @@ pub fn main() -> ExitCode {
         Command::Report(args) => page(&args),
         Command::Generate(args) => generate_cases(&args),
         Command::List(args) => list(&args),
+        Command::Teeth(args) => show_teeth(&args),
         Command::Checkpoint(args) => ask_checkpoint(&args),
     };
     done.unwrap_or_else(|error| {
@@ -353,6 +367,20 @@ fn list_json(op: &Operation, subjects: &[Box<dyn Subject>]) -> Value {
         "judged": judged.collect::<serde_json::Map<_, _>>(),
         "subjects": by_subject.collect::<serde_json::Map<_, _>>(),
     })
+}
+
+fn show_teeth(args: &Teeth) -> Result<ExitCode, Error> {
+    let Collected { cases, errors } = collect(&args.paths);
+    if let Some(error) = errors.into_iter().next() {
+        return Err(error);
+    }
+    let score = Score::new(teeth::campaign(&cases));
+    if args.json {
+        say(score.to_json());
+    } else {
+        say(&score);
+    }
+    Ok(ExitCode::from(u8::from(!score.is_full())))
 }
 
 fn ask_checkpoint(args: &Checkpoint) -> Result<ExitCode, Error> {

@@ -47,13 +47,14 @@ pub fn generated_case(
     let refused = |problem| Error::Generated { case: id.clone(), problem };
     let (params, inputs) = (op.sample)(&mut Sampler::new(seed, op.name, index)).map_err(refused)?;
     let request = Request { op, params, inputs };
-    let outputs = (op.f64)(&request.to_precision(Precision::F64)).map_err(refused)?;
+    let outputs = (op.run.f64)(&request.to_precision(Precision::F64)).map_err(refused)?;
     Ok(Case {
         file: folder.join(format!("{id}.safetensors")),
         id,
         request,
         expected: Expected::Outputs(outputs),
         origin: Some(concat!("plumbline-reference ", env!("CARGO_PKG_VERSION"), " f64").to_owned()),
+        flags: Vec::new(),
         note: Some(format!("generated with seed {seed}, number {index}")),
     })
 }

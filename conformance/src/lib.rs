@@ -25,6 +25,7 @@ pub mod report;
 pub mod sampler;
 pub mod subject;
 pub mod subjects;
+pub mod teeth;
 pub mod tensor;
 
 pub use error::Error;

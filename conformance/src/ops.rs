@@ -83,6 +83,24 @@ pub static OPERATIONS: LazyLock<Vec<&'static Operation>> = LazyLock::new(|| {
 /// Runs the reference on a request; a refusal is its message.
 pub type Run = fn(&Request) -> Result<Tensors, String>;
 
+/// The reference of one operation, on every number that it is run with here.
+#[derive(Clone, Copy)]
+pub struct Runs {
+    /// Binary64.
+    pub f64: Run,
+    /// Binary32.
+    pub f32: Run,
+    /// Binary32 with a slip in it, for [`crate::teeth`].
+    pub faulty: Run,
+}
+
+impl Runs {
+    /// Of an operation without arithmetic on floats.
+    const fn of_any_precision(run: Run) -> Self {
+        Self { f64: run, f32: run, faulty: run }
+    }
+}
+
 /// Sizes that the parameters fix before the inputs are looked at.
 pub type SizesOf = fn(&Request) -> Result<Vec<(&'static str, usize)>, String>;
 
@@ -116,10 +134,8 @@ pub struct Operation {
     pub weights: Option<WeightsOf>,
     /// Parses the parameters; the sizes that they fix.
     pub sizes: SizesOf,
-    /// The reference in binary64.
-    pub f64: Run,
-    /// The reference in binary32.
-    pub f32: Run,
+    /// The reference.
+    pub run: Runs,
     /// Quantizer arguments, where an output is of class `Codes`.
     pub grid: Option<GridOf>,
     /// Allowances of the float outputs.

@@ -5,6 +5,7 @@ use crate::error::Error;
 use crate::ops::Operation;
 use crate::precision::Precision;
 use crate::subjects::{cpu::cpu, exec::Exec, reference::Reference};
+use crate::teeth::Faulty;
 use crate::tensor::Tensors;
 use std::time::Duration;
 
@@ -66,12 +67,19 @@ pub fn select(name: &str, timeout: Duration) -> Result<Box<dyn Subject>, Error> 
     if let Some(command) = name.strip_prefix("exec:") {
         return Ok(Box::new(Exec::new(command, timeout)?));
     }
+    if let Some(name) = name.strip_prefix("mutant:") {
+        let mutant = Faulty::find(name);
+        let unknown = || Error::Usage(format!("there is no mutant {name:?} (conform teeth)"));
+        return Ok(Box::new(mutant.ok_or_else(unknown)?));
+    }
     match name {
         "reference" => Ok(Box::new(Reference)),
         "cpu" => Ok(Box::new(cpu())),
         _ => {
             let known = BUILT_IN.join(", ");
-            Err(Error::Usage(format!("subject is {name:?}, expected {known} or exec:COMMAND LINE")))
+            Err(Error::Usage(format!(
+                "subject is {name:?}, expected {known}, mutant:NAME or exec:COMMAND LINE"
+            )))
         }
     }
 }

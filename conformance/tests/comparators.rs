@@ -48,7 +48,7 @@ fn swiglu(count: usize) -> (Request, Tensors) {
     let up: Vec<f32> = (0..count).map(|i| (i % 89) as f32 / 40.0 + 0.1).collect();
     let inputs = [("gate", floats(&[count], &gate)), ("up", floats(&[count], &up))];
     let request = request("swiglu.forward", "{}", &inputs);
-    let honest = (request.op.f32)(&request).unwrap();
+    let honest = (request.op.run.f32)(&request).unwrap();
     assert_eq!(failures(&request, &honest), Vec::<String>::new());
     (request, honest)
 }
@@ -193,7 +193,7 @@ fn unsigned(shape: &[usize], values: &[u8]) -> Tensor {
 fn rtn(weight: &[f32], params: &str) -> (Request, Tensors) {
     let inputs = [("weight", floats(&[1, weight.len()], weight))];
     let request = request("rtn.quantize", params, &inputs);
-    let honest = (request.op.f32)(&request).unwrap();
+    let honest = (request.op.run.f32)(&request).unwrap();
     assert_eq!(failures(&request, &honest), Vec::<String>::new());
     (request, honest)
 }
@@ -295,7 +295,7 @@ fn an_exact_zero_point_leaves_no_choice() {
     };
     // -low / scale = 1.5 / 1, nothing rounded: 2, the even one.
     let request = request(&[-1.5, 0.25, 1.5]);
-    let honest = (request.op.f32)(&request).unwrap();
+    let honest = (request.op.run.f32)(&request).unwrap();
     assert_eq!(honest["zero_point"].value(0), 2.0);
     assert_eq!(failures(&request, &honest), Vec::<String>::new());
     let mut odd = honest.clone();
@@ -308,7 +308,7 @@ fn codes_where_there_are_none_are_rejected() {
     let x = floats(&[1, 2], &[-1.0, 2.0]);
     let params = r#"{"bits": 2, "zero_point": "float"}"#;
     let request = request("dynamic_quantize.forward", params, &[("x", x)]);
-    let honest = (request.op.f32)(&request).unwrap();
+    let honest = (request.op.run.f32)(&request).unwrap();
     assert_eq!(failures(&request, &honest), Vec::<String>::new());
     let mut more = honest.clone();
     more.insert("codes".to_owned(), Tensor::new(vec![1, 2], Data::U8(vec![0, 3])).unwrap());
@@ -376,7 +376,7 @@ fn every_float_output_of_every_operation_rejects_every_fault() {
         let mut tally = Tally::new();
         for index in 0..24 {
             let case = generated_case(Path::new(""), op, 11, index).unwrap();
-            let honest = (op.f32)(&case.request).unwrap();
+            let honest = (op.run.f32)(&case.request).unwrap();
             assert_eq!(failures(&case.request, &honest), Vec::<String>::new(), "{}", case.id);
             for spec in op.tensors(&case.request.params).unwrap().outputs {
                 let answered = honest.contains_key(&*spec.name);
@@ -420,7 +420,7 @@ fn every_code_off_by_one_away_from_a_tie_is_rejected() {
         let cases = (1..).map(|index| generated_case(Path::new(""), op, 5, index).unwrap());
         // Under some parameters an operation has no codes.
         let (case, honest) = cases
-            .map(|case| ((op.f32)(&case.request).unwrap(), case))
+            .map(|case| ((op.run.f32)(&case.request).unwrap(), case))
             .find_map(|(honest, case)| honest.contains_key("codes").then_some((case, honest)))
             .unwrap();
         let mut rejected = 0;
@@ -449,7 +449,7 @@ fn gptq_is_judged_along_the_subjects_own_codes() {
     let (mut flips, mut moved, mut rejected) = (0, 0, 0);
     for index in 0..60 {
         let case = generated_case(Path::new(""), op, 7, index).unwrap();
-        let honest = (op.f32)(&case.request).unwrap();
+        let honest = (op.run.f32)(&case.request).unwrap();
         flips += verdicts(&case.request, &honest).iter().map(|v| v.flips).sum::<usize>();
         let mut alone = case.request.clone();
         let hessian = alone.inputs.get_mut("hessian").unwrap();
@@ -459,7 +459,7 @@ fn gptq_is_judged_along_the_subjects_own_codes() {
                 *element *= f32::from(u8::from(place / columns == place % columns));
             }
         }
-        let plain = (op.f32)(&alone).unwrap();
+        let plain = (op.run.f32)(&alone).unwrap();
         if plain["codes"] != honest["codes"] {
             moved += 1;
             rejected += usize::from(!failures(&case.request, &plain).is_empty());
@@ -487,7 +487,7 @@ fn every_integer_that_is_exact_or_chosen_is_judged() {
     let (mut tried, mut rejected) = (0, 0);
     for op in OPERATIONS.iter().copied() {
         for case in (0..20).map(|index| generated_case(Path::new(""), op, 5, index).unwrap()) {
-            let honest = (op.f32)(&case.request).unwrap();
+            let honest = (op.run.f32)(&case.request).unwrap();
             for spec in op.tensors(&case.request.params).unwrap().outputs {
                 let own_class = matches!(spec.class, Class::Exact | Class::Chosen);
                 if !own_class || spec.kind == Kind::Float {
@@ -572,7 +572,7 @@ fn swapped_gradients_are_rejected() {
     let starts = [1.0, -2.0, 0.5, 3.0, -7.0];
     let inputs: Vec<_> = names.into_iter().zip(starts.map(matrix)).collect();
     let request = request("lora.backward", r#"{"lora_scaling": 2.0}"#, &inputs);
-    let honest = (request.op.f32)(&request).unwrap();
+    let honest = (request.op.run.f32)(&request).unwrap();
     assert_eq!(failures(&request, &honest), Vec::<String>::new());
     let mut swapped = honest.clone();
     swapped.insert("d_lora_a".to_owned(), honest["d_lora_b"].clone());
@@ -604,7 +604,7 @@ fn allowances_are_used_but_not_exceeded() {
         for index in 0..40 {
             let case = generated_case(Path::new(""), op, 23, index).unwrap();
             let Expected::Outputs(expected) = &case.expected else { unreachable!() };
-            let honest = (op.f32)(&case.request).unwrap();
+            let honest = (op.run.f32)(&case.request).unwrap();
             let precision = Precision::F32;
             let required = Some(precision);
             let verdicts =

@@ -122,6 +122,7 @@ fn one_case(
         request: Request { op, params, inputs },
         expected,
         origin: file.origin.clone(),
+        flags: raw.flags.clone(),
         note: (!notes.is_empty()).then(|| notes.join("; ")),
     })
 }

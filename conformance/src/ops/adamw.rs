@@ -5,7 +5,7 @@ use plumbline_reference::adamw::adamw_step;
 use serde_json::json;
 
 use super::Operation;
-use super::row::{any, bounded_like, like};
+use super::row::{any, bounded_like, like, runs};
 use crate::case::Request;
 use crate::judge::bound::{Allowance, Bounds, Evidence, TRANSCENDENTAL, named};
 use crate::params::{AdamW, Params};
@@ -30,8 +30,7 @@ pub(super) static ROWS: &[Operation] = &[Operation {
     ],
     weights: None,
     sizes,
-    f64: run::<f64>,
-    f32: run::<f32>,
+    run: runs!(run),
     grid: None,
     bounds,
     sample,

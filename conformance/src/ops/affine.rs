@@ -7,7 +7,7 @@ use plumbline_reference::spec::{QuantSpec, SCALE_FLOOR};
 
 use super::Operation;
 use super::quantizer::{Element, Ends, Grid, Steps};
-use super::row::{GROUPS, TRACKED, WEIGHT, bounded, given, given_codes, unsigned_codes};
+use super::row::{GROUPS, TRACKED, WEIGHT, bounded, given, given_codes, runs, unsigned_codes};
 use crate::case::Request;
 use crate::judge::bound::{Bounds, Evidence};
 use crate::judge::tracked::{self, Outputs};
@@ -25,8 +25,7 @@ pub(super) static ROWS: &[Operation] = &[
         outputs: &[unsigned_codes(WEIGHT)],
         weights: None,
         sizes: super::fake_quantize::sizes,
-        f64: quantize::<f64>,
-        f32: quantize::<f32>,
+        run: runs!(quantize),
         grid: Some(grid),
         bounds: |_| Ok(Bounds::new()),
         sample: sample_quantize,
@@ -38,8 +37,7 @@ pub(super) static ROWS: &[Operation] = &[
         outputs: &[bounded("output", WEIGHT, TRACKED)],
         weights: None,
         sizes: sizes_of_codes,
-        f64: dequantize::<f64>,
-        f32: dequantize::<f32>,
+        run: runs!(dequantize),
         grid: None,
         bounds: dequantize_bounds,
         sample: sample_dequantize,

@@ -5,7 +5,7 @@ use plumbline_reference::attention::{attention, attention_backward};
 use serde_json::json;
 
 use super::Operation;
-use super::row::{KV, Q, SOFTMAX, bounded, given};
+use super::row::{KV, Q, SOFTMAX, bounded, given, runs};
 use crate::case::Request;
 use crate::judge::bound::{Allowance, Bounds, Evidence, TRANSCENDENTAL, named};
 use crate::params::{self, Params};
@@ -22,8 +22,7 @@ pub(super) static ROWS: &[Operation] = &[
         outputs: &[bounded("output", Q, SOFTMAX)],
         weights: None,
         sizes,
-        f64: forward::<f64>,
-        f32: forward::<f32>,
+        run: runs!(forward),
         grid: None,
         bounds: forward_bounds,
         sample: sample_forward,
@@ -39,8 +38,7 @@ pub(super) static ROWS: &[Operation] = &[
         ],
         weights: None,
         sizes,
-        f64: backward::<f64>,
-        f32: backward::<f32>,
+        run: runs!(backward),
         grid: None,
         bounds: backward_bounds,
         sample: sample_backward,

@@ -12,7 +12,7 @@ use serde_json::json;
 use super::Operation;
 use super::near::Near;
 use super::quantizer::Steps;
-use super::row::{GROUPS, WEIGHT, X, bounded, given};
+use super::row::{GROUPS, WEIGHT, X, bounded, given, runs};
 use crate::case::Request;
 use crate::judge::bound::{Allowance, Bounds, Evidence, TRANSCENDENTAL, named};
 use crate::params::{Params, Quantizer};
@@ -40,8 +40,7 @@ pub(super) static ROWS: &[Operation] = &[
         ],
         weights: None,
         sizes,
-        f64: scale::<f64>,
-        f32: scale::<f32>,
+        run: runs!(scale),
         grid: None,
         bounds: scale_bounds,
         sample: sample_scale,
@@ -53,8 +52,7 @@ pub(super) static ROWS: &[Operation] = &[
         outputs: &[bounded("max_value", GROUPS, SEARCHED), bounded("output", WEIGHT, SEARCHED)],
         weights: None,
         sizes,
-        f64: clip::<f64>,
-        f32: clip::<f32>,
+        run: runs!(clip),
         grid: None,
         bounds: clip_bounds,
         sample: sample_clip,

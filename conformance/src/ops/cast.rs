@@ -4,7 +4,7 @@ use ndarray::ArrayD;
 use plumbline_reference::cast::cast;
 use serde_json::json;
 
-use super::row::{any, tensor};
+use super::row::{any, runs, tensor};
 use super::{Class, Operation, Shape};
 use crate::case::Request;
 use crate::judge::bound::{Bounds, Evidence};
@@ -21,8 +21,7 @@ pub(super) static ROWS: &[Operation] = &[Operation {
     outputs: &[tensor("output", Kind::Float, Shape::Like("input"), Class::Exact)],
     weights: None,
     sizes,
-    f64: run::<f64>,
-    f32: run::<f32>,
+    run: runs!(run),
     grid: None,
     bounds: nothing_to_allow,
     sample,

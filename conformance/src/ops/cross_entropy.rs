@@ -5,7 +5,7 @@ use plumbline_reference::cross_entropy::{cross_entropy, cross_entropy_backward};
 use serde_json::json;
 
 use super::Operation;
-use super::row::{LOGITS, SOFTMAX, bounded, given, ids};
+use super::row::{LOGITS, SOFTMAX, bounded, given, ids, runs};
 use crate::case::Request;
 use crate::judge::bound::{Allowance, Bounds, Evidence, TRANSCENDENTAL, named};
 use crate::params::Params;
@@ -22,8 +22,7 @@ pub(super) static ROWS: &[Operation] = &[
         outputs: &[bounded("loss", &[], SOFTMAX)],
         weights: None,
         sizes,
-        f64: forward::<f64>,
-        f32: forward::<f32>,
+        run: runs!(forward),
         grid: None,
         bounds: forward_bounds,
         sample,
@@ -35,8 +34,7 @@ pub(super) static ROWS: &[Operation] = &[
         outputs: &[bounded("d_logits", LOGITS, SOFTMAX)],
         weights: None,
         sizes,
-        f64: backward::<f64>,
-        f32: backward::<f32>,
+        run: runs!(backward),
         grid: None,
         bounds: backward_bounds,
         sample,

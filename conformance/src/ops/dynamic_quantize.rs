@@ -7,7 +7,9 @@ use serde_json::json;
 
 use super::Operation;
 use super::quantizer::{Grid, Steps};
-use super::row::{STEPS, TOKEN_GROUPS, X, ZERO_POINT, bounded, given, optional, unsigned_codes};
+use super::row::{
+    STEPS, TOKEN_GROUPS, X, ZERO_POINT, bounded, given, optional, runs, unsigned_codes,
+};
 use super::zero_point::{
     Estimate, extremes, passed_allowance, steps_allowance, zero_point_allowance,
 };
@@ -32,8 +34,7 @@ pub(super) static ROWS: &[Operation] = &[
         ],
         weights: None,
         sizes,
-        f64: forward::<f64>,
-        f32: forward::<f32>,
+        run: runs!(forward),
         grid: Some(grid),
         bounds: forward_bounds,
         sample: sample_forward,
@@ -45,8 +46,7 @@ pub(super) static ROWS: &[Operation] = &[
         outputs: &[bounded("d_x", X, "0: a copy of d_output, or zero")],
         weights: None,
         sizes,
-        f64: backward::<f64>,
-        f32: backward::<f32>,
+        run: runs!(backward),
         grid: None,
         bounds: backward_bounds,
         sample: sample_backward,

@@ -7,7 +7,7 @@ use plumbline_reference::straight_through::{fake_quantize_backward, grad_scale_f
 
 use super::Operation;
 use super::quantizer::Grid;
-use super::row::{DEQUANTIZED, GROUP_SUM, GROUPS, WEIGHT, bounded, codes, given};
+use super::row::{DEQUANTIZED, GROUP_SUM, GROUPS, WEIGHT, bounded, codes, given, runs};
 use crate::case::Request;
 use crate::judge::bound::{Allowance, Bounds, Evidence, named};
 use crate::params::{Params, Quantizer};
@@ -24,8 +24,7 @@ pub(super) static ROWS: &[Operation] = &[
         outputs: &[codes(), bounded("output", WEIGHT, DEQUANTIZED)],
         weights: None,
         sizes,
-        f64: forward::<f64>,
-        f32: forward::<f32>,
+        run: runs!(forward),
         grid: Some(grid),
         bounds: forward_bounds,
         sample: sample_forward,
@@ -46,8 +45,7 @@ pub(super) static ROWS: &[Operation] = &[
         ],
         weights: None,
         sizes,
-        f64: backward::<f64>,
-        f32: backward::<f32>,
+        run: runs!(backward),
         grid: None,
         bounds: backward_bounds,
         sample: sample_backward,

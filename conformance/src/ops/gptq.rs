@@ -8,7 +8,7 @@ use plumbline_reference::gptq::{Cholesky, quantize};
 use serde_json::json;
 
 use super::quantizer::Choice;
-use super::row::{GROUPS, WEIGHT, bounded, chosen, given, tensor};
+use super::row::{GROUPS, WEIGHT, bounded, chosen, given, runs, tensor};
 use super::{Class, Operation, Shape, TensorSpecs};
 use crate::case::Request;
 use crate::judge::bound::{Allowance, Bounds, Evidence, named};
@@ -39,8 +39,7 @@ pub(super) static ROWS: &[Operation] = &[Operation {
     ],
     weights: Some(with_order),
     sizes,
-    f64: run::<f64>,
-    f32: run::<f32>,
+    run: runs!(run, linear algebra),
     grid: None,
     bounds,
     sample,

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::Operation;
 use super::quantizer::{Ends, Steps};
-use super::row::{GROUPS, INIT, WEIGHT, bounded, given};
+use super::row::{GROUPS, INIT, WEIGHT, bounded, given, runs};
 use crate::case::Request;
 use crate::judge::bound::{Allowance, Bounds, Evidence, TRANSCENDENTAL, named};
 use crate::params::{self, Params, Quantizer};
@@ -23,8 +23,7 @@ pub(super) static ROWS: &[Operation] = &[Operation {
     outputs: &[bounded("scale", GROUPS, INIT), bounded("offset", GROUPS, INIT)],
     weights: None,
     sizes,
-    f64: run::<f64>,
-    f32: run::<f32>,
+    run: runs!(run),
     grid: None,
     bounds,
     sample,

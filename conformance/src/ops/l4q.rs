@@ -8,7 +8,7 @@ use super::fake_quantize::{GroupSums, dequantized_allowance};
 use super::quantizer::Grid;
 use super::row::{
     DEQUANTIZED, GROUP_SUM, GROUPS, LORA_A, LORA_B, LOW_RANK, PRODUCT, WEIGHT, X, Y, bounded,
-    codes, given,
+    codes, given, runs,
 };
 use crate::case::Request;
 use crate::judge::bound::{Allowance, Bounds, Evidence, named};
@@ -37,8 +37,7 @@ pub(super) static ROWS: &[Operation] = &[
         ],
         weights: None,
         sizes,
-        f64: forward::<f64>,
-        f32: forward::<f32>,
+        run: runs!(forward),
         grid: Some(grid),
         bounds: forward_bounds,
         sample: sample_forward,
@@ -64,8 +63,7 @@ pub(super) static ROWS: &[Operation] = &[
         ],
         weights: None,
         sizes,
-        f64: backward::<f64>,
-        f32: backward::<f32>,
+        run: runs!(backward),
         grid: None,
         bounds: backward_bounds,
         sample: sample_backward,
@@ -87,8 +85,7 @@ pub(super) static ROWS: &[Operation] = &[
         ],
         weights: None,
         sizes,
-        f64: merge::<f64>,
-        f32: merge::<f32>,
+        run: runs!(merge),
         grid: Some(grid),
         bounds: merge_bounds,
         sample: sample_merge,

@@ -32,7 +32,7 @@ use plumbline_reference::spec::LlamaConfig;
 use serde_json::json;
 
 use super::Operation;
-use super::row::{bounded, ids};
+use super::row::{bounded, ids, runs};
 use super::{Class, Shape, TensorSpec, TensorSpecs};
 use crate::case::Request;
 use crate::judge::bound::{Allowance, Bounds, Evidence};
@@ -52,8 +52,7 @@ pub(super) static ROWS: &[Operation] = &[Operation {
     ],
     weights: Some(weights),
     sizes,
-    f64: run::<f64>,
-    f32: run::<f32>,
+    run: runs!(run),
     grid: None,
     bounds,
     sample,

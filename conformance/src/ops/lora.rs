@@ -5,7 +5,7 @@ use plumbline_reference::Real;
 use plumbline_reference::lora::{lora_backward, lora_forward};
 
 use super::Operation;
-use super::row::{LORA_A, LORA_B, LOW_RANK, WEIGHT, X, Y, bounded, given};
+use super::row::{LORA_A, LORA_B, LOW_RANK, WEIGHT, X, Y, bounded, given, runs};
 use crate::case::Request;
 use crate::judge::bound::{Bounds, Evidence};
 use crate::judge::tracked::{self, Outputs};
@@ -28,8 +28,7 @@ pub(super) static ROWS: &[Operation] = &[
         outputs: &[bounded("y", Y, LOW_RANK)],
         weights: None,
         sizes,
-        f64: forward::<f64>,
-        f32: forward::<f32>,
+        run: runs!(forward),
         grid: None,
         bounds: forward_bounds,
         sample: sample_forward,
@@ -51,8 +50,7 @@ pub(super) static ROWS: &[Operation] = &[
         ],
         weights: None,
         sizes,
-        f64: backward::<f64>,
-        f32: backward::<f32>,
+        run: runs!(backward),
         grid: None,
         bounds: backward_bounds,
         sample: sample_backward,

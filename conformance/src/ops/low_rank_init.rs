@@ -10,7 +10,7 @@ use super::Operation;
 use super::decomposition::Decomposition;
 use super::near::Near;
 use super::quantizer::{Element, Ends, Grid};
-use super::row::{GROUPS, LORA_A, LORA_B, WEIGHT, bounded, codes, given};
+use super::row::{GROUPS, LORA_A, LORA_B, WEIGHT, bounded, codes, given, runs};
 use crate::case::Request;
 use crate::judge::bound::{Allowance, Bounds, Evidence, named};
 use crate::params::{self, Params, Quantizer};
@@ -34,8 +34,7 @@ pub(super) static ROWS: &[Operation] = &[
         ],
         weights: None,
         sizes,
-        f64: nearest::<f64>,
-        f32: nearest::<f32>,
+        run: runs!(nearest, linear algebra),
         grid: None,
         bounds: nearest_bounds,
         sample: sample_nearest,
@@ -54,8 +53,7 @@ pub(super) static ROWS: &[Operation] = &[
         ],
         weights: None,
         sizes: loftq_sizes,
-        f64: turns::<f64>,
-        f32: turns::<f32>,
+        run: runs!(turns, linear algebra),
         grid: Some(grid),
         bounds: turns_bounds,
         sample: sample_turns,

@@ -10,7 +10,7 @@ use plumbline_reference::spec::Downcast;
 use std::borrow::Cow;
 
 use super::row::{
-    GROUPS, LORA_A, LORA_B, LOW_RANK, PRODUCT, WEIGHT, Words, X, Y, bounded, given, tensor,
+    GROUPS, LORA_A, LORA_B, LOW_RANK, PRODUCT, WEIGHT, Words, X, Y, bounded, given, runs, tensor,
 };
 use super::{Class, Operation, Shape, TensorSpec, TensorSpecs};
 use crate::case::Request;
@@ -39,8 +39,7 @@ pub(super) static ROWS: &[Operation] = &[
         outputs: &[bounded("phi", WEIGHT, PHI)],
         weights: Some(stored_tensor),
         sizes: downcast_sizes,
-        f64: run_downcast::<f64>,
-        f32: run_downcast::<f32>,
+        run: runs!(run_downcast),
         grid: None,
         bounds: bounds::downcast,
         sample: sample::downcast,
@@ -60,8 +59,7 @@ pub(super) static ROWS: &[Operation] = &[
         outputs: &[bounded("y", Y, PRODUCT), codes(), bounded("fake_quantized", WEIGHT, SCALED)],
         weights: None,
         sizes,
-        f64: forward::<f64>,
-        f32: forward::<f32>,
+        run: runs!(forward),
         grid: None,
         bounds: bounds::forward,
         sample: sample::forward,
@@ -87,8 +85,7 @@ pub(super) static ROWS: &[Operation] = &[
         ],
         weights: None,
         sizes,
-        f64: backward::<f64>,
-        f32: backward::<f32>,
+        run: runs!(backward),
         grid: None,
         bounds: bounds::backward,
         sample: sample::backward,
@@ -110,8 +107,7 @@ pub(super) static ROWS: &[Operation] = &[
         ],
         weights: None,
         sizes,
-        f64: merge::<f64>,
-        f32: merge::<f32>,
+        run: runs!(merge),
         grid: None,
         bounds: bounds::merge,
         sample: sample::merge,

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use super::Operation;
 use super::quantizer::{Grid, Steps};
-use super::row::{GROUPS, STEPS, WEIGHT, ZERO_POINT, bounded, given, unsigned_codes};
+use super::row::{GROUPS, STEPS, WEIGHT, ZERO_POINT, bounded, given, runs, unsigned_codes};
 use super::zero_point::{
     Estimate, element, estimates, extremes, passed_allowance, steps_allowance, zero_point_allowance,
 };
@@ -37,8 +37,7 @@ pub(super) static ROWS: &[Operation] = &[
         ],
         weights: None,
         sizes,
-        f64: forward::<f64>,
-        f32: forward::<f32>,
+        run: runs!(forward),
         grid: Some(grid),
         bounds: forward_bounds,
         sample: sample_forward,
@@ -59,8 +58,7 @@ pub(super) static ROWS: &[Operation] = &[
         ],
         weights: None,
         sizes,
-        f64: backward::<f64>,
-        f32: backward::<f32>,
+        run: runs!(backward),
         grid: None,
         bounds: backward_bounds,
         sample: sample_backward,

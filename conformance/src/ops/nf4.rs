@@ -9,7 +9,7 @@ use plumbline_reference::spec::BlockSize;
 use serde_json::json;
 
 use super::quantizer::{Choice, Steps};
-use super::row::{BLOCKS, WEIGHT, bounded, chosen, given};
+use super::row::{BLOCKS, WEIGHT, bounded, chosen, given, runs};
 use super::{Operation, TensorSpecs};
 use crate::case::Request;
 use crate::judge::bound::{Allowance, Bounds, Evidence, named};
@@ -34,8 +34,7 @@ pub(super) static ROWS: &[Operation] = &[Operation {
     ],
     weights: Some(stored),
     sizes,
-    f64: run::<f64>,
-    f32: run::<f32>,
+    run: runs!(run),
     grid: None,
     bounds,
     sample,

@@ -4,6 +4,7 @@ use ndarray::Array2;
 use plumbline_reference::pack::{pack, unpack};
 use serde_json::json;
 
+use super::Runs;
 use super::cast::nothing_to_allow;
 use super::row::{WEIGHT, Words, tensor};
 use super::{Class, Operation, Shape, TensorSpec};
@@ -21,8 +22,7 @@ pub(super) static ROWS: &[Operation] = &[
         outputs: &[bytes("packed", PACKED, Class::Exact)],
         weights: None,
         sizes: pack_sizes,
-        f64: run_pack,
-        f32: run_pack,
+        run: Runs::of_any_precision(run_pack),
         grid: None,
         bounds: nothing_to_allow,
         sample: sample_pack,
@@ -34,8 +34,7 @@ pub(super) static ROWS: &[Operation] = &[
         outputs: &[bytes("codes", WEIGHT, Class::Exact)],
         weights: None,
         sizes: unpack_sizes,
-        f64: run_unpack,
-        f32: run_unpack,
+        run: Runs::of_any_precision(run_unpack),
         grid: None,
         bounds: nothing_to_allow,
         sample: sample_unpack,

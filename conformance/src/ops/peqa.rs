@@ -6,7 +6,7 @@ use plumbline_reference::methods::peqa::Peqa;
 
 use super::Operation;
 use super::affine::{sample_layer, sizes_of_codes};
-use super::row::{GROUPS, TRACKED, X, Y, bounded, given, given_codes};
+use super::row::{GROUPS, TRACKED, X, Y, bounded, given, given_codes, runs};
 use crate::case::Request;
 use crate::judge::bound::{Bounds, Evidence};
 use crate::judge::tracked::{self, Outputs};
@@ -29,8 +29,7 @@ pub(super) static ROWS: &[Operation] = &[
         outputs: &[bounded("y", Y, TRACKED)],
         weights: None,
         sizes: sizes_of_codes,
-        f64: forward::<f64>,
-        f32: forward::<f32>,
+        run: runs!(forward),
         grid: None,
         bounds: forward_bounds,
         sample: sample_forward,
@@ -48,8 +47,7 @@ pub(super) static ROWS: &[Operation] = &[
         outputs: &[bounded("d_x", X, TRACKED), bounded("d_scale", GROUPS, TRACKED)],
         weights: None,
         sizes: sizes_of_codes,
-        f64: backward::<f64>,
-        f32: backward::<f32>,
+        run: runs!(backward),
         grid: None,
         bounds: backward_bounds,
         sample: sample_backward,

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::Operation;
 use super::affine::{sample_layer, sizes_of_codes};
-use super::row::{GROUPS, LORA_B, POOLED_A, TRACKED, X, Y, bounded, given, given_codes};
+use super::row::{GROUPS, LORA_B, POOLED_A, TRACKED, X, Y, bounded, given, given_codes, runs};
 use crate::case::Request;
 use crate::judge::bound::{Bounds, Evidence};
 use crate::judge::tracked::{self, Outputs};
@@ -34,8 +34,7 @@ pub(super) static ROWS: &[Operation] = &[
         outputs: &[bounded("y", Y, TRACKED)],
         weights: None,
         sizes,
-        f64: forward::<f64>,
-        f32: forward::<f32>,
+        run: runs!(forward),
         grid: None,
         bounds: forward_bounds,
         sample: sample_forward,
@@ -59,8 +58,7 @@ pub(super) static ROWS: &[Operation] = &[
         ],
         weights: None,
         sizes,
-        f64: backward::<f64>,
-        f32: backward::<f32>,
+        run: runs!(backward),
         grid: None,
         bounds: backward_bounds,
         sample: sample_backward,
@@ -78,8 +76,7 @@ pub(super) static ROWS: &[Operation] = &[
         outputs: &[bounded("zero_point", GROUPS, TRACKED)],
         weights: None,
         sizes,
-        f64: merge::<f64>,
-        f32: merge::<f32>,
+        run: runs!(merge),
         grid: None,
         bounds: merge_bounds,
         sample: sample_merge,

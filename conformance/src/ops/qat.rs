@@ -10,7 +10,7 @@ use super::Operation;
 use super::fake_quantize::GroupSums;
 use super::l4q::{absolute, open_codes, select};
 use super::quantizer::Grid;
-use super::row::{GROUP_SUM, GROUPS, PRODUCT, WEIGHT, X, Y, bounded, given, optional};
+use super::row::{GROUP_SUM, GROUPS, PRODUCT, WEIGHT, X, Y, bounded, given, optional, runs};
 use crate::case::Request;
 use crate::judge::bound::{Bounds, Evidence};
 use crate::judge::tracked::{self, Outputs};
@@ -33,8 +33,7 @@ pub(super) static ROWS: &[Operation] = &[
         outputs: &[bounded("y", Y, PRODUCT)],
         weights: None,
         sizes,
-        f64: forward::<f64>,
-        f32: forward::<f32>,
+        run: runs!(forward),
         grid: None,
         bounds: forward_bounds,
         sample: sample_forward,
@@ -57,8 +56,7 @@ pub(super) static ROWS: &[Operation] = &[
         ],
         weights: None,
         sizes,
-        f64: backward::<f64>,
-        f32: backward::<f32>,
+        run: runs!(backward),
         grid: None,
         bounds: backward_bounds,
         sample: sample_backward,

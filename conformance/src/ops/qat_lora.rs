@@ -7,7 +7,7 @@ use plumbline_reference::methods::qat_lora::QatLora;
 use super::Operation;
 use super::qat::{widen_for_open_codes, with_group_sums};
 use super::row::{
-    GROUP_SUM, GROUPS, LORA_A, LORA_B, LOW_RANK, PRODUCT, WEIGHT, X, Y, bounded, given,
+    GROUP_SUM, GROUPS, LORA_A, LORA_B, LOW_RANK, PRODUCT, WEIGHT, X, Y, bounded, given, runs,
 };
 use crate::case::Request;
 use crate::judge::bound::{Bounds, Evidence};
@@ -33,8 +33,7 @@ pub(super) static ROWS: &[Operation] = &[
         outputs: &[bounded("y", Y, PRODUCT)],
         weights: None,
         sizes: super::l4q::sizes,
-        f64: forward::<f64>,
-        f32: forward::<f32>,
+        run: runs!(forward),
         grid: None,
         bounds: forward_bounds,
         sample: sample_forward,
@@ -60,8 +59,7 @@ pub(super) static ROWS: &[Operation] = &[
         ],
         weights: None,
         sizes: super::l4q::sizes,
-        f64: backward::<f64>,
-        f32: backward::<f32>,
+        run: runs!(backward),
         grid: None,
         bounds: backward_bounds,
         sample: sample_backward,

@@ -5,7 +5,7 @@ use plumbline_reference::rms_norm::{rms_norm, rms_norm_backward};
 use serde_json::json;
 
 use super::Operation;
-use super::row::{HIDDEN, bounded, given};
+use super::row::{HIDDEN, bounded, given, runs};
 use crate::case::Request;
 use crate::judge::bound::{Allowance, Bounds, Evidence, named};
 use crate::params::Params;
@@ -22,8 +22,7 @@ pub(super) static ROWS: &[Operation] = &[
         outputs: &[bounded("output", HIDDEN, "gamma(hidden / 2 + 5) * |output|")],
         weights: None,
         sizes,
-        f64: forward::<f64>,
-        f32: forward::<f32>,
+        run: runs!(forward),
         grid: None,
         bounds: forward_bounds,
         sample: sample_forward,
@@ -38,8 +37,7 @@ pub(super) static ROWS: &[Operation] = &[
         ],
         weights: None,
         sizes,
-        f64: backward::<f64>,
-        f32: backward::<f32>,
+        run: runs!(backward),
         grid: None,
         bounds: backward_bounds,
         sample: sample_backward,

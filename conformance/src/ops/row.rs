@@ -34,6 +34,22 @@ pub(super) const INIT: &str = "gamma(roundings of the rule) * sum of absolute te
 pub(super) const SOFTMAX: &str = "first-order error of scores, exp and sums, over absolute values";
 pub(super) const POINTWISE: &str = "gamma(operations) * |terms|, 2 ulp per exponential";
 
+/// A generic run of the reference, on each of the registry's numbers.
+macro_rules! runs {
+    ($run:ident) => {
+        $crate::ops::Runs {
+            f64: $run::<f64>,
+            f32: $run::<f32>,
+            faulty: $run::<$crate::teeth::arithmetic::Faulty>,
+        }
+    };
+    // LAPACK knows no numbers but its own.
+    ($run:ident, linear algebra) => {
+        $crate::ops::Runs { f64: $run::<f64>, f32: $run::<f32>, faulty: $run::<f32> }
+    };
+}
+pub(super) use runs;
+
 pub(super) const fn tensor(
     name: &'static str,
     kind: Kind,

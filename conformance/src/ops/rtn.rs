@@ -12,7 +12,7 @@ use super::Operation;
 use super::affine::{self, spec_of};
 use super::init_scale::{Range, Search, part_of};
 use super::quantizer::{Ends, Steps};
-use super::row::{WEIGHT, bounded, given, grid, unsigned_codes};
+use super::row::{WEIGHT, bounded, given, grid, runs, unsigned_codes};
 use crate::case::Request;
 use crate::judge::bound::{Allowance, Bounds, Evidence, named};
 use crate::params::{self, Params, Quantizer};
@@ -37,8 +37,7 @@ pub(super) static ROWS: &[Operation] = &[Operation {
     ],
     weights: None,
     sizes,
-    f64: run::<f64>,
-    f32: run::<f32>,
+    run: runs!(run),
     grid: Some(affine::grid),
     bounds,
     sample,

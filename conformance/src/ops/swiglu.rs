@@ -4,7 +4,7 @@ use ndarray::ArrayD;
 use plumbline_reference::swiglu::{swiglu, swiglu_backward};
 
 use super::Operation;
-use super::row::{POINTWISE, any, bounded_like, like};
+use super::row::{POINTWISE, any, bounded_like, like, runs};
 use crate::case::Request;
 use crate::judge::bound::{Allowance, Bounds, Evidence, TRANSCENDENTAL, named};
 use crate::params::Params;
@@ -21,8 +21,7 @@ pub(super) static ROWS: &[Operation] = &[
         outputs: &[bounded_like("output", "gate", POINTWISE)],
         weights: None,
         sizes,
-        f64: forward::<f64>,
-        f32: forward::<f32>,
+        run: runs!(forward),
         grid: None,
         bounds: forward_bounds,
         sample: sample_forward,
@@ -37,8 +36,7 @@ pub(super) static ROWS: &[Operation] = &[
         ],
         weights: None,
         sizes,
-        f64: backward::<f64>,
-        f32: backward::<f32>,
+        run: runs!(backward),
         grid: None,
         bounds: backward_bounds,
         sample: sample_backward,

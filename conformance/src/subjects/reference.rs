@@ -25,8 +25,8 @@ impl Subject for Reference {
 
     fn run(&mut self, request: &Request, precision: Precision) -> Result<Tensors, SubjectError> {
         let run = match precision {
-            Precision::F32 => request.op.f32,
-            Precision::F64 => request.op.f64,
+            Precision::F32 => request.op.run.f32,
+            Precision::F64 => request.op.run.f64,
         };
         run(request).map_err(SubjectError::Refused)
     }

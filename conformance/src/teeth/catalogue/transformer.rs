@@ -1,0 +1,353 @@
+//! Faults of the parts of a LLaMA.
+
+use ndarray::{Array2, Array3, Array4, Axis, Ix1, Ix3, Ix4};
+use plumbline_reference::rms_norm::rms_norm;
+
+use super::super::Fault::{Answer, Arithmetic, Request as Asked};
+use super::super::Mutant;
+use super::super::arithmetic::Slip;
+use super::edits::{Edited, input, map_input, map_output, set_input, set_output, set_param};
+use super::fault;
+use crate::case::Request;
+use crate::params::{Attention, Rope};
+use crate::tensor::{Tensor, Tensors};
+
+const NORM: &[&str] = &["rms_norm.forward"];
+const NORM_BACKWARD: &[&str] = &["rms_norm.backward"];
+const ROPE: &[&str] = &["rope.forward"];
+const ROPE_BACKWARD: &[&str] = &["rope.backward"];
+const ATTENTION: &[&str] = &["attention.forward"];
+const ATTENTION_BACKWARD: &[&str] = &["attention.backward"];
+const SWIGLU: &[&str] = &["swiglu.forward"];
+const SWIGLU_BACKWARD: &[&str] = &["swiglu.backward"];
+const LORA: &[&str] = &["lora.forward"];
+const LORA_BACKWARD: &[&str] = &["lora.backward"];
+
+/// Faults of norms, positions, attention, activations and adapters.
+#[rustfmt::skip]
+pub(super) static MUTANTS: &[Mutant] = &[
+    fault("eps_outside_the_root", "x / (rms + eps)",
+        NORM, &["eps_inside"], Answer(eps_outside)),
+    fault("sum_of_squares", "the sum in place of the mean",
+        NORM, &["mean_not_sum"], Answer(sum_of_squares)),
+    fault("centred_norm", "the mean is subtracted first",
+        NORM, &["not_centred"], Asked(centred)),
+    fault("weight_plus_one", "1 + weight multiplies",
+        NORM, &["weight"], Asked(|r| map_input(r, "weight", |w| w + 1.0))),
+    fault("norm_in_f16", "squares are added in f16",
+        NORM, &["mean_not_sum", "odd_size", "weight"], Arithmetic(Slip::F16Sum)),
+    fault("root_is_constant", "d_x ignores that the root moves",
+        NORM_BACKWARD, &["through_the_root"], Answer(constant_root)),
+    fault("d_weight_of_one_row", "d_weight of the last row only",
+        NORM_BACKWARD, &["d_weight_sum"], Answer(last_row_d_weight)),
+    fault("weight_outside", "d_x without the weight",
+        NORM_BACKWARD, &["weight_inside"], Answer(weight_outside)),
+    fault("interleaved_pairs", "pairs are neighbours, as in the original layout",
+        ROPE, &["pairing"], Answer(interleaved)),
+    fault("turns_back", "the angle has the other sign",
+        ROPE, &["direction"], Answer(|r, o| rotated(r, o, "x", "output", -1.0, 2.0))),
+    fault("turns_on", "the backward turns forwards",
+        ROPE_BACKWARD, &["direction"], Answer(|r, o| rotated(r, o, "d_output", "d_x", 1.0, 2.0))),
+    fault("half_the_frequencies", "theta^(-j / head_dim)",
+        ROPE, &["frequency"], Answer(|r, o| rotated(r, o, "x", "output", 1.0, 1.0))),
+    fault("position_from_zero", "first_position is ignored",
+        ROPE, &["first_position"], Asked(|r| set_param(r, "first_position", 0))),
+    fault("theta_of_llama_1", "theta is always 10000",
+        ROPE, &["theta"], Asked(|r| set_param(r, "theta", 10_000.0))),
+    fault("sees_the_future", "no causal mask",
+        ATTENTION, &["causal"], Answer(|r, o| attended(r, o, |_, _| true))),
+    fault("sees_one_ahead", "the mask is off by one",
+        ATTENTION, &["causal"], Answer(|r, o| attended(r, o, |query, key| key <= query + 1))),
+    fault("unscaled_scores", "scores are not divided by the root",
+        ATTENTION, &["root_of_head_dim"], Asked(|r| scores(r, 1.0))),
+    fault("scaled_twice", "scores are divided by head_dim",
+        ATTENTION, &["root_of_head_dim"], Asked(|r| scores(r, -1.0))),
+    fault("heads_interleaved", "query head h reads key head h modulo kv_heads",
+        ATTENTION, &["head_sharing"], Asked(heads_interleaved)),
+    fault("one_long_sequence", "a batch is one sequence",
+        ATTENTION, &["sequences_apart"], Answer(one_sequence)),
+    fault("softmax_without_shift", "a large score overflows",
+        ATTENTION, &["overflow"], Answer(without_shift)),
+    fault("d_k_of_one_head", "d_k lacks the other query heads",
+        ATTENTION_BACKWARD, &["head_sharing"], Answer(d_k_of_one_head)),
+    fault("softmax_is_diagonal", "d_q without the mean of the softmax",
+        ATTENTION_BACKWARD, &["softmax_derivative"],
+        Answer(|_, o| map_output(o, "d_q", |d| d * 2.0))),
+    fault("up_is_gated", "gate and up change places",
+        SWIGLU, &["gate_not_up"], Asked(gate_and_up)),
+    fault("gelu_like", "x * sigmoid(1.702 x)",
+        SWIGLU, &["exact_sigmoid", "gate_not_up"], Answer(gelu_like)),
+    fault("sigmoid_overflows", "exp of a large gate is infinite",
+        SWIGLU, &["large_gate"], Answer(sigmoid_overflows)),
+    fault("coarse_exponential", "the exponential's argument is f16",
+        SWIGLU, &["exact_sigmoid", "gate_not_up"], Arithmetic(Slip::CoarseExponential)),
+    fault("product_rule_forgotten", "d_gate without the slope of the sigmoid",
+        SWIGLU_BACKWARD, &["product_rule"], Answer(half_product_rule)),
+    fault("factors_exchanged", "lora_a @ lora_b in place of lora_b @ lora_a",
+        LORA, &["factor_order"], Asked(exchanged)),
+    fault("weight_transposed", "x @ weight in place of x @ weight^T",
+        LORA, &["transposed_weight"], Asked(transposed_weight)),
+    fault("lora_scaling_omitted", "the adapter is added at full strength",
+        LORA, &["scaling"], Asked(|r| set_param(r, "lora_scaling", 1.0))),
+    fault("adapter_not_in_d_x", "d_x of the base layer alone",
+        LORA_BACKWARD, &["adapter_in_d_x"], Answer(base_d_x)),
+    fault("tf32_products", "products of eleven-bit numbers",
+        LORA, &["odd_size", "scaling", "cancellation"], Arithmetic(Slip::Tf32Product)),
+];
+
+fn eps_outside(request: &Request, outputs: &mut Tensors) -> Edited {
+    let (x, eps) = (input(request, "x")?, request.params.number("eps")? as f32);
+    let weight = request.array::<f32, Ix1>("weight")?;
+    let hidden = x.ncols() as f32;
+    let mut values = x;
+    for mut row in values.rows_mut() {
+        let root = (row.iter().map(|x| x * x).sum::<f32>() / hidden).sqrt() + eps;
+        row.zip_mut_with(&weight, |x, w| *x = *x / root * w);
+    }
+    set_output(outputs, "output", &values)
+}
+
+fn sum_of_squares(request: &Request, outputs: &mut Tensors) -> Edited {
+    let hidden = (input(request, "x")?.ncols() as f32).sqrt();
+    map_output(outputs, "output", |value| value / hidden)
+}
+
+fn centred(request: &mut Request) -> Edited {
+    let mut x = input(request, "x")?;
+    for mut row in x.rows_mut() {
+        let mean = row.sum() / row.len() as f32;
+        row.mapv_inplace(|x| x - mean);
+    }
+    set_input(request, "x", &x)
+}
+
+fn constant_root(request: &Request, outputs: &mut Tensors) -> Edited {
+    let (x, d_output) = (input(request, "x")?, input(request, "d_output")?);
+    let weight = request.array::<f32, Ix1>("weight")?;
+    // The norm of d_output with the root of x: scale each row by the same factor as x was.
+    let ones = ndarray::Array1::ones(weight.len());
+    let normal = rms_norm(x.view(), ones.view(), request.params.number("eps")?);
+    let normal = normal.map_err(|e| e.to_string())?;
+    let mut d_x = &d_output * &weight;
+    for ((mut row, x), normal) in d_x.rows_mut().into_iter().zip(x.rows()).zip(normal.rows()) {
+        let factor = x.iter().zip(normal).find(|(x, _)| **x != 0.0).map_or(0.0, |(x, n)| n / x);
+        row.mapv_inplace(|d| d * factor);
+    }
+    set_output(outputs, "d_x", &d_x)
+}
+
+fn last_row_d_weight(request: &Request, outputs: &mut Tensors) -> Edited {
+    let mut edited = request.clone();
+    let mut d_output = input(request, "d_output")?;
+    let last = d_output.nrows().saturating_sub(1);
+    for mut row in d_output.axis_iter_mut(Axis(0)).take(last) {
+        row.fill(0.0);
+    }
+    set_input(&mut edited, "d_output", &d_output)?;
+    let faulty = (request.op.run.f32)(&edited)?;
+    outputs.insert("d_weight".to_owned(), faulty["d_weight"].clone());
+    Ok(())
+}
+
+fn weight_outside(request: &Request, outputs: &mut Tensors) -> Edited {
+    let mut edited = request.clone();
+    map_input(&mut edited, "weight", |_| 1.0)?;
+    let faulty = (request.op.run.f32)(&edited)?;
+    outputs.insert("d_x".to_owned(), faulty["d_x"].clone());
+    Ok(())
+}
+
+fn angle(rope: Rope, token: usize, pair: usize, head_dim: usize, doubling: f64) -> (f32, f32) {
+    let frequency = rope.theta.powf(-doubling * pair as f64 / head_dim as f64);
+    let (sin, cos) = ((rope.first_position + token) as f64 * frequency).sin_cos();
+    (sin as f32, cos as f32)
+}
+
+fn rotated(
+    request: &Request,
+    outputs: &mut Tensors,
+    from: &str,
+    to: &str,
+    direction: f32,
+    doubling: f64,
+) -> Edited {
+    let (rope, x) = (Rope::read(&request.params)?, request.array::<f32, Ix3>(from)?);
+    let (head_dim, half) = (x.dim().2, x.dim().2 / 2);
+    let values = Array3::from_shape_fn(x.dim(), |(t, h, d)| {
+        let (sin, cos) = angle(rope, t, d % half, head_dim, doubling);
+        let other = if d < half { -x[[t, h, d + half]] } else { x[[t, h, d - half]] };
+        x[[t, h, d]] * cos + direction * other * sin
+    });
+    outputs.insert(to.to_owned(), Tensor::floats(&values));
+    Ok(())
+}
+
+fn interleaved(request: &Request, outputs: &mut Tensors) -> Edited {
+    let (rope, x) = (Rope::read(&request.params)?, request.array::<f32, Ix3>("x")?);
+    let head_dim = x.dim().2;
+    let values = Array3::from_shape_fn(x.dim(), |(t, h, d)| {
+        let (sin, cos) = angle(rope, t, d / 2, head_dim, 2.0);
+        let other = if d % 2 == 0 { -x[[t, h, d + 1]] } else { x[[t, h, d - 1]] };
+        x[[t, h, d]] * cos + other * sin
+    });
+    outputs.insert("output".to_owned(), Tensor::floats(&values));
+    Ok(())
+}
+
+type Heads = [Array4<f32>; 3];
+
+fn heads(request: &Request) -> Result<Heads, String> {
+    Ok([
+        request.array::<f32, Ix4>("q")?,
+        request.array::<f32, Ix4>("k")?,
+        request.array::<f32, Ix4>("v")?,
+    ])
+}
+
+/// Attention written once more, with the mask and the exponential's shift to be chosen.
+fn attend([q, k, v]: &Heads, sees: impl Fn(usize, usize) -> bool, shift: bool) -> Array4<f32> {
+    let (batches, tokens, heads, head_dim) = q.dim();
+    let share = heads / k.dim().2;
+    let root = (head_dim as f32).sqrt();
+    let mut output = Array4::zeros(q.dim());
+    for b in 0..batches {
+        for h in 0..heads {
+            for t in 0..tokens {
+                let keys: Vec<usize> = (0..tokens).filter(|&key| sees(t, key)).collect();
+                let score = |key: &usize| -> f32 {
+                    (0..head_dim).map(|d| q[[b, t, h, d]] * k[[b, *key, h / share, d]]).sum::<f32>()
+                        / root
+                };
+                let scores: Vec<f32> = keys.iter().map(score).collect();
+                let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                let shift = if shift { largest } else { 0.0 };
+                let weights: Vec<f32> = scores.iter().map(|score| (score - shift).exp()).collect();
+                let total: f32 = weights.iter().sum();
+                for (key, weight) in keys.iter().zip(weights) {
+                    for d in 0..head_dim {
+                        output[[b, t, h, d]] += weight / total * v[[b, *key, h / share, d]];
+                    }
+                }
+            }
+        }
+    }
+    output
+}
+
+fn attended(
+    request: &Request,
+    outputs: &mut Tensors,
+    sees: impl Fn(usize, usize) -> bool,
+) -> Edited {
+    let values = attend(&heads(request)?, sees, true);
+    outputs.insert("output".to_owned(), Tensor::floats(&values));
+    Ok(())
+}
+
+fn without_shift(request: &Request, outputs: &mut Tensors) -> Edited {
+    let values = attend(&heads(request)?, |query, key| key <= query, false);
+    outputs.insert("output".to_owned(), Tensor::floats(&values));
+    Ok(())
+}
+
+/// Multiplies the scores by a power of the root of head_dim.
+fn scores(request: &mut Request, power: f32) -> Edited {
+    let head_dim = *request.inputs["q"].shape().last().ok_or("q is a scalar")? as f32;
+    map_input(request, "q", |q| q * head_dim.sqrt().powf(power))
+}
+
+fn heads_interleaved(request: &mut Request) -> Edited {
+    let Attention { heads, kv_heads } = Attention::read(&request.params)?;
+    for name in ["k", "v"] {
+        let old = request.array::<f32, Ix4>(name)?;
+        let (batches, tokens, _, head_dim) = old.dim();
+        let repeated = Array4::from_shape_fn((batches, tokens, heads, head_dim), |(b, t, h, d)| {
+            old[[b, t, h % kv_heads, d]]
+        });
+        request.inputs.insert(name.to_owned(), Tensor::floats(&repeated));
+    }
+    set_param(request, "kv_heads", heads)
+}
+
+fn one_sequence(request: &Request, outputs: &mut Tensors) -> Edited {
+    let old = heads(request)?;
+    let shape = old[0].dim();
+    let joined = old.map(|array| {
+        let (batches, tokens, heads, head_dim) = array.dim();
+        array.into_shape_with_order((1, batches * tokens, heads, head_dim)).expect("as many")
+    });
+    let values = attend(&joined, |query, key| key <= query, true);
+    let values = values.into_shape_with_order(shape).map_err(|e| e.to_string())?;
+    outputs.insert("output".to_owned(), Tensor::floats(&values));
+    Ok(())
+}
+
+fn d_k_of_one_head(request: &Request, outputs: &mut Tensors) -> Edited {
+    let Attention { heads, kv_heads } = Attention::read(&request.params)?;
+    let mut edited = request.clone();
+    let mut d_output = request.array::<f32, Ix4>("d_output")?;
+    for h in (0..heads).filter(|h| h % (heads / kv_heads) != 0) {
+        d_output.index_axis_mut(Axis(2), h).fill(0.0);
+    }
+    edited.inputs.insert("d_output".to_owned(), Tensor::floats(&d_output));
+    let faulty = (request.op.run.f32)(&edited)?;
+    outputs.insert("d_k".to_owned(), faulty["d_k"].clone());
+    Ok(())
+}
+
+fn gate_and_up(request: &mut Request) -> Edited {
+    let [gate, up] = ["gate", "up"].map(|name| request.inputs[name].clone());
+    request.inputs.insert("gate".to_owned(), up);
+    request.inputs.insert("up".to_owned(), gate);
+    Ok(())
+}
+
+/// Another function of gate and up.
+fn gated(request: &Request, outputs: &mut Tensors, f: impl Fn(f32, f32) -> f32) -> Edited {
+    let [gate, up] = ["gate", "up"].map(|name| request.inputs[name].array::<f32>());
+    let mut values = gate;
+    values.zip_mut_with(&up, |gate, &up| *gate = f(*gate, up));
+    outputs.insert("output".to_owned(), Tensor::floats(&values));
+    Ok(())
+}
+
+fn gelu_like(request: &Request, outputs: &mut Tensors) -> Edited {
+    gated(request, outputs, |gate, up| gate / (1.0 + (-1.702 * gate).exp()) * up)
+}
+
+fn sigmoid_overflows(request: &Request, outputs: &mut Tensors) -> Edited {
+    gated(request, outputs, |gate, up| gate * (gate.exp() / (1.0 + gate.exp())) * up)
+}
+
+fn half_product_rule(request: &Request, outputs: &mut Tensors) -> Edited {
+    let names = ["gate", "up", "d_output"];
+    let [gate, up, d_output] = names.map(|name| request.inputs[name].array::<f32>());
+    let mut d_gate = gate;
+    d_gate.zip_mut_with(&(up * d_output), |gate, d| *gate = d / (1.0 + (-*gate).exp()));
+    outputs.insert("d_gate".to_owned(), Tensor::floats(&d_gate));
+    Ok(())
+}
+
+/// Square layers only: elsewhere the shapes would not fit, and the fault would be seen at once.
+fn exchanged(request: &mut Request) -> Edited {
+    let (lora_a, lora_b) = (input(request, "lora_a")?, input(request, "lora_b")?);
+    if lora_a.dim() == lora_b.dim() {
+        set_input(request, "lora_a", &lora_b)?;
+        set_input(request, "lora_b", &lora_a)?;
+    }
+    Ok(())
+}
+
+fn transposed_weight(request: &mut Request) -> Edited {
+    let weight = input(request, "weight")?;
+    if weight.is_square() {
+        let transposed: Array2<f32> = weight.t().as_standard_layout().into_owned();
+        set_input(request, "weight", &transposed)?;
+    }
+    Ok(())
+}
+
+fn base_d_x(request: &Request, outputs: &mut Tensors) -> Edited {
+    let (d_y, weight) = (input(request, "d_y")?, input(request, "weight")?);
+    set_output(outputs, "d_x", &d_y.dot(&weight))
+}
