@@ -25,14 +25,14 @@ class Round(torch.autograd.Function):
         return d_output
 
 
-def clamp(x, low, high, closed=True):
-    """The gradient passes inside low..high, at its ends too if `closed`.
+def clamp(x, low, high):
+    """The gradient passes from low to high, both included.
 
     torch.clamp has the same values. Its gradient at an end is 0, or a half where the ends are
     tensors, and weights that lie exactly on an end are common.
     """
-    inside = (low <= x) & (x <= high) if closed else (low < x) & (x < high)
-    return torch.where(inside, x, x.detach().clamp(low, high))
+    in_range = (low <= x) & (x <= high)
+    return torch.where(in_range, x, x.detach().clamp(low, high))
 
 
 def raised(scale):
@@ -107,7 +107,11 @@ class FakeQuantize(nn.Module):
 
 
 class LowRank(nn.Module):
-    """(A1): the update as a weight."""
+    """(A1): the update as a weight.
+
+    The specification sums in ascending rank, so that codes are equal everywhere. A product that
+    sums in another order conforms as well: its codes may flip where the precision leaves them open.
+    """
 
     def __init__(self, lora_a, lora_b, lora_scaling):
         super().__init__()
