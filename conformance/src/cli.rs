@@ -258,9 +258,9 @@ fn check(args: &Check) -> Result<ExitCode, Error> {
         let report = judge(case, subject.as_mut(), precision);
         counts.add(&report);
         // How rough the precision itself is, on the same case.
-        let compared = subject.name() != Reference.name() && !report.tensors.is_empty();
-        let beside = compared.then(|| judge(case, &mut Reference, precision));
-        statistics.add(&report, beside.as_ref());
+        let other = subject.name() != Reference.name() && !report.tensors.is_empty();
+        let beside = other.then(|| judge(case, &mut Reference, precision));
+        statistics.add(&report, beside.as_ref().unwrap_or(&report));
         if !args.json && !matches!(report.status, Status::Pass) {
             say(&report);
         }
