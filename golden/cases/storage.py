@@ -31,6 +31,7 @@ UNPACK_NOTES = {
     "across_bytes": "a code of three bits that is cut at the end of a byte",
     "row_padding": "codes made of padding, or rows that run into each other",
     "width": "a width hard-coded",
+    "signed": "codes of the upper half read as negative",
     "padding": "bits behind the last code that are ignored",
     "shape": "a row that is too short or too long",
     "bits_range": "a width that is silently read as another",
@@ -126,7 +127,9 @@ PACK = [
     case("five_bits", "bits_range", {"bits": 5}, codes=[[0, 1]], error="bits"),
 ]
 UNPACK = [
-    case("low_nibble_first", "bit_order", {"bits": 4, "in_features": 3}, packed=[[0x81, 0x07]]),
+    case(
+        "low_nibble_first", "bit_order signed", {"bits": 4, "in_features": 3}, packed=[[0x81, 0x07]]
+    ),
     case("two_bits", "bit_order width", {"bits": 2, "in_features": 4}, packed=[[0x39], [0x43]]),
     case(
         "three_bits",
