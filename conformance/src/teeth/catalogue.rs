@@ -1,8 +1,11 @@
 //! The catalogue of faults, by family. The eight faults of public code carry `(public: a)` to
-//! `(public: h)` in their words; docs/judge_your_own.md says where they were found.
+//! `(public: h)` in their words; docs/teeth.md says what they are.
 
 mod edits;
+mod gradients;
+mod grid;
 mod quantizer;
+mod storage;
 mod training;
 mod transformer;
 
@@ -12,7 +15,8 @@ use super::{Fault, Mutant};
 pub static MUTANTS: &[&[Mutant]] = &[
     quantizer::ROUNDING,
     quantizer::GRID,
-    quantizer::GRADIENTS,
+    gradients::MUTANTS,
+    storage::MUTANTS,
     transformer::MUTANTS,
     training::MUTANTS,
 ];
@@ -26,4 +30,15 @@ const fn fault(
     fault: Fault,
 ) -> Mutant {
     Mutant { name, what, ops, flags, fault, equivalent: None }
+}
+
+/// A change that no result can show, for the reason given.
+const fn equivalent(
+    name: &'static str,
+    what: &'static str,
+    ops: &'static [&'static str],
+    why: &'static str,
+    fault: Fault,
+) -> Mutant {
+    Mutant { name, what, ops, flags: &[], fault, equivalent: Some(why) }
 }

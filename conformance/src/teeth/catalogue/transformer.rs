@@ -1,6 +1,6 @@
 //! Faults of the parts of a LLaMA.
 
-use ndarray::{Array2, Array3, Array4, Axis, Ix1, Ix3, Ix4};
+use ndarray::{Array2, Array3, Array4, ArrayView1, ArrayViewMut1, Axis, Ix1, Ix3, Ix4};
 use plumbline_reference::rms_norm::rms_norm;
 
 use super::super::Fault::{Answer, Arithmetic, Request as Asked};
@@ -70,9 +70,8 @@ pub(super) static MUTANTS: &[Mutant] = &[
         ATTENTION, &["overflow"], Answer(without_shift)),
     fault("d_k_of_one_head", "d_k lacks the other query heads",
         ATTENTION_BACKWARD, &["head_sharing"], Answer(d_k_of_one_head)),
-    fault("softmax_is_diagonal", "d_q without the mean of the softmax",
-        ATTENTION_BACKWARD, &["softmax_derivative"],
-        Answer(|_, o| map_output(o, "d_q", |d| d * 2.0))),
+    fault("softmax_is_diagonal", "d_scores without the row sum of the softmax",
+        ATTENTION_BACKWARD, &["softmax_derivative"], Answer(diagonal_softmax)),
     fault("up_is_gated", "gate and up change places",
         SWIGLU, &["gate_not_up"], Asked(gate_and_up)),
     fault("gelu_like", "x * sigmoid(1.702 x)",
@@ -80,7 +79,7 @@ pub(super) static MUTANTS: &[Mutant] = &[
     fault("sigmoid_overflows", "exp of a large gate is infinite",
         SWIGLU, &["large_gate"], Answer(sigmoid_overflows)),
     fault("coarse_exponential", "the exponential's argument is f16",
-        SWIGLU, &["exact_sigmoid", "gate_not_up"], Arithmetic(Slip::CoarseExponential)),
+        SWIGLU, &["exact_sigmoid"], Arithmetic(Slip::CoarseExponential)),
     fault("product_rule_forgotten", "d_gate without the slope of the sigmoid",
         SWIGLU_BACKWARD, &["product_rule"], Answer(half_product_rule)),
     fault("factors_exchanged", "lora_a @ lora_b in place of lora_b @ lora_a",
@@ -92,7 +91,7 @@ pub(super) static MUTANTS: &[Mutant] = &[
     fault("adapter_not_in_d_x", "d_x of the base layer alone",
         LORA_BACKWARD, &["adapter_in_d_x"], Answer(base_d_x)),
     fault("tf32_products", "products of eleven-bit numbers",
-        LORA, &["odd_size", "scaling", "cancellation"], Arithmetic(Slip::Tf32Product)),
+        LORA, &["full_precision"], Arithmetic(Slip::Tf32Product)),
 ];
 
 fn eps_outside(request: &Request, outputs: &mut Tensors) -> Edited {
@@ -204,31 +203,52 @@ fn heads(request: &Request) -> Result<Heads, String> {
     ])
 }
 
-/// Attention written once more, with the mask and the exponential's shift to be chosen.
-fn attend([q, k, v]: &Heads, sees: impl Fn(usize, usize) -> bool, shift: bool) -> Array4<f32> {
-    let (batches, tokens, heads, head_dim) = q.dim();
-    let share = heads / k.dim().2;
-    let root = (head_dim as f32).sqrt();
+/// Every sequence, token and head.
+fn places(q: &Array4<f32>) -> impl Iterator<Item = (usize, usize, usize)> {
+    let (batches, tokens, heads, _) = q.dim();
+    ndarray::indices((batches, tokens, heads)).into_iter()
+}
+
+/// One head of one token.
+fn one(array: &Array4<f32>, [b, t, h]: [usize; 3]) -> ArrayView1<'_, f32> {
+    let sequence = array.view().index_axis_move(Axis(0), b);
+    sequence.index_axis_move(Axis(0), t).index_axis_move(Axis(0), h)
+}
+
+fn row_mut(array: &mut Array4<f32>, [b, t, h]: [usize; 3]) -> ArrayViewMut1<'_, f32> {
+    let sequence = array.view_mut().index_axis_move(Axis(0), b);
+    sequence.index_axis_move(Axis(0), t).index_axis_move(Axis(0), h)
+}
+
+/// The keys that a query sees and the weight of each, with the mask and the exponential's shift to
+/// be chosen.
+fn probabilities(
+    [q, k, _]: &Heads,
+    [b, t, h]: [usize; 3],
+    sees: &dyn Fn(usize, usize) -> bool,
+    shift: bool,
+) -> Vec<(usize, f32)> {
+    let (_, tokens, heads, head_dim) = q.dim();
+    let (share, root) = (heads / k.dim().2, (head_dim as f32).sqrt());
+    let score = |key: usize| one(q, [b, t, h]).dot(&one(k, [b, key, h / share])) / root;
+    let keys = (0..tokens).filter(|&key| sees(t, key));
+    let scores: Vec<(usize, f32)> = keys.map(|key| (key, score(key))).collect();
+    let largest = scores.iter().fold(f32::NEG_INFINITY, |largest, (_, score)| largest.max(*score));
+    let shift = if shift { largest } else { 0.0 };
+    let weights = scores.iter().map(|(key, score)| (*key, (score - shift).exp()));
+    let total: f32 = weights.clone().map(|(_, weight)| weight).sum();
+    weights.map(|(key, weight)| (key, weight / total)).collect()
+}
+
+/// Attention written once more.
+fn attend(heads: &Heads, sees: impl Fn(usize, usize) -> bool, shift: bool) -> Array4<f32> {
+    let [q, k, v] = heads;
+    let share = q.dim().2 / k.dim().2;
     let mut output = Array4::zeros(q.dim());
-    for b in 0..batches {
-        for h in 0..heads {
-            for t in 0..tokens {
-                let keys: Vec<usize> = (0..tokens).filter(|&key| sees(t, key)).collect();
-                let score = |key: &usize| -> f32 {
-                    (0..head_dim).map(|d| q[[b, t, h, d]] * k[[b, *key, h / share, d]]).sum::<f32>()
-                        / root
-                };
-                let scores: Vec<f32> = keys.iter().map(score).collect();
-                let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                let shift = if shift { largest } else { 0.0 };
-                let weights: Vec<f32> = scores.iter().map(|score| (score - shift).exp()).collect();
-                let total: f32 = weights.iter().sum();
-                for (key, weight) in keys.iter().zip(weights) {
-                    for d in 0..head_dim {
-                        output[[b, t, h, d]] += weight / total * v[[b, *key, h / share, d]];
-                    }
-                }
-            }
+    for (b, t, h) in places(q) {
+        for (key, probability) in probabilities(heads, [b, t, h], &sees, shift) {
+            let value = one(v, [b, key, h / share]);
+            row_mut(&mut output, [b, t, h]).scaled_add(probability, &value);
         }
     }
     output
@@ -292,6 +312,23 @@ fn d_k_of_one_head(request: &Request, outputs: &mut Tensors) -> Edited {
     edited.inputs.insert("d_output".to_owned(), Tensor::floats(&d_output));
     let faulty = (request.op.run.f32)(&edited)?;
     outputs.insert("d_k".to_owned(), faulty["d_k"].clone());
+    Ok(())
+}
+
+/// `d_scores = p * d_p` in place of `p * (d_p - sum p * d_p)`, and `d_q` from it.
+fn diagonal_softmax(request: &Request, outputs: &mut Tensors) -> Edited {
+    let heads @ [q, k, v] = &heads(request)?;
+    let d_output = request.array::<f32, Ix4>("d_output")?;
+    let (share, root) = (q.dim().2 / k.dim().2, (q.dim().3 as f32).sqrt());
+    let mut d_q = Array4::<f32>::zeros(q.dim());
+    for (b, t, h) in places(q) {
+        for (key, probability) in probabilities(heads, [b, t, h], &|q, k| k <= q, true) {
+            let d_probability = one(&d_output, [b, t, h]).dot(&one(v, [b, key, h / share]));
+            let d_score = probability * d_probability / root;
+            row_mut(&mut d_q, [b, t, h]).scaled_add(d_score, &one(k, [b, key, h / share]));
+        }
+    }
+    outputs.insert("d_q".to_owned(), Tensor::floats(&d_q));
     Ok(())
 }
 
