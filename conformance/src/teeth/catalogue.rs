@@ -5,6 +5,7 @@ mod edits;
 mod gradients;
 mod grid;
 mod quantizer;
+mod ranges;
 mod storage;
 mod training;
 mod transformer;
@@ -17,6 +18,9 @@ pub static MUTANTS: &[&[Mutant]] = &[
     quantizer::GRID,
     gradients::MUTANTS,
     storage::MUTANTS,
+    ranges::DYNAMIC_MUTANTS,
+    ranges::LWC_MUTANTS,
+    ranges::RTN_MUTANTS,
     transformer::MUTANTS,
     training::MUTANTS,
 ];
