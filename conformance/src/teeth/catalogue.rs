@@ -4,6 +4,7 @@
 mod edits;
 mod gradients;
 mod grid;
+mod lr_qat;
 mod quantizer;
 mod ranges;
 mod storage;
@@ -21,6 +22,7 @@ pub static MUTANTS: &[&[Mutant]] = &[
     ranges::DYNAMIC_MUTANTS,
     ranges::LWC_MUTANTS,
     ranges::RTN_MUTANTS,
+    lr_qat::MUTANTS,
     transformer::MUTANTS,
     training::MUTANTS,
 ];
