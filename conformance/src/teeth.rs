@@ -79,16 +79,15 @@ impl Subject for Faulty {
 
     fn run(&mut self, request: &Request, _: Precision) -> Result<Tensors, SubjectError> {
         let op = request.op;
+        // What the reference refuses is refused: a fault sees valid requests alone.
+        let mut outputs = (op.run.f32)(request).map_err(SubjectError::Refused)?;
         match self.0.fault {
             Fault::Arithmetic(slip) => with_slip(slip, || (op.run.faulty)(request)),
             Fault::Request(edit) => {
                 let mut edited = request.clone();
                 edit(&mut edited).and_then(|()| (op.run.f32)(&edited))
             }
-            Fault::Answer(edit) => (op.run.f32)(request).and_then(|mut outputs| {
-                edit(request, &mut outputs)?;
-                Ok(outputs)
-            }),
+            Fault::Answer(edit) => edit(request, &mut outputs).map(|()| outputs),
         }
         .map_err(SubjectError::Refused)
     }

@@ -279,6 +279,19 @@ BACKWARD = [
         )
         for name in ("none", "lsq", "lit_gpt", "peft")
     ],
+    *[
+        backward(
+            f"grad_scale_{name}_of_rows",
+            "grad_scale",
+            ODD,
+            X7,
+            spread([5, 3], seed=25),
+            lora_scaling=0.5,
+            grad_scale=name,
+            remark="7 weights in a group, one group in a row",
+        )
+        for name in ("lsq", "lit_gpt", "peft")
+    ],
     backward(
         "one_group_per_row",
         "one_group_per_row odd_size all_tokens",

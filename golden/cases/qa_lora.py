@@ -234,7 +234,7 @@ MERGE = [
     *shared(),
     case(
         "a_merged_zero_point_is_not_clamped",
-        "merged_range",
+        "merged_range zero_point_update",
         SMALL_PARAMS,
         **{**SMALL, "lora_b": [[64.0]]},
         remark="delta is 128 and -256: zero points -255 and 258 at two bits",
@@ -262,6 +262,7 @@ FILES = [
         notes(
             "peft_factor",
             merged_range="a merged zero point rounded to a code or clamped to the codes",
+            zero_point_update="an update of the wrong sign, or not divided by the scale",
         ),
         MERGE,
     ),

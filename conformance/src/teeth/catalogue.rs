@@ -5,6 +5,7 @@ mod edits;
 mod gradients;
 mod grid;
 mod lr_qat;
+mod methods;
 mod quantizer;
 mod ranges;
 mod storage;
@@ -23,6 +24,8 @@ pub static MUTANTS: &[&[Mutant]] = &[
     ranges::LWC_MUTANTS,
     ranges::RTN_MUTANTS,
     lr_qat::MUTANTS,
+    methods::FROZEN,
+    methods::TRAINED,
     transformer::MUTANTS,
     training::MUTANTS,
 ];

@@ -64,6 +64,8 @@ pub(super) static MUTANTS: &[Mutant] = &[
         BACKWARD, &["grad_scale"], Asked(|r| swap_param(r, "grad_scale", "lsq", "lit_gpt"))),
     fault("peft_for_lsq", "(public: g) qmax outside the root",
         BACKWARD, &["grad_scale"], Asked(|r| swap_param(r, "grad_scale", "lsq", "peft"))),
+    fault("lit_gpt_for_lsq_in_l4q", "(public: g) groups in place of group_size",
+        L4Q_BACKWARD, &["grad_scale"], Asked(|r| swap_param(r, "grad_scale", "lsq", "lit_gpt"))),
     fault("factor_on_the_weight", "the factor multiplies d_weight too",
         BACKWARD, &["grad_scale"], Answer(factor_on_the_weight)),
     fault("no_offset_in_d_x", "(public: b) d_x uses codes * scale alone",
