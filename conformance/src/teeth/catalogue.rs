@@ -1,11 +1,14 @@
 //! The catalogue of faults, by family. The eight faults of public code carry `(public: a)` to
 //! `(public: h)` in their words; docs/teeth.md says what they are.
 
+mod awq;
 mod edits;
+mod gptq;
 mod gradients;
 mod grid;
 mod lr_qat;
 mod methods;
+mod nf4;
 mod quantizer;
 mod ranges;
 mod storage;
@@ -26,6 +29,10 @@ pub static MUTANTS: &[&[Mutant]] = &[
     lr_qat::MUTANTS,
     methods::FROZEN,
     methods::TRAINED,
+    awq::MUTANTS,
+    nf4::MUTANTS,
+    gptq::MUTANTS,
+    gptq::DECOMPOSITIONS,
     transformer::MUTANTS,
     training::MUTANTS,
 ];
