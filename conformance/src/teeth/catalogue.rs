@@ -6,6 +6,7 @@ mod edits;
 mod gptq;
 mod gradients;
 mod grid;
+mod llama;
 mod lr_qat;
 mod methods;
 mod nf4;
@@ -33,6 +34,7 @@ pub static MUTANTS: &[&[Mutant]] = &[
     nf4::MUTANTS,
     gptq::MUTANTS,
     gptq::DECOMPOSITIONS,
+    llama::MUTANTS,
     transformer::MUTANTS,
     training::MUTANTS,
 ];
