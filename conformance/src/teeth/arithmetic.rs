@@ -236,7 +236,12 @@ macro_rules! assigning {
     )*};
 }
 
-assigning!(AddAssign add_assign + SubAssign sub_assign - MulAssign mul_assign * DivAssign div_assign /);
+assigning! {
+    AddAssign add_assign +
+    SubAssign sub_assign -
+    MulAssign mul_assign *
+    DivAssign div_assign /
+}
 
 impl Sum for Faulty {
     fn sum<I: Iterator<Item = Self>>(numbers: I) -> Self {

@@ -49,7 +49,8 @@ pub(super) static MUTANTS: &[Mutant] = &[
         GPTQ, &["static_groups"],
         Answer(|r, o| as_if(r, o, RESULTS, |r| swap_param(r, "static_groups", true, false)))),
     fault("dead_weight_kept", "a weight that no input reaches stays",
-        GPTQ, &["dead_input"], Asked(|r| hessian(r, |i, k, h| if i == k && h == 0.0 { 1.0 } else { h }))),
+        GPTQ, &["dead_input"],
+        Asked(|r| hessian(r, |i, k, h| if i == k && h == 0.0 { 1.0 } else { h }))),
     fault("zero_point_less_1", "zero points are stored less 1, as old files have them",
         GPTQ, &["zero_point"], Answer(|_, o| map_output(o, "zero_point", |z| z - 1.0))),
     fault("one_grid_for_a_row", "one group in a row, whatever group_size is",
@@ -66,7 +67,9 @@ pub(super) static DECOMPOSITIONS: &[Mutant] = &[
         Answer(|r, o| as_if(r, o, &["lora_a", "lora_b"], |r| set_param(r, "lora_scaling", 1.0)))),
     fault("other_sign", "the signs of a pair are the other ones",
         SVD, &["sign"],
-        Answer(|_, o| map_output(o, "lora_a", |a| -a).and_then(|()| map_output(o, "lora_b", |b| -b)))),
+        Answer(|_, o| {
+            map_output(o, "lora_a", |a| -a).and_then(|()| map_output(o, "lora_b", |b| -b))
+        })),
     fault("last_singular_values", "the smallest singular values are kept",
         SVD, &["order"], Answer(smallest_values)),
     fault("one_rank_less", "the last pair is zero",
@@ -79,7 +82,9 @@ pub(super) static DECOMPOSITIONS: &[Mutant] = &[
         LOFTQ, &["turns"], Asked(|r| turns(r, |turns| (turns - 1).max(1)))),
     fault("factors_of_the_turn_before", "codes of the last turn beside older factors",
         LOFTQ, &["pair"],
-        Answer(|r, o| as_if(r, o, &["lora_a", "lora_b", "delta_weight"], |r| turns(r, |n| (n - 1).max(1))))),
+        Answer(|r, o| {
+            as_if(r, o, &["lora_a", "lora_b", "delta_weight"], |r| turns(r, |n| (n - 1).max(1)))
+        })),
     fault("scale_of_the_first_turn", "the scale is not found again",
         LOFTQ, &["min_max", "turns"],
         Answer(|r, o| as_if(r, o, &["scale"], |r| set_param(r, "iterations", 1)))),
@@ -132,7 +137,9 @@ fn order_not_undone(request: &Request, outputs: &mut Tensors) -> Edited {
 /// The inputs are put in reverse, sorted, and put back: of equals the last comes first.
 fn unstable_order(request: &Request, outputs: &mut Tensors) -> Edited {
     let params = &request.params;
-    if params.optional("static_groups")?.unwrap_or(false) || !params.required::<bool>("act_order")? {
+    if params.optional("static_groups")?.unwrap_or(false)
+        || !params.required::<bool>("act_order")?
+    {
         return Ok(());
     }
     let back: Vec<usize> = (0..input(request, "hessian")?.nrows()).rev().collect();

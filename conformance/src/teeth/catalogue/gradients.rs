@@ -35,7 +35,9 @@ pub(super) static MUTANTS: &[Mutant] = &[
         Answer(|r, o| other_mask(r, o, |v, qmin, qmax| qmin < v && v < qmax))),
     fault("mask_after_rounding", "the mask tests the rounded argument",
         BACKWARD, &["pre_round_mask"],
-        Answer(|r, o| other_mask(r, o, |v, qmin, qmax| qmin <= v.round_ties_even() && v.round_ties_even() <= qmax))),
+        Answer(|r, o| {
+            other_mask(r, o, |v, qmin, qmax| (qmin..=qmax).contains(&v.round_ties_even()))
+        })),
     fault("mask_on_codes", "a code at an end of the range counts as clipped",
         BACKWARD, &["closed_mask", "unmasked"], Answer(mask_on_codes)),
     fault("half_away_in_backward", "the backward rounds ties away",
@@ -59,7 +61,8 @@ pub(super) static MUTANTS: &[Mutant] = &[
         BACKWARD, &["scale_floor"],
         Asked(|r| map_input(r, "scale", |s| if s < 1e-8 { 1e-8 } else { s }))),
     fault("lsq_by_default", "(public: g) the LSQ factor where none was asked for",
-        BACKWARD, &["grad_scale_default"], Asked(|r| swap_param(r, "grad_scale", Value::Null, "lsq"))),
+        BACKWARD, &["grad_scale_default"],
+        Asked(|r| swap_param(r, "grad_scale", Value::Null, "lsq"))),
     fault("lit_gpt_for_lsq", "(public: g) groups in place of group_size",
         BACKWARD, &["grad_scale"], Asked(|r| swap_param(r, "grad_scale", "lsq", "lit_gpt"))),
     fault("peft_for_lsq", "(public: g) qmax outside the root",
@@ -76,7 +79,9 @@ pub(super) static MUTANTS: &[Mutant] = &[
         L4Q_BACKWARD, &["all_tokens"], Answer(first_sample_only)),
     fault("grid_does_not_train", "(public: e) scale and offset get no gradient",
         L4Q_BACKWARD, &["rounding_residual", "offset_gradient"],
-        Answer(|_, o| map_output(o, "d_scale", |_| 0.0).and_then(|()| map_output(o, "d_offset", |_| 0.0)))),
+        Answer(|_, o| {
+            map_output(o, "d_scale", |_| 0.0).and_then(|()| map_output(o, "d_offset", |_| 0.0))
+        })),
     fault("lora_a_without_scaling", "d_lora_a lacks lora_scaling",
         L4Q_BACKWARD, &["scaling"], Answer(|r, o| unscaled(r, o, "d_lora_a"))),
     fault("lora_b_without_scaling", "d_lora_b lacks lora_scaling",

@@ -177,7 +177,9 @@ fn heads_interleaved(request: &Request, outputs: &mut Tensors) -> Edited {
     as_if(request, outputs, &["loss", "logits"], |r| {
         set_config(r, "num_key_value_heads", heads)?;
         rows(r, &["k", "v"], |_| {
-            let row = |row: usize| row / config.head_dim % kv_heads * config.head_dim + row % config.head_dim;
+            let row = |row: usize| {
+                row / config.head_dim % kv_heads * config.head_dim + row % config.head_dim
+            };
             (0..heads * config.head_dim).map(row).collect()
         })
     })

@@ -38,7 +38,9 @@ pub(super) static MUTANTS: &[Mutant] = &[
         }))),
     fault("no_clip_in_fixed8", "a clip to the byte in place of the grid",
         DOWNCAST, &["stored_clip"],
-        Answer(|r, o| fixed(r, o, |v, unit, _, _| (v * unit).round_ties_even().clamp(-128.0, 127.0) / unit))),
+        Answer(|r, o| {
+            fixed(r, o, |v, unit, _, _| (v * unit).round_ties_even().clamp(-128.0, 127.0) / unit)
+        })),
     fault("clip_of_floats", "bf16 and f16 are clipped to the grid too",
         DOWNCAST, &["stored_clip"],
         Answer(|r, o| {
@@ -112,13 +114,17 @@ pub(super) static MUTANTS: &[Mutant] = &[
         Answer(|r, o| factors(r, o, |at| f32::from(at.in_range())))),
     fault("residual_of_lsq", "d_scale subtracts the argument of a frozen inner scale",
         BACKWARD, &["no_residual"],
-        Answer(|r, o| slopes(r, o, |at| at.code() - if at.live || !at.in_range() { 0.0 } else { at.sum() }))),
+        Answer(|r, o| {
+            slopes(r, o, |at| at.code() - if at.live || !at.in_range() { 0.0 } else { at.sum() })
+        })),
     fault("residual_forgotten", "d_scale of a live inner scale is the sum of codes",
         BACKWARD, &["live_residual"],
         Answer(|r, o| slopes(r, o, |at| at.code()))),
     fault("residual_of_the_sum", "d_scale of a live inner scale subtracts the update too",
         BACKWARD, &["live_residual"],
-        Answer(|r, o| slopes(r, o, |at| at.code() - if at.live && at.in_range() { at.sum() } else { 0.0 }))),
+        Answer(|r, o| {
+            slopes(r, o, |at| at.code() - if at.live && at.in_range() { at.sum() } else { 0.0 })
+        })),
     fault("clipped_codes_do_not_move_the_scale", "d_scale sums what passes",
         BACKWARD, &["clipped_scale"],
         Answer(|r, o| slopes(r, o, |at| {
@@ -133,7 +139,9 @@ pub(super) static MUTANTS: &[Mutant] = &[
         })),
     fault("lr_first_token_only", "only the first token trains",
         BACKWARD, &["all_tokens"],
-        Answer(|r, o| as_if(r, o, &["d_lora_a", "d_lora_b", "d_scale"], |r| first_row_alone(r, "d_y")))),
+        Answer(|r, o| {
+            as_if(r, o, &["d_lora_a", "d_lora_b", "d_scale"], |r| first_row_alone(r, "d_y"))
+        })),
     fault("below_the_lr_floor_moves", "a scale below the floor gets gradient",
         BACKWARD, &["scale_floor"],
         Asked(|r| map_input(r, "scale", |s| if s < 1e-8 { 1e-8 } else { s }))),
@@ -366,9 +374,7 @@ mod tests {
                 factors(r, o, |at| if at.in_range() { at.scale } else { 0.0 })
             }),
             ("lr_qat.backward", |r, o| {
-                slopes(r, o, |at| {
-                    at.code() - if at.live && at.in_range() { at.inner } else { 0.0 }
-                })
+                slopes(r, o, |at| at.code() - if at.live && at.in_range() { at.inner } else { 0.0 })
             }),
         ];
         for (name, again) in right {
@@ -380,9 +386,10 @@ mod tests {
                 let mut outputs = (op.run.f32)(&request).unwrap();
                 again(&request, &mut outputs).unwrap();
                 let precision = Precision::F32;
-                let verdicts = judge_outputs(&request, &expected, &outputs, Some(precision), precision);
+                let verdicts =
+                    judge_outputs(&request, &expected, &outputs, Some(precision), precision);
                 for verdict in verdicts.unwrap() {
-                    assert_eq!(verdict.failure, None, "{name} {index}");
+                    assert!(verdict.failure.is_none(), "{name} {index}: {verdict:?}");
                 }
             }
         }

@@ -194,7 +194,8 @@ fn strided_pool(request: &Request, outputs: &mut Tensors) -> Edited {
 
 /// `y` with codes that were read as two's complement: less `2^bits * scale` in the upper half.
 fn with_signed_codes(request: &Request, outputs: &mut Tensors) -> Edited {
-    let (x, codes, scale) = (input(request, "x")?, input(request, "codes")?, input(request, "scale")?);
+    let (x, codes, scale) =
+        (input(request, "x")?, input(request, "codes")?, input(request, "scale")?);
     let spec = Quantizer::read(&request.params)?.spec(x.ncols())?;
     let whole = spec.unsigned_max() as f32 + 1.0;
     let missing = Array2::from_shape_fn(codes.dim(), |(o, i)| {

@@ -1,5 +1,6 @@
 //! Faults of NF4.
 
+use half::bf16;
 use ndarray::{Array2, arr0, arr1};
 use plumbline_reference::nf4::{ABSMAX_BLOCK, LEVELS, ZERO_CODE, absmax_map};
 
@@ -33,16 +34,24 @@ pub(super) static MUTANTS: &[Mutant] = &[
         NF4, &["sign"], Answer(|r, o| blocks(r, o, &RIGHT, |b| b.largest))),
     fault("levels_in_bf16", "a table of rounded levels",
         NF4, &["levels"],
-        Answer(|r, o| blocks(r, o, &Table { level: |k| half::bf16::from_f64(LEVELS[k]).to_f32(), ..RIGHT }, |b| b.own))),
+        Answer(|r, o| {
+            let level = |k: usize| bf16::from_f64(LEVELS[k]).to_f32();
+            blocks(r, o, &Table { level, ..RIGHT }, |b| b.own)
+        })),
     fault("levels_of_fp4", "the sixteen levels of another table",
         NF4, &["levels"],
         Answer(|r, o| blocks(r, o, &Table { level: |k| FP4[k], ..RIGHT }, |b| b.own))),
     fault("thresholds_of_four_places", "halfway points rounded to four decimal places",
         NF4, &["thresholds"],
-        Answer(|r, o| blocks(r, o, &Table { threshold: |k| (halfway(k) * 1e4).round_ties_even() / 1e4, ..RIGHT }, |b| b.own))),
+        Answer(|r, o| {
+            let threshold = |k| (halfway(k) * 1e4).round_ties_even() / 1e4;
+            blocks(r, o, &Table { threshold, ..RIGHT }, |b| b.own)
+        })),
     fault("level_below", "the level below in place of the nearest one",
         NF4, &["nearest"],
-        Answer(|r, o| blocks(r, o, &Table { threshold: |k| LEVELS[k + 1] - 1e-6, ..RIGHT }, |b| b.own))),
+        Answer(|r, o| {
+            blocks(r, o, &Table { threshold: |k| LEVELS[k + 1] - 1e-6, ..RIGHT }, |b| b.own)
+        })),
     fault("reciprocal_of_absmax", "weight * (1 / absmax)",
         NF4, &["smallest"], Arithmetic(Slip::Reciprocal)),
     fault("absmax_without_its_mean", "double quantization does not take the mean off",

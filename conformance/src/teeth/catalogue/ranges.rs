@@ -49,10 +49,16 @@ pub(super) static DYNAMIC_MUTANTS: &[Mutant] = &[
         }, after))),
     fault("zero_point_of_activations_real", "the zero point is not rounded",
         DYNAMIC, &["zero_point_tie", "clipped_extreme"],
-        Answer(|r, o| as_if(r, o, &["zero_point", "output"], |r| set_param(r, "zero_point", "float")))),
+        Answer(|r, o| {
+            as_if(r, o, &["zero_point", "output"], |r| set_param(r, "zero_point", "float"))
+        })),
     fault("zero_point_of_activations_rounded", "a zero point that shall be real is rounded",
         DYNAMIC, &["float_zero_point"],
-        Answer(|r, o| as_if(r, o, &["zero_point", "output"], |r| swap_param(r, "zero_point", "float", "integer")))),
+        Answer(|r, o| {
+            as_if(r, o, &["zero_point", "output"], |r| {
+                swap_param(r, "zero_point", "float", "integer")
+            })
+        })),
     fault("tokens_half_away", "ties go away from zero, those of the zero point too",
         DYNAMIC, &["tie", "zero_point_tie"], Arithmetic(Slip::RoundHalfAway)),
     fault("tokens_by_reciprocal", "x * (1 / scale)",
@@ -102,7 +108,9 @@ pub(super) static LWC_MUTANTS: &[Mutant] = &[
         LWC, &["tie", "zero_point_tie"], Arithmetic(Slip::RoundHalfAway)),
     fault("clipped_rounded_together", "round(weight / scale + zero_point)",
         LWC, &["rounded_apart"],
-        Answer(|r, o| clipped(r, o, Range::right, |v, z, top| (v + z).round_ties_even().clamp(0.0, top)))),
+        Answer(|r, o| {
+            clipped(r, o, Range::right, |v, z, top| (v + z).round_ties_even().clamp(0.0, top))
+        })),
     fault("clipped_weights_learn", "d_weight is d_output everywhere",
         LWC_BACKWARD, &["unmasked"],
         Answer(|r, o| set_output(o, "d_weight", &input(r, "d_output")?))),
@@ -128,10 +136,13 @@ pub(super) static RTN_MUTANTS: &[Mutant] = &[
     fault("range_without_zero", "minimum and maximum of the weights alone",
         RTN, &["zero_in_range"], Answer(|r, o| nearest(r, o, |g| g.rtn(g.min, g.max)))),
     fault("range_of_the_tensor", "one range for all groups",
-        RTN, &["group_index"], Answer(|r, o| nearest(r, o, |g| g.rtn(g.all.0.min(0.0), g.all.1.max(0.0))))),
+        RTN, &["group_index"],
+        Answer(|r, o| nearest(r, o, |g| g.rtn(g.all.0.min(0.0), g.all.1.max(0.0))))),
     fault("largest_weight_for_absmax", "max(w) in place of max(|w|)",
         RTN, &["sign"],
-        Answer(|r, o| nearest(r, o, |g| if g.chosen { g.rtn(0.0, g.max.max(0.0)) } else { g.rtn_right() }))),
+        Answer(|r, o| {
+            nearest(r, o, |g| if g.chosen { g.rtn(0.0, g.max.max(0.0)) } else { g.rtn_right() })
+        })),
     fault("zero_point_cut", "the zero point is cut to an integer",
         RTN, &["zero_point_rounded"],
         Answer(|r, o| nearest(r, o, |g| {
@@ -149,7 +160,8 @@ pub(super) static RTN_MUTANTS: &[Mutant] = &[
         RTN, &["levels"],
         Answer(|r, o| nearest(r, o, |g| {
             let (scale, zero_point) = g.rtn_right();
-            if g.chosen { (scale, zero_point) } else { (scale * g.top() / (g.top() + 1.0), zero_point) }
+            let finer = scale * g.top() / (g.top() + 1.0);
+            (if g.chosen { scale } else { finer }, zero_point)
         }))),
     fault("group_of_zeros_at_the_floor", "a group without extent gets the scale floor",
         RTN, &["degenerate"],
@@ -160,7 +172,8 @@ pub(super) static RTN_MUTANTS: &[Mutant] = &[
     fault("gptq_convention", "2 * absmax over 2^bits - 1 steps",
         RTN, &["convention"], Asked(|r| set_param(r, "convention", "gptq"))),
     fault("paper_convention", "absmax over qmax where the other convention is asked for",
-        RTN, &["convention", "gptq_extremes"], Asked(|r| swap_param(r, "convention", "gptq", "paper"))),
+        RTN, &["convention", "gptq_extremes"],
+        Asked(|r| swap_param(r, "convention", "gptq", "paper"))),
     fault("asymmetric_for_symmetric", "a symmetric grid is answered as an asymmetric one",
         RTN, &["zero_point_middle"], Asked(|r| swap_param(r, "symmetric", true, false))),
     fault("squares_for_every_exponent", "the error is a sum of squares whatever p is",

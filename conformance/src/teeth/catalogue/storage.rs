@@ -49,7 +49,9 @@ pub(super) static MUTANTS: &[Mutant] = &[
         }))),
     fault("largest_code_unused", "clamps to 2^bits - 2",
         QUANTIZE, &["range_end"],
-        Answer(|r, o| affine_codes(r, o, |v, z, top| (v.round_ties_even() + z).clamp(0.0, top - 1.0)))),
+        Answer(|r, o| {
+            affine_codes(r, o, |v, z, top| (v.round_ties_even() + z).clamp(0.0, top - 1.0))
+        })),
     fault("zero_point_of_a_neighbour", "zero points are read column by column",
         QUANTIZE, &["group_index"], Asked(|r| transposed(r, "zero_point"))),
     equivalent("clamped_about_the_zero_point", "clamp(round(v), -z, top - z) + z", QUANTIZE,
@@ -60,7 +62,8 @@ pub(super) static MUTANTS: &[Mutant] = &[
     fault("zero_point_added", "scale * (code + zero_point)",
         DEQUANTIZE, &["zero"], Asked(|r| map_input(r, "zero_point", |z| -z))),
     fault("zero_point_rounded", "a real zero point is rounded",
-        DEQUANTIZE, &["real_zero_point"], Asked(|r| map_input(r, "zero_point", f32::round_ties_even))),
+        DEQUANTIZE, &["real_zero_point"],
+        Asked(|r| map_input(r, "zero_point", f32::round_ties_even))),
     fault("codes_read_as_signed", "codes of the upper half are negative",
         DEQUANTIZE, &["grid_width"], Answer(signed_codes)),
     fault("scale_of_a_neighbour", "scales are read column by column",
@@ -128,7 +131,8 @@ fn signed_codes(request: &Request, outputs: &mut Tensors) -> Edited {
     let (scale, zero_point) = (input(request, "scale")?, input(request, "zero_point")?);
     let values = Array2::from_shape_fn(codes.dim(), |(o, i)| {
         let (place, code) = ([o, i / spec.group_size()], codes[[o, i]]);
-        let signed = if code > spec.qmax() as f32 { code - 2.0 * -spec.qmin() as f32 } else { code };
+        let signed =
+            if code > spec.qmax() as f32 { code - 2.0 * -spec.qmin() as f32 } else { code };
         scale[place].max(1e-8) * (signed - zero_point[place])
     });
     set_output(outputs, "output", &values)
@@ -153,7 +157,8 @@ impl Near {
             StoredType::Bf16 => (7, -126),
             StoredType::F16 => (10, -14),
         };
-        let exponent = |x: f64| if x == 0.0 { emin } else { (x.abs().log2().floor() as i32).max(emin) };
+        let exponent =
+            |x: f64| if x == 0.0 { emin } else { (x.abs().log2().floor() as i32).max(emin) };
         let quantum = 2_f64.powi(exponent(number) - digits);
         let units = number / quantum;
         let even = units.round_ties_even() * quantum;
@@ -261,9 +266,7 @@ fn unpacked(request: &Request, outputs: &mut Tensors, place: fn(CodeBit) -> Plac
 fn sign_extended(request: &Request, outputs: &mut Tensors) -> Edited {
     let bits = params::packed_bits(&request.params)?;
     let half = bits.largest() / 2;
-    map_bytes(outputs, "codes", |code| {
-        if code > half { code | !bits.largest() } else { code }
-    })
+    map_bytes(outputs, "codes", |code| if code > half { code | !bits.largest() } else { code })
 }
 
 #[cfg(test)]

@@ -6,7 +6,10 @@ use plumbline_reference::rms_norm::rms_norm;
 use super::super::Fault::{Answer, Arithmetic, Request as Asked};
 use super::super::Mutant;
 use super::super::arithmetic::Slip;
-use super::edits::{Edited, input, map_input, map_output, set_input, set_output, set_param};
+use super::edits::{
+    Edited, as_if, first_row_alone, input, map_input, map_output, rerun, set_input, set_output,
+    set_param,
+};
 use super::fault;
 use crate::case::Request;
 use crate::params::{Attention, Rope};
@@ -48,6 +51,8 @@ pub(super) static MUTANTS: &[Mutant] = &[
         ROPE, &["direction"], Answer(|r, o| rotated(r, o, "x", "output", -1.0, 2.0))),
     fault("turns_on", "the backward turns forwards",
         ROPE_BACKWARD, &["direction"], Answer(|r, o| rotated(r, o, "d_output", "d_x", 1.0, 2.0))),
+    fault("backward_from_zero", "first_position is ignored on the way back",
+        ROPE_BACKWARD, &["first_position"], Asked(|r| set_param(r, "first_position", 0))),
     fault("half_the_frequencies", "theta^(-j / head_dim)",
         ROPE, &["frequency"], Answer(|r, o| rotated(r, o, "x", "output", 1.0, 1.0))),
     fault("position_from_zero", "first_position is ignored",
@@ -72,6 +77,10 @@ pub(super) static MUTANTS: &[Mutant] = &[
         ATTENTION_BACKWARD, &["head_sharing"], Answer(d_k_of_one_head)),
     fault("softmax_is_diagonal", "d_scores without the row sum of the softmax",
         ATTENTION_BACKWARD, &["softmax_derivative"], Answer(diagonal_softmax)),
+    fault("unscaled_d_q", "d_q lacks the factor of the scores",
+        ATTENTION_BACKWARD, &["root_of_head_dim"], Answer(unscaled_d_q)),
+    fault("gradient_across_sequences", "d_v of a batch that is one sequence",
+        ATTENTION_BACKWARD, &["sequences_apart"], Answer(gradient_across_sequences)),
     fault("up_is_gated", "gate and up change places",
         SWIGLU, &["gate_not_up"], Asked(gate_and_up)),
     fault("gelu_like", "x * sigmoid(1.702 x)",
@@ -82,6 +91,16 @@ pub(super) static MUTANTS: &[Mutant] = &[
         SWIGLU, &["exact_sigmoid"], Arithmetic(Slip::CoarseExponential)),
     fault("product_rule_forgotten", "d_gate without the slope of the sigmoid",
         SWIGLU_BACKWARD, &["product_rule"], Answer(half_product_rule)),
+    fault("swiglu_gradients_exchanged", "d_gate and d_up change places",
+        SWIGLU_BACKWARD, &["gate_not_up"],
+        Answer(|_, o| {
+            let [d_gate, d_up] = ["d_gate", "d_up"].map(|name| o[name].clone());
+            o.insert("d_gate".to_owned(), d_up);
+            o.insert("d_up".to_owned(), d_gate);
+            Ok(())
+        })),
+    fault("sigmoid_for_silu_backward", "d_up is d_output * sigmoid(gate)",
+        SWIGLU_BACKWARD, &["gate_not_up", "product_rule"], Answer(sigmoid_for_silu)),
     fault("factors_exchanged", "lora_a @ lora_b in place of lora_b @ lora_a",
         LORA, &["factor_order"], Asked(exchanged)),
     fault("weight_transposed", "x @ weight in place of x @ weight^T",
@@ -90,6 +109,14 @@ pub(super) static MUTANTS: &[Mutant] = &[
         LORA, &["scaling"], Asked(|r| set_param(r, "lora_scaling", 1.0))),
     fault("adapter_not_in_d_x", "d_x of the base layer alone",
         LORA_BACKWARD, &["adapter_in_d_x"], Answer(base_d_x)),
+    fault("lora_first_token_only", "only the first token trains",
+        LORA_BACKWARD, &["all_tokens"],
+        Answer(|r, o| as_if(r, o, &["d_lora_a", "d_lora_b"], |r| first_row_alone(r, "d_y")))),
+    fault("lora_gradient_unscaled", "the factors' gradients lack lora_scaling",
+        LORA_BACKWARD, &["scaling"],
+        Answer(|r, o| {
+            as_if(r, o, &["d_lora_a", "d_lora_b"], |r| set_param(r, "lora_scaling", 1.0))
+        })),
     fault("tf32_products", "products of eleven-bit numbers",
         LORA, &["full_precision"], Arithmetic(Slip::Tf32Product)),
 ];
@@ -136,24 +163,16 @@ fn constant_root(request: &Request, outputs: &mut Tensors) -> Edited {
 }
 
 fn last_row_d_weight(request: &Request, outputs: &mut Tensors) -> Edited {
-    let mut edited = request.clone();
     let mut d_output = input(request, "d_output")?;
     let last = d_output.nrows().saturating_sub(1);
     for mut row in d_output.axis_iter_mut(Axis(0)).take(last) {
         row.fill(0.0);
     }
-    set_input(&mut edited, "d_output", &d_output)?;
-    let faulty = (request.op.run.f32)(&edited)?;
-    outputs.insert("d_weight".to_owned(), faulty["d_weight"].clone());
-    Ok(())
+    as_if(request, outputs, &["d_weight"], |r| set_input(r, "d_output", &d_output))
 }
 
 fn weight_outside(request: &Request, outputs: &mut Tensors) -> Edited {
-    let mut edited = request.clone();
-    map_input(&mut edited, "weight", |_| 1.0)?;
-    let faulty = (request.op.run.f32)(&edited)?;
-    outputs.insert("d_x".to_owned(), faulty["d_x"].clone());
-    Ok(())
+    as_if(request, outputs, &["d_x"], |r| map_input(r, "weight", |_| 1.0))
 }
 
 fn angle(rope: Rope, token: usize, pair: usize, head_dim: usize, doubling: f64) -> (f32, f32) {
@@ -304,15 +323,14 @@ fn one_sequence(request: &Request, outputs: &mut Tensors) -> Edited {
 
 fn d_k_of_one_head(request: &Request, outputs: &mut Tensors) -> Edited {
     let Attention { heads, kv_heads } = Attention::read(&request.params)?;
-    let mut edited = request.clone();
     let mut d_output = request.array::<f32, Ix4>("d_output")?;
     for h in (0..heads).filter(|h| h % (heads / kv_heads) != 0) {
         d_output.index_axis_mut(Axis(2), h).fill(0.0);
     }
-    edited.inputs.insert("d_output".to_owned(), Tensor::floats(&d_output));
-    let faulty = (request.op.run.f32)(&edited)?;
-    outputs.insert("d_k".to_owned(), faulty["d_k"].clone());
-    Ok(())
+    as_if(request, outputs, &["d_k"], |r| {
+        r.inputs.insert("d_output".to_owned(), Tensor::floats(&d_output));
+        Ok(())
+    })
 }
 
 /// `d_scores = p * d_p` in place of `p * (d_p - sum p * d_p)`, and `d_q` from it.
@@ -329,6 +347,27 @@ fn diagonal_softmax(request: &Request, outputs: &mut Tensors) -> Edited {
         }
     }
     outputs.insert("d_q".to_owned(), Tensor::floats(&d_q));
+    Ok(())
+}
+
+fn unscaled_d_q(request: &Request, outputs: &mut Tensors) -> Edited {
+    let head_dim = *request.inputs["q"].shape().last().ok_or("q is a scalar")? as f32;
+    map_output(outputs, "d_q", |d| d * head_dim.sqrt())
+}
+
+fn gradient_across_sequences(request: &Request, outputs: &mut Tensors) -> Edited {
+    let faulty = rerun(request, |r| {
+        for tensor in r.inputs.values_mut() {
+            let [batches, tokens, heads, head_dim] = *tensor.shape() else {
+                return Err("a head has four axes".to_owned());
+            };
+            let shape = vec![1, batches * tokens, heads, head_dim];
+            *tensor = Tensor::new(shape, tensor.data().clone())?;
+        }
+        Ok(())
+    })?;
+    let shape = outputs["d_v"].shape().to_vec();
+    outputs.insert("d_v".to_owned(), Tensor::new(shape, faulty["d_v"].data().clone())?);
     Ok(())
 }
 
@@ -362,6 +401,13 @@ fn half_product_rule(request: &Request, outputs: &mut Tensors) -> Edited {
     let mut d_gate = gate;
     d_gate.zip_mut_with(&(up * d_output), |gate, d| *gate = d / (1.0 + (-*gate).exp()));
     outputs.insert("d_gate".to_owned(), Tensor::floats(&d_gate));
+    Ok(())
+}
+
+fn sigmoid_for_silu(request: &Request, outputs: &mut Tensors) -> Edited {
+    let [gate, mut d_up] = ["gate", "d_output"].map(|name| request.inputs[name].array::<f32>());
+    d_up.zip_mut_with(&gate, |d, gate| *d /= 1.0 + (-*gate).exp());
+    outputs.insert("d_up".to_owned(), Tensor::floats(&d_up));
     Ok(())
 }
 
