@@ -432,10 +432,12 @@ mod tests {
     use crate::ops;
     use crate::sampler::Sampler;
 
+    type Again = fn(&Request, &mut Tensors) -> Edited;
+
     /// With the right grid and the right level, what is computed once more is the reference's.
     #[test]
     fn without_a_fault_they_are_the_reference() {
-        let right: [(&str, fn(&Request, &mut Tensors) -> Edited); 3] = [
+        let right: [(&str, Again); 3] = [
             ("dynamic_quantize.forward", |r, o| {
                 tokens(r, o, |token| span(token, token.min, token.max), after)
             }),
