@@ -42,6 +42,7 @@ BACKWARD_NOTES = {
     "scale_floor": "a gradient for a scale that was raised to the floor",
     "one_group_per_row": "an absent group_size read as one group per tensor",
     "odd_size": "a kernel that handles only whole tiles",
+    "one_precision": "sums over tokens of fewer bits than f32 has",
     **REFUSED,
 }
 MERGE_NOTES = {
@@ -261,7 +262,7 @@ BACKWARD = [
     backward("lora_b_is_zero", "zero_adapter", START, HAND_X, HAND_D_Y, group_size=2),
     backward(
         "three_groups_in_five_rows",
-        "offset_gradient offset_in_d_x all_tokens unmasked quantized_d_x",
+        "offset_gradient offset_in_d_x all_tokens unmasked quantized_d_x one_precision",
         GROUPED,
         X9,
         spread([4, 5], seed=35),

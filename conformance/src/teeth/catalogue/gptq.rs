@@ -24,7 +24,7 @@ const LOFTQ: &[&str] = &["loftq_init"];
 pub(super) static MUTANTS: &[Mutant] = &[
     fault("no_compensation", "columns are rounded on their own",
         GPTQ, &["compensation"], Asked(|r| hessian(r, |i, k, h| if i == k { h } else { 0.0 }))),
-    fault("wrong_sign_of_the_update", "the update of a column has the sign of its error turned",
+    fault("wrong_sign_of_the_update", "later columns move the wrong way",
         GPTQ, &["compensation"], Asked(|r| hessian(r, |i, k, h| if i == k { h } else { -h }))),
     fault("no_damping", "nothing is added to the diagonal",
         GPTQ, &["damping"], Asked(|r| set_param(r, "damping", 0.0))),

@@ -93,7 +93,7 @@ pub(super) static MUTANTS: &[Mutant] = &[
     equivalent("tokens_in_reverse", "the weight gradient sums the last token first", L4Q_BACKWARD,
         "the bounds hold for every order of a sum", Answer(tokens_in_reverse)),
     fault("bf16_sums", "the weight gradient is accumulated in bf16",
-        L4Q_BACKWARD, &["all_tokens", "odd_size"], Arithmetic(Slip::Bf16Sum)),
+        L4Q_BACKWARD, &["one_precision"], Arithmetic(Slip::Bf16Sum)),
 ];
 
 fn transposed_output(outputs: &mut Tensors, name: &str) -> Edited {

@@ -148,7 +148,7 @@ pub(super) static MUTANTS: &[Mutant] = &[
     fault("lr_merge_without_update", "the merge rounds the frozen weight",
         MERGE, &["same_codes"], Asked(|r| map_input(r, "lora_b", |_| 0.0))),
     fault("lr_merge_of_the_weight", "the merge starts from the weight, not from what is stored",
-        MERGE, &["same_codes", "dialect"], Asked(|r| set_param(r, "downcast", "f32"))),
+        MERGE, &["same_codes"], Asked(|r| set_param(r, "downcast", "f32"))),
     fault("lr_merge_in_another_dialect", "the merge adds a rounded update",
         MERGE, &["dialect"],
         Asked(|r| match r.params.required::<String>("downcast")?.as_str() {

@@ -48,7 +48,7 @@ pub(super) static DYNAMIC_MUTANTS: &[Mutant] = &[
             (scale, t.rounded(-t.min / scale))
         }, after))),
     fault("zero_point_of_activations_real", "the zero point is not rounded",
-        DYNAMIC, &["zero_point_tie", "clipped_extreme"],
+        DYNAMIC, &["zero_point_tie"],
         Answer(|r, o| {
             as_if(r, o, &["zero_point", "output"], |r| set_param(r, "zero_point", "float"))
         })),
@@ -69,7 +69,7 @@ pub(super) static DYNAMIC_MUTANTS: &[Mutant] = &[
     fault("extremes_learn", "a gradient through the extremes of a token",
         DYNAMIC_BACKWARD, &["constants"], Answer(through_extremes)),
     fault("mask_of_a_float_zero_point", "the mask is that of a zero point that is not rounded",
-        DYNAMIC_BACKWARD, &["clipped_extreme", "zero_point_tie"],
+        DYNAMIC_BACKWARD, &["zero_point_tie"],
         Asked(|r| set_param(r, "zero_point", "float"))),
 ];
 

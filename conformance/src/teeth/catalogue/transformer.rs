@@ -38,7 +38,7 @@ pub(super) static MUTANTS: &[Mutant] = &[
     fault("weight_plus_one", "1 + weight multiplies",
         NORM, &["weight"], Asked(|r| map_input(r, "weight", |w| w + 1.0))),
     fault("norm_in_f16", "squares are added in f16",
-        NORM, &["mean_not_sum", "odd_size", "weight"], Arithmetic(Slip::F16Sum)),
+        NORM, &["full_precision"], Arithmetic(Slip::F16Sum)),
     fault("root_is_constant", "d_x ignores that the root moves",
         NORM_BACKWARD, &["through_the_root"], Answer(constant_root)),
     fault("d_weight_of_one_row", "d_weight of the last row only",
