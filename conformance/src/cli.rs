@@ -53,7 +53,7 @@ enum Command {
 
 #[derive(Args)]
 struct SubjectArgs {
-    /// reference, cpu, or exec:COMMAND LINE for anything outside.
+    /// reference, cpu, mutant:NAME (see teeth), or exec:COMMAND LINE for anything outside.
     #[arg(long)]
     subject: String,
     /// Precision of the arithmetic; without it, the subject's first (see list).
