@@ -18,6 +18,7 @@ pub mod collect;
 pub mod error;
 pub mod generate;
 pub mod judge;
+pub mod metamorphic;
 pub mod ops;
 pub mod params;
 pub mod precision;

@@ -1,0 +1,111 @@
+//! `conform properties`.
+
+use clap::Args;
+use serde_json::json;
+use std::process::ExitCode;
+
+use super::{SubjectArgs, say, select};
+use crate::error::Error;
+use crate::metamorphic::{self, Options, PROPERTIES, Property};
+
+#[derive(Args)]
+pub(super) struct Properties {
+    #[command(flatten)]
+    subject: Option<SubjectArgs>,
+    /// Shows the properties and how strictly each is held, and runs nothing.
+    #[arg(long)]
+    list: bool,
+    /// Trials of each property on each of its operations.
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..))]
+    count: u64,
+    /// The same seed gives the same requests.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Properties; all of them without it.
+    #[arg(long, value_name = "NAME")]
+    only: Vec<String>,
+    /// Rows, tokens and inputs are drawn up to about this number.
+    #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u64).range(2..=4096))]
+    size: u64,
+    /// How often the property `deterministic` runs each request.
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(2..))]
+    repeats: u64,
+    /// Lets sums run in an order that depends on sizes and places: what is equal bit for bit only
+    /// in one order is held to the derived bounds.
+    #[arg(long)]
+    any_order: bool,
+    /// Prints one JSON object instead of text.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn properties(args: &Properties) -> Result<ExitCode, Error> {
+    let chosen: Vec<&'static Property> = if args.only.is_empty() {
+        PROPERTIES.iter().collect()
+    } else {
+        args.only.iter().map(|name| metamorphic::find(name)).collect::<Result<_, _>>()?
+    };
+    if args.list {
+        list(&chosen, args.json);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let subject = args.subject.as_ref();
+    let subject = subject.ok_or_else(|| Error::Usage("--subject is missing".to_owned()))?;
+    let (mut subject, precision) = select(subject)?;
+    let options = Options {
+        seed: args.seed,
+        count: args.count,
+        repeats: args.repeats as usize,
+        size: args.size as usize,
+        any_order: args.any_order,
+    };
+    let mut outcomes = Vec::new();
+    for property in chosen {
+        let outcome = property.run(subject.as_mut(), precision, options)?;
+        if !args.json {
+            say(&outcome);
+            if let Some((_, number, _)) = &outcome.first {
+                let (name, seed, count) = (property.name, args.seed, number + 1);
+                say(format!("     again: --seed {seed} --only {name} --count {count}"));
+            }
+        }
+        outcomes.push(outcome);
+    }
+    let sum = |count: fn(&metamorphic::Outcome) -> u64| outcomes.iter().map(count).sum::<u64>();
+    let (passed, failed) = (sum(|outcome| outcome.passed), sum(|outcome| outcome.failed));
+    let skipped = sum(|outcome| outcome.skipped);
+    if args.json {
+        say(json!({
+            "subject": subject.name(),
+            "precision": precision.to_string(),
+            "seed": args.seed,
+            "counts": { "pass": passed, "fail": failed, "skip": skipped },
+            "properties": outcomes.iter().map(|outcome| outcome.to_json()).collect::<Vec<_>>(),
+        }));
+    } else {
+        let name = subject.name();
+        say(format!("{name} {precision}: {passed} passed, {failed} failed, {skipped} skipped"));
+    }
+    Ok(ExitCode::from(u8::from(failed > 0)))
+}
+
+fn list(chosen: &[&'static Property], as_json: bool) {
+    let strictness = |property: &Property| {
+        property.equal.iter().map(|equal| equal.name()).collect::<Vec<_>>().join(", ")
+    };
+    if as_json {
+        let rows = chosen.iter().map(|property| {
+            json!({
+                "name": property.name,
+                "what": property.what,
+                "equal": property.equal.iter().map(|equal| equal.name()).collect::<Vec<_>>(),
+                "operations": property.on,
+            })
+        });
+        say(json!({ "properties": rows.collect::<Vec<_>>() }));
+        return;
+    }
+    for property in chosen {
+        say(format!("{:<20}{:<20}{}", property.name, strictness(property), property.what));
+    }
+}
