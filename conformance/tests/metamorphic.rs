@@ -9,7 +9,7 @@ use std::time::Duration;
 mod wrong_subjects;
 use wrong_subjects::{Wrong, subject_for};
 
-const OPTIONS: Options = Options { seed: 5, count: 8, repeats: 3, size: 24, any_order: false };
+const OPTIONS: Options = Options { seed: 5, count: 8, repeats: 3, size: 24, one_order: true };
 
 fn run(name: &str, subject: &mut dyn Subject, precision: Precision, options: Options) -> Outcome {
     find(name).unwrap().run(subject, precision, options).unwrap()
@@ -41,11 +41,13 @@ const ABOUT_CODES: &[&str] = &[
 
 fn holds(name: &str) {
     let rows = find(name).unwrap().operations().unwrap().len() as u64;
+    // An exact tie is rare where an update is added to the weight.
+    let count = if name == "factors_rebalanced" { 30 } else { OPTIONS.count };
     for (mut subject, precision) in built_in() {
-        let outcome = run(name, subject.as_mut(), precision, OPTIONS);
+        let outcome = run(name, subject.as_mut(), precision, Options { count, ..OPTIONS });
         let who = format!("{} {precision}: {outcome}", subject.name());
         assert_eq!(outcome.failed, 0, "{who}");
-        assert_eq!(outcome.passed + outcome.skipped, rows * OPTIONS.count, "{who}");
+        assert_eq!(outcome.passed + outcome.skipped, rows * count, "{who}");
         assert_eq!(outcome.skipped > 0, outcome.why_skipped.is_some(), "{who}");
         assert_eq!(outcome.passed > 0, outcome.seen.compared > 0, "{who}");
         if subject.name() != "reference" {
@@ -161,23 +163,23 @@ fn an_answer_of_nan_is_a_violation_though_its_bits_agree() {
     assert!(violation.to_string().contains("is NaN"), "{violation}");
 }
 
-/// A subject that sums later rows in another order conforms, and says so with `any_order`.
+/// A subject that sums every second row in another order conforms; it has not one order.
 #[test]
-fn another_order_of_sums_passes_only_where_it_is_allowed() {
+fn an_order_that_depends_on_the_place_is_noticed_only_where_it_is_promised() {
     let mut subject = Wrong::in_op("lora.forward", wrong_subjects::sum_backwards_in_odd_rows);
     let strict = run("rows_permuted", &mut subject, Precision::F32, OPTIONS);
     assert!(strict.failed > 0, "{strict}");
-    let options = Options { any_order: true, ..OPTIONS };
+    let options = Options { one_order: false, ..OPTIONS };
     let lenient = run("rows_permuted", &mut subject, Precision::F32, options);
     assert!(lenient.failed == 0 && lenient.passed > 0, "{lenient}");
 }
 
 /// What is wrong beyond rounding is noticed by the bounds as well.
 #[test]
-fn allowing_any_order_excuses_nothing_else() {
+fn an_order_that_is_free_excuses_nothing_else() {
     for name in ["rows_permuted", "groups_permuted", "heads_permuted", "causal", "padding"] {
         let mut subject = subject_for(name);
-        let options = Options { count: 30, any_order: true, ..OPTIONS };
+        let options = Options { count: 30, one_order: false, ..OPTIONS };
         let outcome = run(name, subject.as_mut(), Precision::F32, options);
         assert!(outcome.failed > 0, "{name}: {outcome}");
     }

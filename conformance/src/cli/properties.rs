@@ -30,10 +30,10 @@ pub(super) struct Properties {
     /// How often the property `deterministic` runs each request.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(2..))]
     repeats: u64,
-    /// Lets sums run in an order that depends on sizes and places: what is equal bit for bit only
-    /// in one order is held to the derived bounds.
+    /// Holds the subject to sums whose order depends neither on the place in a tensor nor on what
+    /// else is in the batch: bit for bit where others are held to the derived bounds.
     #[arg(long)]
-    any_order: bool,
+    one_order: bool,
     /// Prints one JSON object instead of text.
     #[arg(long)]
     json: bool,
@@ -57,7 +57,7 @@ pub(super) fn properties(args: &Properties) -> Result<ExitCode, Error> {
         count: args.count,
         repeats: args.repeats as usize,
         size: args.size as usize,
-        any_order: args.any_order,
+        one_order: args.one_order,
     };
     let mut outcomes = Vec::new();
     for property in chosen {

@@ -322,7 +322,7 @@ pub static PROPERTIES: &[Property] = &[
     Property {
         name: "causal",
         what: "a later token changes no earlier output",
-        equal: &[Equal::OneOrder],
+        equal: BITS,
         on: &[&["attention.forward"], &["attention.backward"], &["llama.loss_and_gradients"]],
         check: transformer::causal,
     },

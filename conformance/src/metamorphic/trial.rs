@@ -20,7 +20,8 @@ pub enum Equal {
     /// Bit for bit, whatever the order of a sum. A zero has no sign.
     Bits,
     /// Bit for bit where the order of an element's sum depends neither on the place of the element
-    /// nor on what else is in the batch; else within the bounds. See [`Options::any_order`].
+    /// nor on what else is in the batch, which [`Options::one_order`] asks for; else within the
+    /// bounds.
     OneOrder,
     /// Within the derived bounds of both.
     Bounds,
@@ -48,14 +49,14 @@ pub struct Options {
     pub repeats: usize,
     /// Rows, tokens and inputs are drawn up to about this number.
     pub size: usize,
-    /// Whether the order of a sum may depend on its place and on the batch: what is [`Equal::OneOrder`] is
-    /// then held to the derived bounds.
-    pub any_order: bool,
+    /// Whether the subject promises that the order of a sum depends neither on its place nor on the
+    /// batch.
+    pub one_order: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { seed: 0, count: 20, repeats: 20, size: 40, any_order: false }
+        Self { seed: 0, count: 20, repeats: 20, size: 40, one_order: false }
     }
 }
 
@@ -246,7 +247,7 @@ impl<'a> Trial<'a> {
         (second, found): (&Answer, &dyn Fn(&Tensor) -> Tensor),
     ) -> Checked {
         let op = second.request.op;
-        let in_order = equal == Equal::OneOrder && !self.options.any_order;
+        let in_order = equal == Equal::OneOrder && self.options.one_order;
         let by_bits = equal == Equal::Bits || in_order || second.is_integral(name);
         if by_bits {
             let (should, is) = (expected(first.output(name)), found(second.output(name)));

@@ -108,7 +108,7 @@ pub fn subject_for(property: &str) -> Box<dyn Subject> {
         "powers_of_two" => return mutant("weight_plus_one"),
         "norm_ignores_size" => return mutant("eps_outside_the_root"),
         "negation" => return mutant("round_half_up"),
-        "rows_permuted" => return mutant("group_index_stale"),
+        "rows_permuted" => return mutant("groups_over_outputs"),
         "groups_permuted" => return mutant("group_index_off_by_one"),
         "tokens_permuted" => return mutant("first_sample_only"),
         "sequences_permuted" => return mutant("one_long_sequence"),
@@ -158,10 +158,10 @@ pub fn subject_for(property: &str) -> Box<dyn Subject> {
                 })
             })
         }
-        "pack_round_trip" => Wrong::beside("pack", &["unpack"], |_, outputs, _| {
-            // The first code of a byte is in the other half.
-            if let Some(Data::U8(bytes)) = outputs.get_mut("packed").map(Tensor::data_mut) {
-                bytes.iter_mut().for_each(|byte| *byte = byte.rotate_left(4));
+        // Two codes of a byte change places.
+        "pack_round_trip" => Wrong::beside("unpack", &["pack"], |_, outputs, _| {
+            if let Some(Data::U8(codes)) = outputs.get_mut("codes").map(Tensor::data_mut) {
+                codes.chunks_exact_mut(2).for_each(|pair| pair.swap(0, 1));
             }
             Ok(())
         }),
