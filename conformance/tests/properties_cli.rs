@@ -43,7 +43,7 @@ fn a_violation_ends_with_1_and_comes_again() {
 fn bad_use_ends_with_2_and_names_what_is_wrong() {
     for (arguments, message) in [
         (&["--subject", "cpu", "--only", "causl"][..], "there is no property \"causl\""),
-        (&["--only", "causal"], "--subject is missing"),
+        (&["--only", "causal"], "--subject <SUBJECT>"),
         (&["--subject", "gpu"], "subject is \"gpu\""),
         (&["--subject", "cpu", "--precision", "f64"], "does not compute in f64"),
         (&["--subject", "cpu", "--count", "0"], "--count"),

@@ -7,11 +7,19 @@ use std::process::ExitCode;
 use super::{SubjectArgs, say, select};
 use crate::error::Error;
 use crate::metamorphic::{self, Options, PROPERTIES, Property};
+use crate::precision::Precision;
 
 #[derive(Args)]
 pub(super) struct Properties {
-    #[command(flatten)]
-    subject: Option<SubjectArgs>,
+    /// reference, cpu, mutant:NAME, or exec:COMMAND LINE for anything outside.
+    #[arg(long, required_unless_present = "list")]
+    subject: Option<String>,
+    /// Precision of the arithmetic; without it, the subject's first (see list).
+    #[arg(long)]
+    precision: Option<Precision>,
+    /// Seconds that an outside subject has for one request.
+    #[arg(long, default_value_t = 60.0, value_parser = super::seconds)]
+    timeout: f64,
     /// Shows the properties and how strictly each is held, and runs nothing.
     #[arg(long)]
     list: bool,
@@ -39,6 +47,17 @@ pub(super) struct Properties {
     json: bool,
 }
 
+impl Properties {
+    /// The arguments beside the subject that run a trial again, as the last of `count`.
+    fn again(&self, name: &str, count: u64) -> String {
+        let Self { seed, size, repeats, .. } = self;
+        let one_order = if self.one_order { " --one-order" } else { "" };
+        format!(
+            "--seed {seed} --only {name} --count {count} --size {size} --repeats {repeats}{one_order}"
+        )
+    }
+}
+
 pub(super) fn properties(args: &Properties) -> Result<ExitCode, Error> {
     let chosen: Vec<&'static Property> = if args.only.is_empty() {
         PROPERTIES.iter().collect()
@@ -49,9 +68,10 @@ pub(super) fn properties(args: &Properties) -> Result<ExitCode, Error> {
         list(&chosen, args.json);
         return Ok(ExitCode::SUCCESS);
     }
-    let subject = args.subject.as_ref();
-    let subject = subject.ok_or_else(|| Error::Usage("--subject is missing".to_owned()))?;
-    let (mut subject, precision) = select(subject)?;
+    let subject =
+        args.subject.clone().ok_or_else(|| Error::Usage("--subject is missing".into()))?;
+    let (precision, timeout) = (args.precision, args.timeout);
+    let (mut subject, precision) = select(&SubjectArgs { subject, precision, timeout })?;
     let options = Options {
         seed: args.seed,
         count: args.count,
@@ -65,8 +85,7 @@ pub(super) fn properties(args: &Properties) -> Result<ExitCode, Error> {
         if !args.json {
             say(&outcome);
             if let Some((_, number, _)) = &outcome.first {
-                let (name, seed, count) = (property.name, args.seed, number + 1);
-                say(format!("     again: --seed {seed} --only {name} --count {count}"));
+                say(format!("     again: {}", args.again(property.name, number + 1)));
             }
         }
         outcomes.push(outcome);

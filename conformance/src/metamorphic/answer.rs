@@ -2,7 +2,7 @@
 
 use std::cell::OnceCell;
 
-use super::trial::{Checked, unusable};
+use super::trial::{Checked, Stop, unusable};
 use crate::case::Request;
 use crate::judge::bound::{Bounds, Evidence};
 use crate::ops::{Class, TensorSpec};
@@ -97,6 +97,17 @@ impl Answer {
     /// An output that [`Trial::ask`] has found there.
     pub fn output(&self, name: &str) -> &Tensor {
         &self.outputs[name]
+    }
+
+    /// The same where it lost nothing on the way out, so that it can be computed with again.
+    pub fn full(&self, name: &str) -> Checked<&Tensor> {
+        let tensor = self.output(name);
+        match tensor.data() {
+            Data::F16(_) | Data::Bf16(_) => {
+                Err(Stop::Skip(format!("{} answers in {}", self.request.op.name, tensor.dtype())))
+            }
+            _ => Ok(tensor),
+        }
     }
 
     /// An output with the operation's derived allowances, on the codes that the subject answered.
