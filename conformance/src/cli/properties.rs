@@ -52,9 +52,8 @@ impl Properties {
     fn again(&self, name: &str, count: u64) -> String {
         let Self { seed, size, repeats, .. } = self;
         let one_order = if self.one_order { " --one-order" } else { "" };
-        format!(
-            "--seed {seed} --only {name} --count {count} --size {size} --repeats {repeats}{one_order}"
-        )
+        let trial = format!("--seed {seed} --only {name} --count {count}");
+        format!("{trial} --size {size} --repeats {repeats}{one_order}")
     }
 }
 

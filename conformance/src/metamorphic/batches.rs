@@ -132,8 +132,8 @@ pub(super) fn accumulation(trial: &mut Trial, ops: &[&'static Operation]) -> Che
     whole_and_parts(trial, &parts)
 }
 
-/// Rows whose gradient is zero add zeros to every sum, whatever else is in them, and have a gradient
-/// of zero themselves.
+/// Rows whose gradient is zero add zeros to every sum, whatever else is in them, and have a
+/// gradient of zero themselves.
 pub(super) fn padding(trial: &mut Trial, ops: &[&'static Operation]) -> Checked {
     let op = ops[0];
     let word = word_of(op);

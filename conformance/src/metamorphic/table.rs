@@ -235,7 +235,7 @@ pub static PROPERTIES: &[Property] = &[
     },
     Property {
         name: "batch_twice",
-        what: "a batch that comes twice has each token's results twice and parameter gradients doubled",
+        what: "a batch that comes twice has each token's results twice and gradients doubled",
         equal: PLACES,
         on: BATCHED,
         check: batches::batch_twice,
