@@ -3,6 +3,8 @@
 //! Exit codes: 0 everything conforms, 1 something does not, 2 bad use or unreadable input. A subject
 //! that this program was built without is shown as ignored, with 0; `REQUIRE_CUDA=1` makes it 1.
 
+mod properties;
+
 use clap::{Args, Parser, Subcommand};
 use serde_json::{Value, json};
 use std::io::Write;
@@ -47,6 +49,8 @@ enum Command {
     Report(Page),
     /// Runs deliberate faults on golden cases: does the judge notice every one?
     Teeth(Teeth),
+    /// Relates a subject's answers to each other: no reference value is needed.
+    Properties(properties::Properties),
     /// Asks a whole checkpoint for the loss of given tokens and its greedy continuation of BOS.
     Checkpoint(Checkpoint),
 }
@@ -172,6 +176,7 @@ pub fn main() -> ExitCode {
         Command::Generate(args) => generate_cases(&args),
         Command::List(args) => list(&args),
         Command::Teeth(args) => show_teeth(&args),
+        Command::Properties(args) => properties::properties(&args),
         Command::Checkpoint(args) => ask_checkpoint(&args),
     };
     done.unwrap_or_else(|error| {

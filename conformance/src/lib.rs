@@ -18,6 +18,7 @@ pub mod collect;
 pub mod error;
 pub mod generate;
 pub mod judge;
+pub mod metamorphic;
 mod number;
 pub mod ops;
 pub mod params;
