@@ -190,15 +190,15 @@ struct Judgement<'a> {
 
 impl Judgement<'_> {
     /// The tensor, if it is there with the right shape and type; otherwise the verdict.
-    fn present(&self, spec: &TensorSpec) -> Result<(&Tensor, &Tensor), Verdict> {
+    fn present(&self, spec: &TensorSpec) -> Result<(&Tensor, &Tensor), Box<Verdict>> {
         let expected = &self.expected[&*spec.name];
         let Some(actual) = self.actual.get(&*spec.name) else {
-            return Err(Verdict::rejected(&spec.name, "is missing".to_owned()));
+            return Err(Box::new(Verdict::rejected(&spec.name, "is missing".to_owned())));
         };
         if actual.shape() != expected.shape() {
             let (is, should) = (actual.shape(), expected.shape());
             let what = format!("has shape {is:?}, expected {should:?}");
-            return Err(Verdict::rejected(&spec.name, what));
+            return Err(Box::new(Verdict::rejected(&spec.name, what)));
         }
         let own_type = match (self.required, spec.kind) {
             (Some(Precision::F64), Kind::Float) => actual.dtype() == Dtype::F64,
@@ -213,7 +213,7 @@ impl Judgement<'_> {
             _ => spec.kind.expected().to_owned(),
         };
         let what = format!("has dtype {}, expected {should}", actual.dtype());
-        Err(Verdict::rejected(&spec.name, what))
+        Err(Box::new(Verdict::rejected(&spec.name, what)))
     }
 
     /// The precision whose rounding errors the floats of an answer carry.
@@ -238,7 +238,7 @@ impl Judgement<'_> {
     fn codes(&mut self, spec: &TensorSpec) -> Result<Verdict, String> {
         let (expected, actual) = match self.present(spec) {
             Ok(pair) => pair,
-            Err(verdict) => return Ok(verdict),
+            Err(verdict) => return Ok(*verdict),
         };
         let grid = self.request.op.grid.ok_or("an operation with codes has a grid")?;
         let mut grid = grid(&self.request, Unit::of(self.coarsest()))?;
@@ -257,7 +257,7 @@ impl Judgement<'_> {
     fn choices(&mut self, spec: &TensorSpec, choices: ChoicesOf) -> Result<Verdict, String> {
         let (expected, actual) = match self.present(spec) {
             Ok(pair) => pair,
-            Err(verdict) => return Ok(verdict),
+            Err(verdict) => return Ok(*verdict),
         };
         let choices = choices(&self.evidence(Unit::of(self.coarsest())))?;
         let verdict = compare::choices(&spec.name, &choices, expected, actual);
@@ -273,7 +273,7 @@ impl Judgement<'_> {
     fn chosen(&mut self, spec: &TensorSpec) -> Result<Verdict, String> {
         let (expected, actual) = match self.present(spec) {
             Ok(pair) => pair,
-            Err(verdict) => return Ok(verdict),
+            Err(verdict) => return Ok(*verdict),
         };
         let allowance = self.allowance(spec, Unit::of(self.coarsest()))?;
         let verdict = compare::chosen(&spec.name, &allowance, expected, actual);
@@ -316,7 +316,7 @@ impl Judgement<'_> {
     fn floats(&self, spec: &TensorSpec) -> Result<Verdict, String> {
         let (expected, actual) = match self.present(spec) {
             Ok(pair) => pair,
-            Err(verdict) => return Ok(verdict),
+            Err(verdict) => return Ok(*verdict),
         };
         if matches!(spec.class, Class::Exact) {
             return Ok(compare::chosen(&spec.name, &Allowance::default(), expected, actual));
