@@ -118,7 +118,7 @@ pub(super) fn run<T: Scalar>(request: &Request) -> Result<Tensors, String> {
 ///
 /// One block: two norms, a query or key, its rotation, score, softmax and weighted sum, the
 /// output projection, gate, activation, down projection, two residual sums.
-fn path(config: &LlamaConfig, length: usize) -> f64 {
+pub(super) fn path(config: &LlamaConfig, length: usize) -> f64 {
     let hidden = config.hidden_size as f64;
     let norm = hidden / 2.0 + 5.0;
     let heads = (config.num_attention_heads * config.head_dim) as f64;

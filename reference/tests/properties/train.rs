@@ -202,7 +202,7 @@ fn a_scale_and_an_offset_do_not_decay() {
     });
     for (name, tensor) in &plain {
         let decays = name.ends_with(".lora_a") || name.ends_with(".lora_b");
-        assert_eq!(tensor != &decayed[name], decays, "{name}");
+        assert_eq!(*tensor != decayed[name], decays, "{name}");
     }
 }
 
