@@ -106,11 +106,7 @@ fn method_params(sampler: &mut Sampler) -> Params {
 }
 
 /// Embedding, norms, output projection, and the tensors of every layer.
-fn model(
-    sampler: &mut Sampler,
-    config: &LlamaConfig,
-    params: &Params,
-) -> Result<Tensors, String> {
+fn model(sampler: &mut Sampler, config: &LlamaConfig, params: &Params) -> Result<Tensors, String> {
     let (method, rank) = (method(params)?, sampler.size(1, 2));
     let in_grid_units = method_name(params)? == "lr_qat";
     let unsigned = ["qa_lora", "peqa"].contains(&method_name(params)?);
@@ -282,9 +278,7 @@ fn around_stored<'a>(
     Some((inner + delta).indexed_iter().all(|((o, i), &argument)| {
         let at = [o, i / spec.group_size()];
         let (low, high) = match zero_point {
-            Some(zero_point) => {
-                (-zero_point[at], f64::from(spec.unsigned_max()) - zero_point[at])
-            }
+            Some(zero_point) => (-zero_point[at], f64::from(spec.unsigned_max()) - zero_point[at]),
             None => (f64::from(spec.qmin()), f64::from(spec.qmax())),
         };
         is_clear(argument, low, high)
