@@ -1,22 +1,9 @@
 //! `llama.train`.
 //!
-//! A trajectory has no bound that follows from its formula element by element: an error of one step
-//! is in the tensors of every later one. As in [`super::llama`], what stands instead is one bound
-//! for each tensor, relative to its largest element, and in one place, [`bounds`]:
-//!
-//! | output | relative to | bound |
-//! |---|---|---|
-//! | `loss[s]`, `logits` | largest logit, or the loss | `gamma(3 * path * steps so far)` |
-//! | `d_` of a tensor, step `s` | largest of that step and tensor in the attention or the feed-forward layer of the block | `gamma(3 * path * steps so far)` |
-//! | moments | the same over all steps, and the moment; squared for the second | `gamma(6 * path * steps)` |
-//! | trained tensor | `abs(tensor) + lr * steps * (1 + 2 * largest gradient / eps)` | `gamma(3 * path * steps)` |
-//!
-//! - The direction of AdamW moves by at most `2 / eps` for a move of all gradients by 1: the mean by
-//!   1 and the root of the mean square by 1, each over at least `eps`. So `eps` should not be far
-//!   below the gradients, or nothing of a gradient near zero is judged: 1e-2 and more here.
-//! - Codes are not answered. A case is one in which no argument of a rounding comes close to a tie
-//!   or an end of the grid on all of the way (`sample.rs`, and `golden/trajectories.py`).
+//! Codes are not answered. A case is one in which no argument of a rounding comes close to a tie or
+//! an end of its grid on all of the way (`sample.rs`, and `golden/torch_trajectories.py`).
 
+mod bounds;
 mod method;
 mod sample;
 
@@ -31,7 +18,6 @@ use super::Operation;
 use super::row::{bounded, ids, runs};
 use super::{Class, Shape, TensorSpec, TensorSpecs};
 use crate::case::Request;
-use crate::judge::bound::{Allowance, Bounds, Evidence};
 use crate::params::{self, Params};
 use crate::precision::Scalar;
 use crate::tensor::{Kind, Tensor, Tensors};
@@ -70,12 +56,12 @@ pub(super) static ROWS: &[Operation] = &[Operation {
     sizes,
     run: runs!(run),
     grid: None,
-    bounds,
+    bounds: bounds::bounds,
     sample: sample::sample,
 }];
 
-/// How every output is judged.
-pub const BOUND: &str = "gamma(roundings on the longest path, and steps) * largest element";
+const BOUND: &str = "gamma(roundings on the longest path, and steps) * largest element";
+const STEPPED: &str = "the errors of the gradients, step by step through AdamW";
 
 const TOKENS: &str = "tokens";
 
@@ -117,9 +103,9 @@ fn tensors(params: &Params) -> Result<TensorSpecs, String> {
             for moment in [FIRST_MOMENT, SECOND_MOMENT] {
                 let name = format!("{moment}{name}");
                 specs.inputs.push(float(name.clone(), shape(), true, Class::Given));
-                specs.outputs.push(float(name, shape(), false, judged));
+                specs.outputs.push(float(name, shape(), false, Class::Bounded(STEPPED)));
             }
-            specs.outputs.push(float(name, shape(), false, judged));
+            specs.outputs.push(float(name, shape(), false, Class::Bounded(STEPPED)));
         }
     }
     Ok(specs)
@@ -191,76 +177,4 @@ fn run<T: Scalar>(request: &Request) -> Result<Tensors, String> {
         outputs.insert(format!("{SECOND_MOMENT}{name}"), Tensor::floats(second));
     }
     Ok(outputs)
-}
-
-fn bounds(evidence: &Evidence) -> Result<Bounds, String> {
-    let Evidence { request, unit, expected, .. } = *evidence;
-    let config = params::llama_config(&request.params)?;
-    let (optimizer, _) = optimizer(&request.params)?;
-    let [steps, _, length] = request.sizes(TOKENS)?;
-    let roundings = 3.0 * super::llama::path(&config, length) * steps as f64;
-    let largest = LargestGradients::new(expected, steps);
-    let whole = |tensor: &Tensor| tensor.values().fold(0.0, |max: f64, x| max.max(x.abs()));
-    let logit = expected.get("logits").map_or(0.0, whole);
-    let allowances = expected.iter().map(|(name, tensor)| {
-        let all = |condition: f64, roundings: f64| {
-            Allowance::new(std::iter::repeat_n(condition, tensor.len()), roundings, unit)
-        };
-        let allowance = if let Some(trained) = name.strip_prefix("d_") {
-            let of_steps = largest.of(trained);
-            let each = tensor.len() / steps.max(1);
-            let bound = of_steps.iter().zip(1..).flat_map(|(largest, step)| {
-                let so_far = roundings * f64::from(step) / steps as f64;
-                std::iter::repeat_n(unit.gamma(so_far) * largest + so_far * unit.tiny, each)
-            });
-            Allowance::absolute(bound)
-        } else if let Some(trained) = name.strip_prefix(FIRST_MOMENT) {
-            all(largest.ever(trained) + whole(tensor), 2.0 * roundings)
-        } else if let Some(trained) = name.strip_prefix(SECOND_MOMENT) {
-            all(largest.ever(trained).powi(2) + whole(tensor), 2.0 * roundings)
-        } else if name == "loss" || name == "logits" {
-            all(logit.max(whole(tensor)), roundings)
-        } else {
-            let direction = 1.0 + 2.0 * largest.ever(name) / optimizer.spec.eps;
-            all(whole(tensor) + optimizer.lr * steps as f64 * direction, roundings)
-        };
-        (name.clone(), allowance)
-    });
-    Ok(allowances.collect())
-}
-
-/// The largest gradient of each step, of the tensors of one kind in one half of a block: those of
-/// queries and keys are differences of terms as large as those of values.
-struct LargestGradients {
-    of_half: BTreeMap<String, Vec<f64>>,
-}
-
-impl LargestGradients {
-    fn new(expected: &Tensors, steps: usize) -> Self {
-        let mut of_half: BTreeMap<String, Vec<f64>> = BTreeMap::new();
-        for (name, gradient) in expected {
-            let Some(trained) = name.strip_prefix("d_") else { continue };
-            let largest = of_half.entry(half(trained)).or_insert_with(|| vec![0.0; steps]);
-            let each = (gradient.len() / steps.max(1)).max(1);
-            for (index, value) in gradient.values().enumerate() {
-                largest[index / each] = largest[index / each].max(value.abs());
-            }
-        }
-        Self { of_half }
-    }
-
-    fn of(&self, trained: &str) -> &[f64] {
-        self.of_half.get(&half(trained)).map_or(&[], Vec::as_slice)
-    }
-
-    fn ever(&self, trained: &str) -> f64 {
-        self.of(trained).iter().copied().fold(0.0, f64::max)
-    }
-}
-
-/// `model.layers.0.self_attn` and the tensor's own name, without the projection between.
-fn half(trained: &str) -> String {
-    let parts: Vec<_> = trained.split('.').collect();
-    let own = parts.last().copied().unwrap_or_default();
-    format!("{}.{own}", parts[..parts.len().saturating_sub(2)].join("."))
 }
