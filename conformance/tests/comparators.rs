@@ -368,7 +368,7 @@ fn at_largest(x: &[f64], change: fn(f64) -> f64) -> Vec<f64> {
 }
 
 /// Faults after which an operation is known well enough.
-const MOST_FAULTS: usize = 2000;
+const MOST_FAULTS: usize = 1000;
 
 /// How many faulty answers were judged, and how many of them rejected.
 type Tally = BTreeMap<(String, &'static str), (usize, usize)>;

@@ -87,9 +87,9 @@ fn steps(tensor: &Tensor, from: usize, to: usize) -> Tensor {
     Tensor::new(shape, data).unwrap()
 }
 
-/// The second half begins with what the first one left, after a file.
-fn resumes_bit_for_bit(name: &str, method: &str, precision: Precision) {
-    let (whole, uninterrupted) = trained(name, method, precision);
+/// A run of the first half of the steps, and the request of the second half, which begins with what
+/// the first one left.
+fn in_halves(name: &str, whole: &Request, precision: Precision) -> (Tensors, Request) {
     let tokens = &whole.inputs["tokens"];
     let (count, half) = (tokens.shape()[0], tokens.shape()[0] / 2);
     let mut first = whole.clone();
@@ -103,16 +103,25 @@ fn resumes_bit_for_bit(name: &str, method: &str, precision: Precision) {
             second.inputs.insert(tensor.clone(), state.clone());
         }
     }
+    (left, second)
+}
+
+/// The second half goes through a file.
+fn resumes_bit_for_bit(name: &str, method: &str, precision: Precision) {
+    let (whole, uninterrupted) = trained(name, method, precision);
+    let (left, second) = in_halves(name, &whole, precision);
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("second_half.safetensors");
     container::write(&file, &request_container(&second)).unwrap();
     let resumed = case::load(&file).unwrap().remove(0).request;
     let mut resumed = run(name, &resumed, precision);
+    let count = whole.inputs["tokens"].shape()[0];
     for (tensor, later) in &mut resumed {
         if tensor.starts_with("d_") || tensor == "loss" {
-            assert_eq!(bits(&left[tensor]), bits(&steps(&uninterrupted[tensor], 0, half)));
-            assert_eq!(bits(later), bits(&steps(&uninterrupted[tensor], half, count)), "{tensor}");
-            *later = uninterrupted[tensor].clone();
+            let expected = &uninterrupted[tensor];
+            assert_eq!(bits(&left[tensor]), bits(&steps(expected, 0, count / 2)), "{tensor}");
+            assert_eq!(bits(later), bits(&steps(expected, count / 2, count)), "{tensor}");
+            *later = expected.clone();
         }
     }
     assert_same_bits(&resumed, &uninterrupted);
@@ -272,6 +281,28 @@ gate!(reference_f64: "reference" F64,
 gate!(reference_f32: "reference" F32,
     [lora l4q lr_qat qa_lora qat qat_lora peqa], merging [l4q lr_qat qa_lora qat peqa]);
 gate!(cpu_f32: "cpu" F32, [lora l4q], merging [l4q]);
+
+/// The gate can fail: what a resumed run forgets is in every tensor that it leaves.
+#[test]
+fn a_forgotten_moment_or_step_shows() {
+    let (whole, uninterrupted) = trained("cpu", "l4q", Precision::F32);
+    let (_, second) = in_halves("cpu", &whole, Precision::F32);
+    let without = |moment: &str| {
+        let mut request = second.clone();
+        request.inputs.retain(|name, _| !name.starts_with(moment));
+        request
+    };
+    let mut from_step_one = second.clone();
+    from_step_one.params.0.remove("first_step");
+    for forgetful in [without("first_moment."), without("second_moment."), from_step_one] {
+        let resumed = run("cpu", &forgetful, Precision::F32);
+        for (name, tensor) in &resumed {
+            if name.starts_with("model.") {
+                assert_ne!(bits(tensor), bits(&uninterrupted[name]), "{name}");
+            }
+        }
+    }
+}
 
 /// A subject, precision or method that the gate leaves out is one that the subject does not have.
 #[test]

@@ -8,7 +8,7 @@
 //! | output | relative to | bound |
 //! |---|---|---|
 //! | `loss`, `logits` | largest logit, or the loss | `gamma(3 * path * steps so far)` |
-//! | `d_` of a tensor, step `s` | largest of that step and kind of tensor in the attention or the feed-forward layer of the block | `gamma(3 * path * steps so far)` |
+//! | `d_` of a tensor, step `s` | largest of that step and kind of tensor in the block | `gamma(3 * path * steps so far)` |
 //! | moments, trained tensor | each element | what the gradients' bounds come to, step by step |
 //!
 //! Where the second moment is small against its own error, the direction of AdamW moves by up to
@@ -43,7 +43,7 @@ pub(super) fn bounds(evidence: &Evidence) -> Result<Bounds, String> {
     }
     for (name, gradient) in expected {
         let Some(trained) = name.strip_prefix("d_") else { continue };
-        let errors: Vec<f64> = largest[&half(trained)]
+        let errors: Vec<f64> = largest[&kind(trained)]
             .iter()
             .zip(1..)
             .map(|(largest, step)| unit.gamma(of_a_step * f64::from(step)) * largest + unit.tiny)
@@ -70,26 +70,27 @@ fn whole(tensor: &Tensor) -> f64 {
     tensor.values().fold(0.0, |max, x| max.max(x.abs()))
 }
 
-/// The largest gradient of each step, of the tensors of one kind in one half of a block: those of
-/// queries and keys are differences of terms as large as those of values.
+/// The largest gradient of each step, of the tensors of one kind in one block: those of queries and
+/// keys are differences of terms as large as those of values, and the sum over the outputs of a
+/// narrow layer may cancel in all of a factor.
 fn largest_gradients(expected: &Tensors, steps: usize) -> BTreeMap<String, Vec<f64>> {
-    let mut of_half: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    let mut of_block: BTreeMap<String, Vec<f64>> = BTreeMap::new();
     for (name, gradient) in expected {
         let Some(trained) = name.strip_prefix("d_") else { continue };
-        let largest = of_half.entry(half(trained)).or_insert_with(|| vec![0.0; steps]);
+        let largest = of_block.entry(kind(trained)).or_insert_with(|| vec![0.0; steps]);
         let each = (gradient.len() / steps.max(1)).max(1);
         for (index, value) in gradient.values().enumerate() {
             largest[index / each] = largest[index / each].max(value.abs());
         }
     }
-    of_half
+    of_block
 }
 
-/// `model.layers.0.self_attn` and the tensor's own name, without the projection between.
-fn half(trained: &str) -> String {
+/// `model.layers.0` and the tensor's own name, without the layer between.
+fn kind(trained: &str) -> String {
     let parts: Vec<_> = trained.split('.').collect();
     let own = parts.last().copied().unwrap_or_default();
-    format!("{}.{own}", parts[..parts.len().saturating_sub(2)].join("."))
+    format!("{}.{own}", parts[..parts.len().min(3)].join("."))
 }
 
 /// The steps of one tensor, with the errors of its gradients.
