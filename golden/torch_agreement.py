@@ -16,6 +16,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import re
 import sys
 
 sys.dont_write_bytecode = True
@@ -116,7 +117,9 @@ def judge(row: Row, op, params, inputs, expected) -> float:
 
 
 def summary_name(name: str) -> str:
-    """The gradients of a whole model share one line."""
+    """The gradients of a whole model share one line, and so do the layers of one in training."""
+    if "_proj." in name and not name.endswith(".weight"):
+        return re.sub(r"model\.layers\.\d+\.\w+\.\w+_proj", "<layer>", name)
     return "d_<weight>" if name.startswith("d_") and name.endswith(".weight") else name
 
 

@@ -367,6 +367,9 @@ fn at_largest(x: &[f64], change: fn(f64) -> f64) -> Vec<f64> {
     x
 }
 
+/// Faults after which an operation is known well enough.
+const MOST_FAULTS: usize = 1000;
+
 /// How many faulty answers were judged, and how many of them rejected.
 type Tally = BTreeMap<(String, &'static str), (usize, usize)>;
 
@@ -375,6 +378,11 @@ fn every_float_output_of_every_operation_rejects_every_fault() {
     for op in OPERATIONS.iter().copied() {
         let mut tally = Tally::new();
         for index in 0..24 {
+            // A whole model in training has a hundred outputs.
+            let tried: usize = tally.values().map(|(tried, _)| tried).sum();
+            if tried > MOST_FAULTS {
+                break;
+            }
             let case = generated_case(Path::new(""), op, 11, index).unwrap();
             let honest = (op.run.f32)(&case.request).unwrap();
             assert_eq!(failures(&case.request, &honest), Vec::<String>::new(), "{}", case.id);
@@ -400,6 +408,10 @@ fn try_faults(case: &Case, honest: &Tensors, name: &str, tally: &mut Tally) {
     }
     // Layers of a model count as one.
     let place = name.replace(|c: char| c.is_ascii_digit(), "N");
+    let place = match (place.find("layers.N"), place.rfind("_proj.")) {
+        (Some(start), Some(end)) => format!("{}{}", &place[..start], &place[end..]),
+        _ => place,
+    };
     for (fault, apply) in FAULTS {
         let shape = honest[name].shape().to_vec();
         let wrong = Tensor::from_f64s(shape, apply(&values).into_iter(), Precision::F32);
