@@ -2,6 +2,7 @@
 
 pub mod bound;
 pub mod compare;
+pub mod noisy;
 pub mod report;
 pub mod tracked;
 
@@ -279,9 +280,17 @@ impl Judgement<'_> {
 
     fn allowance(&self, spec: &TensorSpec, unit: Unit) -> Result<Allowance, String> {
         let mut bounds: Bounds = (self.request.op.bounds)(&self.evidence(unit))?;
-        bounds
+        let allowance = bounds
             .remove(&*spec.name)
-            .ok_or_else(|| format!("no allowance is derived for out.{}", spec.name))
+            .ok_or_else(|| format!("no allowance is derived for out.{}", spec.name))?;
+        // An infinite allowance would accept everything.
+        match allowance.bound.iter().position(|bound| !bound.is_finite()) {
+            None => Ok(allowance),
+            Some(index) => Err(format!(
+                "out.{} cannot be judged: the allowance of element {index} is not finite",
+                spec.name
+            )),
+        }
     }
 
     fn floats(&self, spec: &TensorSpec) -> Result<Verdict, String> {

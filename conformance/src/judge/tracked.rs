@@ -1,49 +1,52 @@
 //! A number that knows what rounding may have done to it.
 //!
 //! The reference is generic over its scalar, so its own lines, run on this one, derive the
-//! allowance of every output: no second formula is kept beside the first. A number carries its
-//! binary64 `value`, the `condition`, which is the sum of the absolute values of the terms that it
-//! was added up from, and a count of `roundings`, such that a subject's value differs by at most
+//! allowance of every output: no second formula is kept beside the first. A number is a sum of
+//! terms. It carries its binary64 `value`, the `mass`, which is the sum of the terms' absolute
+//! values, the `additions` that make the sum, and the `inherited` errors of the terms. A subject's
+//! value differs from it by at most
 //!
 //! ```text
-//! gamma(roundings) * condition
+//! error = inherited + gamma(additions + DISTRIBUTED) * (mass + inherited)
 //! ```
 //!
-//! With `a` and `b` so bounded (N. J. Higham, Accuracy and Stability of Numerical Algorithms,
-//! chapter 3):
+//! for every order of summation: a subject may split and reorder its sums as it likes, and may
+//! multiply a factor into the terms or into their sum, which is what `DISTRIBUTED` is for
+//! (N. J. Higham, Accuracy and Stability of Numerical Algorithms, chapters 3 and 4). With `u` for
+//! one rounding:
 //!
-//! | result | condition | roundings |
+//! | result | inherited | mass |
 //! |---|---|---|
-//! | input | `abs(a)` | 0 |
-//! | `a + b` | the sum of both | the larger, and 1 |
-//! | `a * b` | the product of both | the sum of both, and 1 |
-//! | `a / b` | the product of both over `b^2` | that of `a`, twice that of `b`, and 1 |
-//! | `sqrt(a)` | `sqrt(abs(a))` and the amplification of `a` | that of `a`, and 1 |
-//!
-//! A sum of `k` products so costs at most `k` roundings of the sum of absolute products, which
-//! holds for every order of summation: a subject may split and reorder its sums as it likes.
+//! | input | 0 | `abs(a)` |
+//! | `a + b` | that of both | that of both; one addition more than both |
+//! | `a * b` | `abs(a) error(b) + abs(b) error(a) + error(a) error(b)`, and `u` of the product | `abs(a b)` |
+//! | `a / b` | `(error(a) + abs(a / b) error(b)) / (abs(b) - error(b))`, and `u` of the quotient | `abs(a / b)` |
+//! | `f(a)` | the steepest slope in reach times `error(a)`, and the roundings of `f` | `abs(f(a))` |
 //!
 //! What is not smooth (a code, a mask) takes the branch of the binary64 value; operations with
 //! codes have a [`Grid`](crate::ops::quantizer::Grid) that says which branches are open.
 
-use ndarray::{ArrayD, ScalarOperand};
-use num_traits::{One, Zero};
+use ndarray::ArrayD;
 use plumbline_reference::Real;
-use std::cmp::Ordering;
-use std::iter::Sum;
-use std::ops::{Add, AddAssign, Div, DivAssign, Mul, MulAssign, Neg, Sub, SubAssign};
+use std::ops::{Add, Div, Mul, Neg};
 
 use super::bound::{Allowance, Bounds, Evidence, TRANSCENDENTAL};
 use crate::case::Request;
+use crate::number::number;
 use crate::precision::{Precision, Unit};
+
+/// Roundings of a term that a factor adds when it is multiplied in before the sum: its product, and
+/// the product that it is then part of.
+const DISTRIBUTED: f64 = 2.0;
 
 /// A binary64 value and the bound on its distance from a subject's, whose arithmetic is binary32
 /// (`Tracked<true>`) or binary64.
 #[derive(Debug, Clone, Copy)]
 pub struct Tracked<const NARROW: bool> {
     value: f64,
-    condition: f64,
-    roundings: f64,
+    inherited: f64,
+    mass: f64,
+    additions: f64,
 }
 
 impl<const NARROW: bool> Tracked<NARROW> {
@@ -51,32 +54,33 @@ impl<const NARROW: bool> Tracked<NARROW> {
         Unit::of(if NARROW { Precision::F32 } else { Precision::F64 })
     }
 
-    /// Bound of the difference, underflow aside.
+    /// Zero, and nothing that cancelled.
+    fn is_nothing(self) -> bool {
+        self.mass == 0.0 && self.inherited == 0.0
+    }
+
+    /// Bound of the difference.
     fn error(self) -> f64 {
-        if self.roundings == 0.0 {
-            0.0
-        } else {
-            Self::unit().gamma(self.roundings) * self.condition
+        if self.additions == 0.0 {
+            return self.inherited;
         }
+        let gamma = Self::unit().gamma(self.additions + DISTRIBUTED);
+        self.inherited + gamma * (self.mass + self.inherited)
     }
 
-    /// As many roundings of `condition` as make up an absolute error.
-    fn with_error(value: f64, condition: f64, error: f64) -> Self {
-        let condition = condition.max(value.abs());
-        if error == 0.0 {
-            return Self { value, condition, roundings: 0.0 };
-        }
-        if condition == 0.0 {
-            return Self { value, condition: error, roundings: 1.0 / Self::unit().roundoff };
-        }
-        // gamma(n) >= n * roundoff.
-        Self { value, condition, roundings: error / (Self::unit().roundoff * condition) }
+    /// One term with an error of its own.
+    fn with_error(value: f64, error: f64) -> Self {
+        Self { value, inherited: error, mass: value.abs(), additions: 0.0 }
     }
 
-    /// A function whose slope is at most `slope` in absolute value wherever the argument may be.
-    fn through(self, value: f64, slope: f64, roundings: f64) -> Self {
-        let own = Self::unit().gamma(roundings) * value.abs();
-        Self::with_error(value, value.abs(), slope * self.error() * (1.0 + own) + own)
+    /// The result of an operation: what its arguments' errors make of it, and its own roundings,
+    /// underflow among them.
+    fn rounded(value: f64, propagated: f64, roundings: f64) -> Self {
+        if value == 0.0 && propagated == 0.0 {
+            return Self::with_error(value, 0.0);
+        }
+        let own = Self::unit().gamma(roundings) * (value.abs() + propagated);
+        Self::with_error(value, propagated + own + Self::unit().tiny)
     }
 }
 
@@ -84,7 +88,8 @@ impl<const NARROW: bool> Real for Tracked<NARROW> {
     /// A constant that the subject's type does not hold is rounded once.
     fn of(value: f64) -> Self {
         let held = !NARROW || f64::from(value as f32) == value || !value.is_finite();
-        Self { value, condition: value.abs(), roundings: if held { 0.0 } else { 1.0 } }
+        let error = if held { 0.0 } else { Self::unit().roundoff * value.abs() };
+        Self::with_error(value, error)
     }
 
     fn value(self) -> f64 {
@@ -96,7 +101,7 @@ impl<const NARROW: bool> Real for Tracked<NARROW> {
         let value = self.value.round_ties_even();
         let to_tie = 0.5 - (self.value - value).abs();
         let open = self.error() > 0.0 && to_tie <= self.error();
-        Self::with_error(value, value.abs(), if open { 1.0 + self.error().floor() } else { 0.0 })
+        Self::with_error(value, if open { 1.0 + self.error().floor() } else { 0.0 })
     }
 
     fn abs(self) -> Self {
@@ -108,17 +113,18 @@ impl<const NARROW: bool> Real for Tracked<NARROW> {
         let low = (self.value - self.error()).max(0.0).sqrt();
         // sqrt(a) - sqrt(b) = (a - b) / (sqrt(a) + sqrt(b))
         let slope = if value + low > 0.0 { 1.0 / (value + low) } else { 0.0 };
-        self.through(value, slope, 1.0)
+        Self::rounded(value, slope * self.error(), 1.0)
     }
 
     fn exp(self) -> Self {
-        let value = self.value.exp();
-        self.through(value, (self.value + self.error()).exp(), TRANSCENDENTAL)
+        let slope = (self.value + self.error()).exp();
+        Self::rounded(self.value.exp(), slope * self.error(), TRANSCENDENTAL)
     }
 
     fn ln(self) -> Self {
         let low = self.value - self.error();
-        self.through(self.value.ln(), if low > 0.0 { 1.0 / low } else { f64::INFINITY }, 4.0)
+        let slope = if low > 0.0 { 1.0 / low } else { f64::INFINITY };
+        Self::rounded(self.value.ln(), slope * self.error(), TRANSCENDENTAL)
     }
 
     fn powf(self, exponent: Self) -> Self {
@@ -126,8 +132,7 @@ impl<const NARROW: bool> Real for Tracked<NARROW> {
         let at = if power >= 1.0 { self.value + self.error() } else { self.value - self.error() };
         let slope = if power == 0.0 { 0.0 } else { (power * at.powf(power - 1.0)).abs() };
         let of_exponent = value * self.value.max(f64::MIN_POSITIVE).ln().abs() * exponent.error();
-        let through = self.through(value, slope, TRANSCENDENTAL);
-        Self::with_error(value, value.abs(), through.error() + of_exponent)
+        Self::rounded(value, slope * self.error() + of_exponent, TRANSCENDENTAL)
     }
 
     fn max(self, other: Self) -> Self {
@@ -149,54 +154,27 @@ impl<const NARROW: bool> Tracked<NARROW> {
         if gap > errors.0 + errors.1 {
             return chosen;
         }
-        Self::with_error(value, value.abs(), errors.0.max(errors.1))
+        Self::with_error(value, errors.0.max(errors.1))
     }
 }
 
-impl<const NARROW: bool> PartialEq for Tracked<NARROW> {
-    fn eq(&self, other: &Self) -> bool {
-        self.value == other.value
-    }
-}
-
-impl<const NARROW: bool> PartialOrd for Tracked<NARROW> {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        self.value.partial_cmp(&other.value)
-    }
-}
-
-impl<const NARROW: bool> ScalarOperand for Tracked<NARROW> {}
-
-impl<const NARROW: bool> Zero for Tracked<NARROW> {
-    fn zero() -> Self {
-        Self { value: 0.0, condition: 0.0, roundings: 0.0 }
-    }
-
-    fn is_zero(&self) -> bool {
-        self.value == 0.0
-    }
-}
-
-impl<const NARROW: bool> One for Tracked<NARROW> {
-    fn one() -> Self {
-        Self::of(1.0)
-    }
-}
+number!(const NARROW: bool, Tracked<NARROW>);
 
 impl<const NARROW: bool> Add for Tracked<NARROW> {
     type Output = Self;
 
     fn add(self, other: Self) -> Self {
         // The first term of a sum is added to zero without a rounding.
-        match (self.condition == 0.0, other.condition == 0.0) {
+        match (self.is_nothing(), other.is_nothing()) {
             (true, _) => return other,
             (_, true) => return self,
             _ => {}
         }
         Self {
             value: self.value + other.value,
-            condition: self.condition + other.condition,
-            roundings: self.roundings.max(other.roundings) + 1.0,
+            inherited: self.inherited + other.inherited,
+            mass: self.mass + other.mass,
+            additions: self.additions + other.additions + 1.0,
         }
     }
 }
@@ -209,23 +187,14 @@ impl<const NARROW: bool> Neg for Tracked<NARROW> {
     }
 }
 
-impl<const NARROW: bool> Sub for Tracked<NARROW> {
-    type Output = Self;
-
-    fn sub(self, other: Self) -> Self {
-        self + -other
-    }
-}
-
 impl<const NARROW: bool> Mul for Tracked<NARROW> {
     type Output = Self;
 
     fn mul(self, other: Self) -> Self {
-        Self {
-            value: self.value * other.value,
-            condition: self.condition * other.condition,
-            roundings: self.roundings + other.roundings + 1.0,
-        }
+        let (a, b) = (self.value.abs(), other.value.abs());
+        let (error_a, error_b) = (self.error(), other.error());
+        let propagated = a * error_b + b * error_a + error_a * error_b;
+        Self::rounded(self.value * other.value, propagated, 1.0)
     }
 }
 
@@ -234,35 +203,14 @@ impl<const NARROW: bool> Div for Tracked<NARROW> {
 
     fn div(self, other: Self) -> Self {
         let value = self.value / other.value;
-        // Beyond half the divisor its error has no first order.
-        let lost = other.error() > other.value.abs() / 2.0;
-        Self {
-            value,
-            condition: self.condition / other.value.abs() * (other.condition / other.value.abs()),
-            roundings: if lost {
-                f64::INFINITY
-            } else {
-                self.roundings + 2.0 * other.roundings + 1.0
-            },
-        }
-    }
-}
-
-macro_rules! assigning {
-    ($($trait:ident $method:ident $operator:tt)*) => {$(
-        impl<const NARROW: bool> $trait for Tracked<NARROW> {
-            fn $method(&mut self, other: Self) {
-                *self = *self $operator other;
-            }
-        }
-    )*};
-}
-
-assigning!(AddAssign add_assign + SubAssign sub_assign - MulAssign mul_assign * DivAssign div_assign /);
-
-impl<const NARROW: bool> Sum for Tracked<NARROW> {
-    fn sum<I: Iterator<Item = Self>>(numbers: I) -> Self {
-        numbers.fold(Self::zero(), |sum, number| sum + number)
+        let (divisor, error) = (other.value.abs(), other.error());
+        // A divisor that may be zero leaves nothing to say.
+        let propagated = if error < divisor {
+            (self.error() + value.abs() * error) / (divisor - error)
+        } else {
+            f64::INFINITY
+        };
+        Self::rounded(value, propagated, 1.0)
     }
 }
 
@@ -273,10 +221,10 @@ pub type Outputs<T> = Vec<(&'static str, ArrayD<T>)>;
 ///
 /// # Errors
 /// Where the reference refuses the request.
-pub fn bounds(
+pub fn bounds<N: Into<String>>(
     evidence: &Evidence,
-    narrow: fn(&Request) -> Result<Outputs<Tracked<true>>, String>,
-    wide: fn(&Request) -> Result<Outputs<Tracked<false>>, String>,
+    narrow: fn(&Request) -> Result<Vec<(N, ArrayD<Tracked<true>>)>, String>,
+    wide: fn(&Request) -> Result<Vec<(N, ArrayD<Tracked<false>>)>, String>,
 ) -> Result<Bounds, String> {
     errors(evidence.request, evidence.unit, narrow, wide)
 }
@@ -285,11 +233,11 @@ pub fn bounds(
 ///
 /// # Errors
 /// As [`bounds`].
-pub fn errors(
+pub fn errors<N: Into<String>>(
     request: &Request,
     unit: Unit,
-    narrow: fn(&Request) -> Result<Outputs<Tracked<true>>, String>,
-    wide: fn(&Request) -> Result<Outputs<Tracked<false>>, String>,
+    narrow: fn(&Request) -> Result<Vec<(N, ArrayD<Tracked<true>>)>, String>,
+    wide: fn(&Request) -> Result<Vec<(N, ArrayD<Tracked<false>>)>, String>,
 ) -> Result<Bounds, String> {
     Ok(if unit == Unit::of(Precision::F32) {
         allowances(narrow(request)?)
@@ -298,14 +246,12 @@ pub fn errors(
     })
 }
 
-fn allowances<const NARROW: bool>(outputs: Outputs<Tracked<NARROW>>) -> Bounds {
-    let unit = Tracked::<NARROW>::unit();
+fn allowances<N: Into<String>, const NARROW: bool>(
+    outputs: Vec<(N, ArrayD<Tracked<NARROW>>)>,
+) -> Bounds {
     let named = outputs.into_iter().map(|(name, array)| {
-        let bound = array.iter().map(|number| {
-            let underflow = number.roundings.min(1e6) * unit.tiny;
-            if number.roundings == 0.0 { 0.0 } else { number.error() + underflow }
-        });
-        (name.to_owned(), Allowance::absolute(bound))
+        let bound = array.iter().map(|number| number.error());
+        (name.into(), Allowance::absolute(bound))
     });
     named.collect()
 }
@@ -313,6 +259,7 @@ fn allowances<const NARROW: bool>(outputs: Outputs<Tracked<NARROW>>) -> Bounds {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use num_traits::Zero;
 
     type Narrow = Tracked<true>;
 

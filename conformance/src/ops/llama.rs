@@ -1,41 +1,22 @@
 //! `llama.loss_and_gradients`.
 //!
-//! Per-element bounds through a whole model would have to follow every sensitivity; they are not
-//! derived here. What stands instead is one relative bound per tensor, in this one place:
-//!
-//! | tensor | relative to | bound |
-//! |---|---|---|
-//! | `logits` | largest logit | `gamma(path)` |
-//! | `loss` | largest logit, or the loss | `gamma(path)` |
-//! | `d_` of one block's q, k, v, o projections | largest of the four | `gamma(3 * path)` |
-//! | `d_` of a norm's weight `w` | largest `sum_o abs(W[o,h] * d_W[o,h] / w[h])` | `gamma(3 * path)` |
-//! | `d_` of anything else | largest of the tensor | `gamma(3 * path)` |
-//!
-//! - `path` counts the roundings on the longest way from the tokens to a logit. The loss moves by
-//!   at most the largest logit's error. The way back is as long for the activations, and as long
-//!   again for the weights.
-//! - The gradients of q and k are differences of terms as large as those of v, and vanish where a
-//!   query sees one token or equal ones.
-//! - The sum for a norm runs over the matrices `W` that read it. Without the absolute values it is
-//!   the norm's gradient itself, so it is what the tokens' terms cancel from.
-//!
-//! The count is of a worst case in which no two errors cancel, while those of a long sum grow like
-//! the root of their number: that margin is what sensitivities greater than one may use. A
-//! formula that is wrong anywhere is far outside it.
+//! The allowances follow the sensitivity of this model to roundings: [`noisy`] runs it again and
+//! again, through every block and back.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use ndarray::{Array2, ArrayD};
+use ndarray::{Array2, ArrayD, arr0};
+use plumbline_reference::Real;
 use plumbline_reference::model::{Llama, expected_shapes};
-use plumbline_reference::spec::LlamaConfig;
 use serde_json::json;
 
 use super::Operation;
 use super::row::{bounded, ids, runs};
 use super::{Class, Shape, TensorSpec, TensorSpecs};
 use crate::case::Request;
-use crate::judge::bound::{Allowance, Bounds, Evidence};
+use crate::judge::bound::{Bounds, Evidence};
+use crate::judge::noisy;
 use crate::params::{self, Params};
 use crate::precision::Scalar;
 use crate::sampler::Sampler;
@@ -47,8 +28,8 @@ pub(super) static ROWS: &[Operation] = &[Operation {
     params: &["config"],
     inputs: &[ids("tokens", &["batch", "length"])],
     outputs: &[
-        bounded("loss", &[], BOUND),
-        bounded("logits", &["batch", "length", "vocab"], BOUND),
+        bounded("loss", &[], noisy::RULE),
+        bounded("logits", &["batch", "length", "vocab"], noisy::RULE),
     ],
     weights: Some(weights),
     sizes,
@@ -57,10 +38,6 @@ pub(super) static ROWS: &[Operation] = &[Operation {
     bounds,
     sample,
 }];
-
-/// How a tensor of the model is judged.
-pub const BOUND: &str =
-    "gamma(roundings on the longest path) * largest element of the tensor, or its largest terms";
 
 const TOKENS: &str = "tokens";
 const HEAD: &str = "lm_head.weight";
@@ -83,7 +60,7 @@ pub(super) fn weights(params: &Params) -> Result<TensorSpecs, String> {
     };
     let mut specs = TensorSpecs::default();
     for (name, shape) in expected_shapes(&config) {
-        let class = Class::Bounded(BOUND);
+        let class = Class::Bounded(noisy::RULE);
         specs.outputs.push(spec(format!("d_{name}"), &shape, class));
         specs.inputs.push(spec(name, &shape, Class::Given));
     }
@@ -96,7 +73,8 @@ pub(super) fn weights(params: &Params) -> Result<TensorSpecs, String> {
     Ok(specs)
 }
 
-pub(super) fn run<T: Scalar>(request: &Request) -> Result<Tensors, String> {
+/// Outputs under their names, over any scalar.
+fn output<T: Real>(request: &Request) -> Result<Vec<(String, ArrayD<T>)>, String> {
     let config = params::llama_config(&request.params)?;
     let tokens: Array2<i32> = request.tokens(TOKENS)?;
     let names = request.inputs.keys().filter(|name| *name != TOKENS);
@@ -106,106 +84,22 @@ pub(super) fn run<T: Scalar>(request: &Request) -> Result<Tensors, String> {
     let result = Llama::new(config, weights)
         .and_then(|model| model.loss_and_gradients(tokens.view()))
         .map_err(|e| e.to_string())?;
-    let loss = Tensor::from_f64s(Vec::new(), std::iter::once(result.loss.value()), T::PRECISION);
-    let mut outputs = super::tensors([("loss", loss), ("logits", Tensor::floats(&result.logits))]);
-    for (name, gradient) in &result.gradients {
-        outputs.insert(format!("d_{name}"), Tensor::floats(gradient));
-    }
+    let mut outputs = vec![
+        ("loss".to_owned(), arr0(result.loss).into_dyn()),
+        ("logits".to_owned(), result.logits.into_dyn()),
+    ];
+    let gradients = result.gradients.into_iter();
+    outputs.extend(gradients.map(|(name, gradient)| (format!("d_{name}"), gradient)));
     Ok(outputs)
 }
 
-/// Roundings on the longest way from a token to a logit.
-///
-/// One block: two norms, a query or key, its rotation, score, softmax and weighted sum, the
-/// output projection, gate, activation, down projection, two residual sums.
-fn path(config: &LlamaConfig, length: usize) -> f64 {
-    let hidden = config.hidden_size as f64;
-    let norm = hidden / 2.0 + 5.0;
-    let heads = (config.num_attention_heads * config.head_dim) as f64;
-    let softmax = config.head_dim as f64 + 2.0 * length as f64 + 10.0;
-    let attention = norm + hidden + 3.0 + softmax + heads + 1.0;
-    let feed_forward = norm + hidden + 8.0 + config.intermediate_size as f64 + 1.0;
-    config.num_hidden_layers as f64 * (attention + feed_forward) + norm + hidden
+fn run<T: Scalar>(request: &Request) -> Result<Tensors, String> {
+    let outputs = output::<T>(request)?.into_iter();
+    Ok(outputs.map(|(name, array)| (name, Tensor::floats(&array))).collect())
 }
 
-pub(super) fn bounds(evidence: &Evidence) -> Result<Bounds, String> {
-    let Evidence { request, unit, expected, .. } = *evidence;
-    let config = params::llama_config(&request.params)?;
-    let tokens: Array2<i32> = request.tokens(TOKENS)?;
-    let path = path(&config, tokens.ncols());
-    let scales = Scales::new(request, expected, &config);
-    let allowances = expected.iter().map(|(name, tensor)| {
-        let roundings = if name.starts_with("d_") { 3.0 * path } else { path };
-        let condition = std::iter::repeat_n(scales.of(name), tensor.len());
-        (name.clone(), Allowance::new(condition, roundings, unit))
-    });
-    Ok(allowances.collect())
-}
-
-fn largest(tensor: &Tensor) -> f64 {
-    tensor.values().fold(0.0, |max, x| max.max(x.abs()))
-}
-
-/// What the error of each output is relative to: the middle column of the table above.
-struct Scales<'a> {
-    request: &'a Request,
-    expected: &'a Tensors,
-    tied: bool,
-}
-
-impl<'a> Scales<'a> {
-    fn new(request: &'a Request, expected: &'a Tensors, config: &LlamaConfig) -> Self {
-        Self { request, expected, tied: config.tie_word_embeddings }
-    }
-
-    fn of(&self, output: &str) -> f64 {
-        let own = self.largest(output);
-        if output == "loss" {
-            return own.max(self.largest("logits"));
-        }
-        if let Some((block, _)) = output.split_once(".self_attn.") {
-            let names = ["q", "k", "v", "o"].map(|p| format!("{block}.self_attn.{p}_proj.weight"));
-            return names.iter().fold(own, |max, name| max.max(self.largest(name)));
-        }
-        match output.strip_prefix("d_") {
-            Some(norm) if norm.ends_with("norm.weight") => own.max(self.before_cancelling(norm)),
-            _ => own,
-        }
-    }
-
-    fn largest(&self, output: &str) -> f64 {
-        self.expected.get(output).map_or(0.0, largest)
-    }
-
-    /// `max_h sum_o |W[o,h] * d_W[o,h] / w[h]|` over the matrices that read the norm of weight `w`.
-    fn before_cancelling(&self, norm: &str) -> f64 {
-        let block = |parts: &[&str], end| {
-            let block = norm.strip_suffix(end).unwrap_or_default();
-            parts.iter().map(|part| format!("{block}{part}.weight")).collect()
-        };
-        let readers: Vec<String> = if norm.ends_with("input_layernorm.weight") {
-            let parts = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"];
-            block(&parts, "input_layernorm.weight")
-        } else if norm.ends_with("post_attention_layernorm.weight") {
-            block(&["mlp.gate_proj", "mlp.up_proj"], "post_attention_layernorm.weight")
-        } else {
-            vec![if self.tied { EMBEDDING } else { HEAD }.to_owned()]
-        };
-        let Some(weight) = self.request.inputs.get(norm) else { return 0.0 };
-        let mut terms = vec![0.0; weight.len()];
-        for reader in readers {
-            let matrix = self.request.inputs.get(&reader);
-            let gradient = self.expected.get(&format!("d_{reader}"));
-            let Some((matrix, gradient)) = matrix.zip(gradient) else { continue };
-            for (index, (w, d)) in matrix.values().zip(gradient.values()).enumerate() {
-                let h = index % weight.len();
-                // A norm weight of zero says nothing about what stood before it.
-                let divisor = weight.value(h);
-                terms[h] += if divisor == 0.0 { 0.0 } else { (w * d / divisor).abs() };
-            }
-        }
-        terms.into_iter().fold(0.0, f64::max)
-    }
+fn bounds(evidence: &Evidence) -> Result<Bounds, String> {
+    noisy::bounds(evidence, output, output)
 }
 
 pub(super) fn sample(sampler: &mut Sampler) -> Result<(Params, Tensors), String> {
