@@ -2,6 +2,9 @@
 //!
 //! Exit codes: 0 everything conforms, 1 something does not, 2 bad use or unreadable input.
 
+mod families;
+mod hunt;
+
 use clap::{Args, Parser, Subcommand};
 use serde_json::{Value, json};
 use std::io::Write;
@@ -21,6 +24,10 @@ use crate::precision::Precision;
 use crate::report;
 use crate::subject::{self, BUILT_IN, Subject, SubjectError, Support};
 use crate::teeth::{self, Score};
+use crate::witness::Zeros;
+
+use families::FamilyArgs;
+use hunt::HuntArgs;
 
 /// Judges implementations of the operations against the reference and golden vectors.
 #[derive(Parser)]
@@ -38,6 +45,8 @@ enum Command {
     Check(Check),
     /// Writes fresh cases whose expected outputs come from the f64 reference.
     Generate(Generate),
+    /// Draws cases until the subject fails one, and shrinks that one.
+    Hunt(HuntArgs),
     /// Shows the operations and which subject implements which.
     List(List),
     /// Puts the runs of several subjects on one HTML page.
@@ -106,7 +115,7 @@ struct Generate {
     #[arg(long)]
     out: PathBuf,
     /// Operations; all of them without it.
-    #[arg(long = "op", value_name = "NAME")]
+    #[arg(long = "op", value_name = "NAME", conflicts_with_all = ["family", "families"])]
     ops: Vec<String>,
     /// Cases per operation.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..))]
@@ -114,6 +123,8 @@ struct Generate {
     /// The same seed gives the same files.
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    #[command(flatten)]
+    families: FamilyArgs,
 }
 
 #[derive(Args)]
@@ -149,6 +160,9 @@ struct List {
     /// Prints one JSON object instead of text.
     #[arg(long)]
     json: bool,
+    /// Shows the adversarial families, and how many cases each has.
+    #[arg(long)]
+    families: bool,
 }
 
 fn seconds(text: &str) -> Result<f64, String> {
@@ -167,6 +181,8 @@ pub fn main() -> ExitCode {
         Command::Check(args) => check(&args),
         Command::Report(args) => page(&args),
         Command::Generate(args) => generate_cases(&args),
+        Command::Hunt(args) => hunt::hunt(&args),
+        Command::List(args) if args.families => families::list(args.json),
         Command::List(args) => list(&args),
         Command::Teeth(args) => show_teeth(&args),
         Command::Checkpoint(args) => ask_checkpoint(&args),
@@ -244,6 +260,7 @@ fn check(args: &Check) -> Result<ExitCode, Error> {
     let (mut subject, precision) = select(&args.subject)?;
     let Collected { cases, mut errors } = collect(&args.paths);
     let (mut counts, mut records) = (Counts::default(), Vec::new());
+    let mut zeros = Zeros::default();
     for case in &cases {
         if precision == Precision::F32
             && let Some(problem) = case.not_f32_exact()
@@ -254,6 +271,7 @@ fn check(args: &Check) -> Result<ExitCode, Error> {
         }
         let report = judge(case, subject.as_mut(), precision);
         counts.add(&report);
+        zeros.add(case, &report);
         if !args.json && !matches!(report.status, Status::Pass) {
             say(&report);
         }
@@ -275,6 +293,9 @@ fn check(args: &Check) -> Result<ExitCode, Error> {
         }));
     } else {
         say(format!("{} {precision}: {counts}", subject.name()));
+        if zeros.zero > 0 {
+            say(&zeros);
+        }
     }
     for error in &errors {
         eprintln!("conform: {error}");
@@ -292,15 +313,22 @@ fn page(args: &Page) -> Result<ExitCode, Error> {
 }
 
 fn generate_cases(args: &Generate) -> Result<ExitCode, Error> {
-    let operations: Vec<&'static Operation> = if args.ops.is_empty() {
-        OPERATIONS.clone()
-    } else {
-        let found = args.ops.iter().map(|name| ops::find(name));
-        found.collect::<Result<_, _>>().map_err(Error::Usage)?
-    };
+    let chosen = args.families.chosen()?;
+    if !chosen.is_empty() {
+        return families::generate(&chosen, args.families.scope(), &args.out);
+    }
+    let operations = operations(&args.ops)?;
     let files = generate(&args.out, &operations, args.count, args.seed)?;
     say(format!("wrote {} cases to {}, seed {}", files.len(), args.out.display(), args.seed));
     Ok(ExitCode::SUCCESS)
+}
+
+/// The operations of these names; all of them without a name.
+fn operations(names: &[String]) -> Result<Vec<&'static Operation>, Error> {
+    if names.is_empty() {
+        return Ok(OPERATIONS.clone());
+    }
+    names.iter().map(|name| ops::find(name)).collect::<Result<_, _>>().map_err(Error::Usage)
 }
 
 fn list(args: &List) -> Result<ExitCode, Error> {

@@ -109,6 +109,21 @@ impl Draft {
         Ok(Self { request, claims: claims.to_vec() })
     }
 
+    /// What `op` takes out of everything that a layer may have.
+    fn picked<const M: usize>(
+        op: &str,
+        params: [(&'static str, Value); M],
+        tensors: &Tensors,
+        claims: &[Claim],
+    ) -> Result<Self, String> {
+        let op = ops::find(op)?;
+        let params = params.into_iter().filter(|(name, _)| op.params.contains(name));
+        let mut inputs = tensors.clone();
+        inputs.retain(|name, _| op.inputs.iter().any(|spec| *spec.name == **name));
+        let request = Request { op, params: params.collect(), inputs };
+        Ok(Self { request, claims: claims.to_vec() })
+    }
+
     fn refused(&self) -> Option<&'static str> {
         self.claims.iter().find_map(|claim| match claim {
             Claim::Refused(text) => Some(*text),

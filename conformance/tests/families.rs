@@ -1,7 +1,7 @@
 //! Every adversarial family on every subject of this program.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use plumbline_conformance::families::{FamilyCase, Scope, all};
 use plumbline_conformance::judge::report::{Counts, Status};
@@ -11,6 +11,7 @@ use plumbline_conformance::subject::{BUILT_IN, select};
 fn every_subject_conforms(scope: Scope) {
     let mut problems = Vec::new();
     for family in all() {
+        let started = Instant::now();
         let cases = match family.cases(scope) {
             Ok(cases) => cases,
             Err(error) => {
@@ -18,10 +19,11 @@ fn every_subject_conforms(scope: Scope) {
                 continue;
             }
         };
+        println!("{} made in {:?}", family.name, started.elapsed());
         for name in BUILT_IN {
             let mut subject = select(name, Duration::from_secs(60)).unwrap();
             for precision in subject.precisions().to_vec() {
-                let mut counts = Counts::default();
+                let (mut counts, started) = (Counts::default(), Instant::now());
                 for FamilyCase { case, .. } in &cases {
                     assert_eq!(case.not_f32_exact(), None, "{}", case.id);
                 }
@@ -32,7 +34,7 @@ fn every_subject_conforms(scope: Scope) {
                         problems.push(report.to_string());
                     }
                 }
-                println!("{}: {name} {precision}: {counts}", family.name);
+                println!("{} {name} {precision} {:?}: {counts}", family.name, started.elapsed());
             }
         }
     }

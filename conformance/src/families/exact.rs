@@ -1,12 +1,11 @@
 //! Sums of small integers: exact in every order, so that equality is due.
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{Claim, Draft, Family, Scope, integers};
 use crate::ops;
-use crate::params::Params;
 use crate::sampler::Sampler;
-use crate::tensor::{Data, Tensor};
+use crate::tensor::{Data, Tensor, Tensors};
 
 pub(super) static FAMILIES: &[Family] = &[Family {
     name: "integer_lattice",
@@ -58,8 +57,8 @@ fn on_lattice(op: &str, sizes: &Sizes, claims: &[Claim]) -> Result<Draft, String
     let Sizes { tokens, out_features, group_size, groups, rank } = *sizes;
     let in_features = group_size * groups;
     let mut sampler = Sampler::new(0, op, in_features as u64);
-    let mut draft = Draft::new(op, [], [], claims)?;
     let op = ops::find(op)?;
+    let mut inputs = Tensors::new();
     for spec in op.inputs {
         let name = &*spec.name;
         // QA-LoRA's adapter sees one input per group.
@@ -78,15 +77,13 @@ fn on_lattice(op: &str, sizes: &Sizes, claims: &[Claim]) -> Result<Draft, String
             }
             _ => return Err(format!("{} has an input {name} that no lattice is for", op.name)),
         };
-        draft.request.inputs.insert(name.to_owned(), tensor);
+        inputs.insert(name.to_owned(), tensor);
     }
-    let params: [(&'static str, Value); 4] = [
+    let params = [
         ("bits", json!(4)),
         ("group_size", json!(group_size)),
         ("lora_scaling", json!(2)),
         ("pool", json!("sum")),
     ];
-    let known = params.into_iter().filter(|(name, _)| op.params.contains(name));
-    draft.request.params = known.collect::<Params>();
-    Ok(draft)
+    Draft::picked(op.name, params, &inputs, claims)
 }

@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::{Claim, Draft, Family, Scope, filled, floats, integers};
 use crate::sampler::Sampler;
-use crate::tensor::Tensor;
+use crate::tensor::{Data, Tensor};
 
 pub(super) static FAMILIES: &[Family] = &[
     Family {
@@ -110,14 +110,14 @@ fn grid_ends(_: &Scope) -> Result<Vec<Draft>, String> {
             .flat_map(|end| [end - beside, end, end + beside])
             .collect();
         let count = arguments.len();
-        let mut sampler = Sampler::new(0, "grid_ends", u64::from(bits));
         for mask in ["pre_round", "rounded", "open"] {
             for offset in [0.0, 1.25] {
                 let inputs = [
                     ("weight", on_lattice(&arguments, 0.25, offset)),
                     ("scale", floats(&[1, 1], [0.25])),
                     ("offset", floats(&[1, 1], [offset])),
-                    ("d_output", integers(&mut sampler, &[1, count], 9)),
+                    // Unlike numbers of one sign: no sum of them is zero.
+                    ("d_output", floats(&[1, count], (1..=count).map(|d| d as f64))),
                 ];
                 let claims = [
                     Claim::OnBothEnds,
@@ -151,32 +151,48 @@ fn grid_ends(_: &Scope) -> Result<Vec<Draft>, String> {
 fn scale_floor(_: &Scope) -> Result<Vec<Draft>, String> {
     let floor = 1e-8_f32;
     let scales = [floor, floor.next_down(), floor.next_up(), 0.0, -0.5, 1e-30, 2e-8];
+    let (groups, tokens, rank) = (scales.len(), 3, 2);
+    let columns = 4 * groups;
     let mut sampler = Sampler::new(0, "scale_floor", 0);
     let mut drafts = Vec::new();
     for bits in [2_u32, 4, 8] {
         let half = f64::from(1_u32 << (bits - 1));
         let places = [-half - 3.0, -0.4, 0.7, half + 2.0];
         let weight = scales.iter().flat_map(|_| places.iter().map(|place| place * 1e-8));
-        let groups = scales.len();
-        let grid = [
-            ("weight", floats(&[1, 4 * groups], weight)),
+        let codes = (0..columns).map(|column| (column % (1 << bits)) as u8).collect();
+        let tensors = crate::ops::tensors([
+            ("weight", floats(&[1, columns], weight)),
+            ("codes", Tensor::new(vec![1, columns], Data::U8(codes))?),
             ("scale", floats(&[1, groups], scales.iter().map(|scale| f64::from(*scale)))),
             ("offset", filled(&[1, groups], 0.0)),
-        ];
-        let params = [("bits", json!(bits)), ("group_size", json!(4))];
-        let claims = [Claim::FloorScale, Claim::Clipped, Claim::Inside, Claim::Groups(groups)];
-        let forward = [&claims[..], &[Claim::NonZero("output")]].concat();
-        drafts.push(Draft::new("fake_quantize.forward", params.clone(), grid.clone(), &forward)?);
-        let [weight, scale, offset] = grid;
-        let d_output = integers(&mut sampler, &[1, 4 * groups], 9);
-        let backward =
-            [&claims[..], &[Claim::NonZero("d_scale"), Claim::NonZero("d_offset")]].concat();
-        drafts.push(Draft::new(
-            "fake_quantize.backward",
-            params,
-            [weight, scale, offset, ("d_output", d_output)],
-            &backward,
-        )?);
+            ("zero_point", filled(&[1, groups], half)),
+            ("lora_a", sampler.normal(&[rank, columns], 1e-9)),
+            ("lora_b", sampler.normal(&[1, rank], 1.0)),
+            ("x", integers(&mut sampler, &[tokens, columns], 3)),
+            ("d_y", floats(&[tokens, 1], (1..=tokens).map(|d| d as f64))),
+            ("d_output", integers(&mut sampler, &[1, columns], 9)),
+        ]);
+        let params =
+            [("bits", json!(bits)), ("group_size", json!(4)), ("lora_scaling", json!(0.5))];
+        for (op, output) in [
+            ("fake_quantize.forward", "output"),
+            ("fake_quantize.backward", "d_offset"),
+            ("l4q.forward", "y"),
+            ("l4q.backward", "d_offset"),
+            ("l4q.merge", "scale"),
+            ("qat.backward", "d_offset"),
+            ("peqa.backward", "d_x"),
+        ] {
+            let mut claims = vec![Claim::NonZero(output)];
+            if op.ends_with(".backward") {
+                claims.push(Claim::NonZero("d_scale"));
+            }
+            if op != "peqa.backward" {
+                let on_grid = [Claim::FloorScale, Claim::Clipped, Claim::Inside];
+                claims.extend(on_grid.into_iter().chain([Claim::Groups(groups)]));
+            }
+            drafts.push(Draft::picked(op, params.clone(), &tensors, &claims)?);
+        }
     }
     Ok(drafts)
 }
@@ -284,7 +300,7 @@ fn masked_row(_: &Scope) -> Result<Vec<Draft>, String> {
             [("ignore_index", json!(-100))],
             [
                 ("logits", sampler.normal(&[7, 11], 4.0)),
-                ("targets", Tensor::new(vec![7], crate::tensor::Data::I32(targets))?),
+                ("targets", Tensor::new(vec![7], Data::I32(targets))?),
             ],
             &[Claim::Ignored, Claim::NonZero(output)],
         )?);

@@ -3,9 +3,8 @@
 use serde_json::json;
 
 use super::{Claim, Draft, Family, Scope, filled, floats, integers};
-use crate::params::Params;
 use crate::sampler::Sampler;
-use crate::tensor::{Tensor, Tensors};
+use crate::tensor::Tensor;
 
 pub(super) static FAMILIES: &[Family] = &[
     Family {
@@ -25,23 +24,6 @@ pub(super) static FAMILIES: &[Family] = &[
 const SHAPE: [usize; 2] = [5, 12];
 const RANK: usize = 3;
 const TOKENS: usize = 4;
-
-/// What `op` takes out of everything that a layer may have.
-fn layer(op: &str, params: &Params, tensors: &Tensors, claims: &[Claim]) -> Result<Draft, String> {
-    let mut draft = Draft::new(op, [], [], claims)?;
-    let request = &mut draft.request;
-    for name in request.op.params {
-        if let Some(value) = params.0.get(*name) {
-            request.params.0.insert((*name).to_owned(), value.clone());
-        }
-    }
-    for spec in request.op.inputs {
-        if let Some(tensor) = tensors.get(&*spec.name) {
-            request.inputs.insert(spec.name.to_string(), tensor.clone());
-        }
-    }
-    Ok(draft)
-}
 
 /// `-lora_scaling * (lora_b @ lora_a)`, plus `rest`.
 fn cancelled(
@@ -95,17 +77,16 @@ fn cancellation(_: &Scope) -> Result<Vec<Draft>, String> {
         ]);
         let params =
             [("bits", json!(4)), ("group_size", json!(4)), ("lora_scaling", json!(scaling))];
-        let params = Params::from_iter(params);
         let mut claims = vec![Claim::Cancels, Claim::Inside];
         if dyadic {
             claims.push(Claim::Tie { odd: true, negative: false });
             claims.push(Claim::Tie { odd: false, negative: true });
         }
         for op in ["l4q.forward", "l4q.backward", "l4q.merge"] {
-            drafts.push(layer(op, &params, &tensors, &claims)?);
+            drafts.push(Draft::picked(op, params.clone(), &tensors, &claims)?);
         }
         // Nothing is quantized here: what is left of the sum is the whole answer.
-        drafts.push(layer("lora.forward", &params, &tensors, &claims[..1])?);
+        drafts.push(Draft::picked("lora.forward", params, &tensors, &claims[..1])?);
     }
     Ok(drafts)
 }
@@ -114,12 +95,12 @@ fn huge_lora_scaling(_: &Scope) -> Result<Vec<Draft>, String> {
     let mut drafts = Vec::new();
     let ops = [
         ("l4q.forward", "y"),
-        ("l4q.backward", "d_lora_a"),
+        ("l4q.backward", "d_lora_b"),
         ("l4q.merge", "codes"),
         ("lora.forward", "y"),
-        ("lora.backward", "d_lora_a"),
+        ("lora.backward", "d_lora_b"),
         ("qat_lora.forward", "y"),
-        ("qat_lora.backward", "d_lora_a"),
+        ("qat_lora.backward", "d_lora_b"),
     ];
     for (turn, scaling) in [1e6, 1_048_576.0, 1e30].into_iter().enumerate() {
         let mut sampler = Sampler::new(0, "huge_lora_scaling", turn as u64);
@@ -139,21 +120,19 @@ fn huge_lora_scaling(_: &Scope) -> Result<Vec<Draft>, String> {
                 ("x", sampler.normal(&[TOKENS, in_features], 1.0)),
                 ("d_y", sampler.normal(&[TOKENS, out_features], 1.0)),
             ]);
-            let params = Params::from_iter([
-                ("bits", json!(4)),
-                ("group_size", json!(4)),
-                ("lora_scaling", json!(scaling)),
-            ]);
+            let params =
+                [("bits", json!(4)), ("group_size", json!(4)), ("lora_scaling", json!(scaling))];
             for (op, output) in ops {
+                let mut claims = vec![Claim::NonZero(output)];
                 // Without an adapter the gradient of lora_a is a product with zero.
-                let none = adapter == 0.0 && output == "d_lora_a";
-                let mut claims =
-                    vec![if none { Claim::Zero(output) } else { Claim::NonZero(output) }];
+                if adapter == 0.0 && op.ends_with(".backward") {
+                    claims.push(Claim::Zero("d_lora_a"));
+                }
                 if op.starts_with("l4q.") && adapter > 0.0 {
                     claims.push(Claim::Clipped);
                     claims.push(Claim::Inside);
                 }
-                drafts.push(layer(op, &params, &tensors, &claims)?);
+                drafts.push(Draft::picked(op, params.clone(), &tensors, &claims)?);
             }
         }
     }

@@ -1,6 +1,6 @@
 //! Sizes that no tile divides.
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{Claim, Draft, Family, Scope};
 use crate::sampler::Sampler;
@@ -64,18 +64,9 @@ fn layer(op: &str, sizes: &Sizes, claims: &[Claim]) -> Result<Draft, String> {
     let scale = |group: usize| 0.008 * (1.0 + group as f64 / (out_features * groups) as f64);
     let scales = super::floats(&[out_features, groups], (0..out_features * groups).map(scale));
     tensors.insert("scale".to_owned(), scales);
-    let mut draft = Draft::new(op, [], [], claims)?;
-    let request = &mut draft.request;
-    tensors.retain(|name, _| request.op.inputs.iter().any(|spec| *spec.name == **name));
-    request.inputs = tensors;
-    let params: [(&str, Value); 3] =
+    let params =
         [("bits", json!(4)), ("group_size", json!(group_size)), ("lora_scaling", json!(0.5))];
-    for (name, value) in params {
-        if request.op.params.contains(&name) {
-            request.params.0.insert(name.to_owned(), value);
-        }
-    }
-    Ok(draft)
+    Draft::picked(op, params, &tensors, claims)
 }
 
 fn odd_out_features(_: &Scope) -> Result<Vec<Draft>, String> {
