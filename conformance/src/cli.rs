@@ -294,7 +294,7 @@ fn check(args: &Check) -> Result<ExitCode, Error> {
     } else {
         say(format!("{} {precision}: {counts}", subject.name()));
         if zeros.zero > 0 {
-            say(&zeros);
+            say(zeros);
         }
     }
     for error in &errors {

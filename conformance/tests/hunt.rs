@@ -57,7 +57,7 @@ fn a_fault_is_found_shrunk_and_replayed() {
 fn nothing_is_found_in_what_conforms() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().to_str().unwrap();
-    let ops = ["--op", "l4q.backward", "--op", "fake_quantize.forward"];
+    let ops = ["--op", "lora.backward", "--op", "fake_quantize.forward"];
     let args = ["hunt", "--subject", "cpu", "--count", "20", "--out", out];
     let (code, stdout, _) = conform(&[&args[..], &ops].concat());
     assert_eq!(code, 0, "{stdout}");

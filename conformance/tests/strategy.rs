@@ -60,12 +60,13 @@ fn what_a_failure_needs_is_kept() {
     };
     let groups = |request: &Request| request.inputs["scale"].shape()[1] >= 2;
     let heads = |request: &Request| request.inputs["q"].shape()[2] >= 2;
-    let cases: [(&str, &dyn Fn(&Request) -> bool, usize); 4] = [
-        ("fake_quantize.forward", &clipped, 3),
-        // Two groups of one: two weights, scales and offsets, gradients and inputs.
-        ("l4q.backward", &groups, 13),
-        ("attention.forward", &heads, 4),
-        ("affine.dequantize", &groups, 6),
+    type Needed = fn(&Request) -> bool;
+    let cases: [(&str, Needed, usize); 4] = [
+        ("fake_quantize.forward", clipped, 3),
+        // Two of weight, scale, offset, x and lora_a, one of lora_b and d_y.
+        ("l4q.backward", groups, 12),
+        ("attention.forward", heads, 4),
+        ("affine.dequantize", groups, 6),
     ];
     for (name, needed, size) in cases {
         let op = find(name).unwrap();

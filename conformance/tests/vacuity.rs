@@ -1,18 +1,19 @@
 //! Do the cases have what they are for? A test of ties without a tie passes whatever the rounding.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use plumbline_conformance::case::{Case, Expected, Request};
 use plumbline_conformance::collect::collect;
 use plumbline_conformance::families::{Scope, find};
 use plumbline_conformance::judge::judge;
-use plumbline_conformance::ops::{self, OPERATIONS};
+use plumbline_conformance::ops::{OPERATIONS, Operation};
 use plumbline_conformance::precision::Precision;
 use plumbline_conformance::sampler::Sampler;
 use plumbline_conformance::subject::select;
-use plumbline_conformance::tensor::Tensor;
+use plumbline_conformance::tensor::{Data, Tensor};
 use plumbline_conformance::witness::{Features, Witness, Zeros, groups, is_zero};
+use plumbline_reference::spec::SCALE_FLOOR;
 
 fn golden() -> Vec<Case> {
     collect(&[PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../golden"))]).cases
@@ -25,7 +26,6 @@ type Proof = fn(&Witness) -> Option<bool>;
 const PROOFS: &[(&str, Proof)] = &[
     ("tie", |w| w.grid.as_ref().map(|_| w.features().ties > 0)),
     ("combined_tie", |w| w.grid.as_ref().map(|_| w.features().ties > 0)),
-    ("sum_tie", |w| w.grid.as_ref().map(|_| w.features().ties > 0)),
     ("zero_point_tie", |w| {
         let estimates = &w.grid.as_ref()?.zero_points.as_ref()?.estimate;
         Some(estimates.iter().any(|z| z.error == 0.0 && (z.value - z.value.floor()) == 0.5))
@@ -43,10 +43,14 @@ const PROOFS: &[(&str, Proof)] = &[
         w.grid.as_ref().map(|grid| grid.scale.ncols() == 1 && grid.scale.nrows() > 1)
     }),
     ("scale_floor", |w| {
-        w.request.inputs.contains_key("scale").then(|| w.grid.as_ref())?;
-        w.grid.as_ref().map(|_| w.features().raised > 0)
+        // Beside scales below the floor there are cases of one just above it.
+        let scale = w.grid.as_ref().and(w.request.inputs.get("scale"))?;
+        Some(scale.values().any(|scale| scale < 2.0 * SCALE_FLOOR))
     }),
-    ("zero_adapter", |w| Some(is_zero(w.request.inputs.get("lora_b")?))),
+    ("zero_adapter", |w| {
+        let lora_b = w.request.inputs.get("lora_b")?;
+        Some(is_zero(lora_b) || w.request.params.number("lora_scaling") == Ok(0.0))
+    }),
     ("real_offset", |w| between_codes(w, "offset")),
     ("real_zero_point", |w| {
         let zero_point = w.request.inputs.get("zero_point")?;
@@ -64,8 +68,8 @@ const PROOFS: &[(&str, Proof)] = &[
     ("ignore_index", |w| Some(w.request.params.number("ignore_index").ok()? != -100.0)),
     ("constant", |w| has_constant_group(w)),
     ("degenerate", |w| has_constant_group(w)),
-    ("mask_rule", |w| changes_the_answer(w, "mask", "pre_round")),
-    ("grad_scale", |w| changes_the_answer(w, "grad_scale", "none")),
+    ("mask_rule", |w| decides(w, "mask", &["pre_round", "rounded", "open"])),
+    ("grad_scale", |w| decides(w, "grad_scale", &["none", "lsq", "lit_gpt", "peft"])),
 ];
 
 fn has_end_codes(witness: &Witness) -> bool {
@@ -88,16 +92,17 @@ fn has_constant_group(witness: &Witness) -> Option<bool> {
     Some(groups.any(|group| values[group.clone()].iter().all(|x| *x == values[group.start])))
 }
 
-/// Whether a parameter that is not at its default makes any difference.
-fn changes_the_answer(witness: &Witness, name: &str, default: &str) -> Option<bool> {
-    let value = witness.request.params.0.get(name)?.as_str()?;
-    if value == default || witness.request.op.name.starts_with("lr_qat.") {
-        return None;
-    }
-    let mut plain: Request = witness.request.clone();
-    plain.params.0.remove(name);
-    let outputs = (plain.op.run.f64)(&plain).ok()?;
-    Some(outputs != witness.outputs)
+/// Whether another value of a parameter that is there gives another answer.
+fn decides(witness: &Witness, name: &str, values: &[&str]) -> Option<bool> {
+    let given = witness.request.params.0.get(name)?.as_str()?;
+    let others = values.iter().filter(|value| **value != given);
+    let changes = others.filter_map(|value| {
+        let mut other: Request = witness.request.clone();
+        other.params.0.insert(name.to_owned(), (*value).into());
+        // LR-QAT knows two of the three masks.
+        Some((other.op.run.f64)(&other).ok()? != witness.outputs)
+    });
+    changes.reduce(|one, other| one || other)
 }
 
 #[test]
@@ -141,59 +146,77 @@ fn golden_refusals_of_non_finite_numbers_hold_one() {
 
 const DRAWS: u64 = 200;
 
-/// What 200 draws of every operation with a grid have, in sum.
-fn drawn() -> BTreeMap<&'static str, Features> {
-    let mut sums = BTreeMap::new();
-    for op in OPERATIONS.iter().copied() {
-        let mut sum = Features::default();
-        let mut on_grid = 0;
-        for number in 0..DRAWS {
-            let (params, inputs) = (op.sample)(&mut Sampler::new(1, op.name, number)).unwrap();
-            let witness = Witness::of(&Request { op, params, inputs }).unwrap();
-            if witness.grid.is_none() {
-                break;
-            }
-            on_grid += 1;
-            sum += witness.features();
-        }
-        if on_grid == DRAWS {
-            sums.insert(op.name, sum);
-        }
-    }
-    sums
+fn witnesses(op: &'static Operation) -> impl Iterator<Item = Witness> {
+    (0..DRAWS).map(move |number| {
+        let (params, inputs) = (op.sample)(&mut Sampler::new(1, op.name, number)).unwrap();
+        Witness::of(&Request { op, params, inputs }).unwrap()
+    })
 }
 
 #[test]
 fn draws_meet_everything_that_the_quantizer_can_meet() {
-    let sums = drawn();
-    for (op, features) in &sums {
-        println!("{op}: {features:?}");
-    }
-    let with_codes = OPERATIONS.iter().filter(|op| op.grid.is_some());
-    let missing: Vec<_> = with_codes.filter(|op| !sums.contains_key(op.name)).collect();
-    assert!(missing.is_empty(), "no grid was drawn for {missing:?}");
-    for (op, features) in &sums {
-        let Features { clipped, inside, on_an_end, ties, several_groups, one_group, .. } =
-            *features;
+    for op in OPERATIONS.iter().copied() {
+        let (mut features, mut on_grid) = (Features::default(), 0);
+        let mut never_filled: BTreeSet<_> = op.outputs.iter().map(|spec| &*spec.name).collect();
+        for witness in witnesses(op) {
+            on_grid += u64::from(witness.grid.is_some());
+            features += witness.features();
+            never_filled.retain(|name| witness.outputs.get(*name).is_none_or(is_zero));
+        }
+        assert!(never_filled.is_empty(), "{op:?}: {never_filled:?} is zero in every draw");
+        // The offset of a symmetric grid is.
+        let share = features.zero_outputs as f64 / features.outputs as f64;
+        assert!(share < 0.5, "{op:?}: {share} of the outputs are zero throughout");
+        if op.name.ends_with(".backward") {
+            assert!(features.non_zero_gradients > 0, "{op:?}");
+        }
+        if on_grid == 0 {
+            assert!(op.grid.is_none(), "{op:?} has a grid, and no draw shows it");
+            continue;
+        }
+        println!("{op:?}: {features:?}");
+        assert_eq!(on_grid, DRAWS, "{op:?}");
         let counts = [
-            ("clipped", clipped),
-            ("inside", inside),
-            ("on an end", on_an_end),
-            ("ties", ties),
-            ("several groups", several_groups),
-            ("one group", one_group),
+            ("clipped", features.clipped),
+            ("inside", features.inside),
+            ("on an end", features.on_an_end),
+            ("ties", features.ties),
+            ("several groups", features.several_groups),
+            ("one group", features.one_group),
             ("unlike groups", features.unlike_groups),
         ];
         for (what, count) in counts {
-            // Round to nearest and AWQ take their range from the data: nothing lies beyond it.
-            assert!(count > 0, "{op}: no draw has {what}: {features:?}");
+            assert!(count > 0, "{op:?}: no draw has {what}: {features:?}");
         }
-        if op.ends_with(".backward") {
-            assert!(features.non_zero_gradients > 0, "{op}");
-        }
-        let share = features.zero_outputs as f64 / features.outputs as f64;
-        assert!(share < 0.25, "{op}: {share} of the outputs are zero throughout");
     }
+}
+
+/// Codes whose judgement has no uniform grid: at least both ends are met, and what lies between.
+#[test]
+fn draws_of_other_codes_meet_both_ends_and_the_middle() {
+    let mut found = Vec::new();
+    for op in OPERATIONS.iter().copied().filter(|op| op.grid.is_none()) {
+        if !op.outputs.iter().any(|output| output.name == "codes") || op.name == "unpack" {
+            continue;
+        }
+        let (mut low, mut high, mut between) = (0, 0, 0);
+        for witness in witnesses(op) {
+            let codes = &witness.outputs["codes"];
+            let bits = witness.request.params.required::<u32>("bits").unwrap_or(4);
+            let largest = f64::from((1_u32 << bits) - 1);
+            let shift =
+                if matches!(codes.data(), Data::I8(_)) { (largest + 1.0) / 2.0 } else { 0.0 };
+            for code in codes.values().map(|code| code + shift) {
+                low += usize::from(code == 0.0);
+                high += usize::from(code == largest);
+                between += usize::from(0.0 < code && code < largest);
+            }
+        }
+        println!("{op:?}: {low} lowest, {between} between, {high} highest");
+        assert!(low > 0 && high > 0 && between > 0, "{op:?}: {low}, {between}, {high}");
+        found.push(op.name);
+    }
+    assert_eq!(found, ["lr_qat.forward", "lr_qat.merge", "nf4.quantize", "gptq.quantize"]);
 }
 
 /// A case without what it claims stops the generation of its family.
@@ -223,8 +246,7 @@ fn outputs_of_nothing_but_zeros_are_counted() {
     for case in golden().iter().filter(|case| case.request.op.name == "l4q.backward") {
         zeros.add(case, &judge(case, reference.as_mut(), Precision::F64));
     }
-    assert!(zeros.compared > 100, "{zeros}");
-    // Masks that close everything, and adapters that are zero: known, and few.
+    assert!(zeros.compared > 50, "{zeros}");
+    // Masks that close everything, and adapters that are zero.
     assert!(zeros.zero > 0 && zeros.zero * 4 < zeros.compared, "{zeros}");
-    assert_eq!(ops::find("l4q.backward").unwrap().outputs.len(), 5);
 }

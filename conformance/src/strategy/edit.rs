@@ -65,21 +65,17 @@ pub(super) fn edits(request: &Request) -> Vec<Edit> {
 fn simpler_params(value: &Value) -> Vec<Value> {
     match value {
         Value::Bool(true) => vec![json!(false)],
-        Value::Number(number) => {
-            let candidates = match (number.as_u64(), number.as_f64()) {
-                (Some(whole), _) => [0, 1, 2, 4, whole / 2]
-                    .into_iter()
-                    .filter(|n| *n < whole)
-                    .map(Value::from)
-                    .collect(),
-                (None, Some(real)) => {
-                    let simpler = [0.0, 1.0, power_of_two(real)].into_iter();
-                    simpler.filter(|n| cost(*n) < cost(real)).map(Value::from).collect()
-                }
-                _ => Vec::new(),
-            };
-            candidates
-        }
+        Value::Number(number) => match (number.as_u64(), number.as_f64()) {
+            (Some(whole), _) => {
+                let simpler = [0, 1, 2, 4, whole / 2].into_iter().filter(|n| *n < whole);
+                simpler.map(Value::from).collect()
+            }
+            (None, Some(real)) => {
+                let simpler = [0.0, 1.0, to_bits(real, 1)].into_iter();
+                simpler.filter(|n| cost(*n) < cost(real)).map(Value::from).collect()
+            }
+            _ => Vec::new(),
+        },
         _ => Vec::new(),
     }
 }
@@ -164,10 +160,6 @@ fn cost(value: f64) -> u32 {
 /// `floor(log2 |value|)` of a normal number.
 fn exponent(value: f64) -> i32 {
     ((value.to_bits() >> 52) & 0x7ff) as i32 - 1023
-}
-
-fn power_of_two(value: f64) -> f64 {
-    to_bits(value, 1)
 }
 
 /// Rounded to so many significant bits.

@@ -103,7 +103,7 @@ impl Blocks {
     /// Whole blocks, then the same places of every block.
     fn slices(&self, request: &Request, label: &str, size: usize) -> Vec<Slice> {
         let Self { count, outer } = *self;
-        if count == 0 || size % count != 0 {
+        if count == 0 || !size.is_multiple_of(count) {
             return Vec::new();
         }
         let block = size / count;
