@@ -5,6 +5,9 @@
 
 mod properties;
 
+mod families;
+mod hunt;
+
 use clap::{Args, Parser, Subcommand};
 use serde_json::{Value, json};
 use std::io::Write;
@@ -18,7 +21,7 @@ use crate::collect::{Collected, collect};
 use crate::error::Error;
 use crate::generate::generate;
 use crate::judge::report::{Counts, Status};
-use crate::judge::statistics::{Statistics, Table};
+use crate::judge::statistics::{Statistics, Summary, Table};
 use crate::judge::{judge, run};
 use crate::ops::{self, Class, OPERATIONS, Operation};
 use crate::precision::Precision;
@@ -26,6 +29,9 @@ use crate::report::{self, Run};
 use crate::subject::{self, ABSENT, BUILT_IN, Subject, SubjectError, Support};
 use crate::subjects::reference::Reference;
 use crate::teeth::{self, Score};
+
+use families::FamilyArgs;
+use hunt::HuntArgs;
 
 /// Judges implementations of the operations against the reference and golden vectors.
 #[derive(Parser)]
@@ -43,6 +49,8 @@ enum Command {
     Check(Check),
     /// Writes fresh cases whose expected outputs come from the f64 reference.
     Generate(Generate),
+    /// Draws cases until the subject fails one, and shrinks that one.
+    Hunt(HuntArgs),
     /// Shows the operations and which subject implements which.
     List(List),
     /// Puts the runs of several subjects on one HTML page.
@@ -113,7 +121,7 @@ struct Generate {
     #[arg(long)]
     out: PathBuf,
     /// Operations; all of them without it.
-    #[arg(long = "op", value_name = "NAME")]
+    #[arg(long = "op", value_name = "NAME", conflicts_with_all = ["family", "families"])]
     ops: Vec<String>,
     /// Cases per operation.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..))]
@@ -121,6 +129,8 @@ struct Generate {
     /// The same seed gives the same files.
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    #[command(flatten)]
+    families: FamilyArgs,
 }
 
 #[derive(Args)]
@@ -156,6 +166,9 @@ struct List {
     /// Prints one JSON object instead of text.
     #[arg(long)]
     json: bool,
+    /// Shows the adversarial families, and how many cases each has.
+    #[arg(long)]
+    families: bool,
 }
 
 fn seconds(text: &str) -> Result<f64, String> {
@@ -174,6 +187,8 @@ pub fn main() -> ExitCode {
         Command::Check(args) => check(&args),
         Command::Report(args) => page(&args),
         Command::Generate(args) => generate_cases(&args),
+        Command::Hunt(args) => hunt::hunt(&args),
+        Command::List(args) if args.families => families::list(args.json),
         Command::List(args) => list(&args),
         Command::Teeth(args) => show_teeth(&args),
         Command::Properties(args) => properties::properties(&args),
@@ -306,6 +321,11 @@ fn check(args: &Check) -> Result<ExitCode, Error> {
             say(format!("FAIL whole run {} out.{}: {what}", output.op, output.tensor));
         }
         say(format!("{} {precision}: {counts}", subject.name()));
+        let count = |of: fn(&Summary) -> usize| run.outputs.iter().map(of).sum::<usize>();
+        let (zero, all) = (count(|output| output.empty), count(|output| output.cases));
+        if zero > 0 {
+            say(format!("{zero} of {all} outputs were expected to be zero everywhere"));
+        }
     }
     for error in &errors {
         eprintln!("conform: {error}");
@@ -324,15 +344,22 @@ fn page(args: &Page) -> Result<ExitCode, Error> {
 }
 
 fn generate_cases(args: &Generate) -> Result<ExitCode, Error> {
-    let operations: Vec<&'static Operation> = if args.ops.is_empty() {
-        OPERATIONS.clone()
-    } else {
-        let found = args.ops.iter().map(|name| ops::find(name));
-        found.collect::<Result<_, _>>().map_err(Error::Usage)?
-    };
+    let chosen = args.families.chosen()?;
+    if !chosen.is_empty() {
+        return families::generate(&chosen, args.families.scope(), &args.out);
+    }
+    let operations = operations(&args.ops)?;
     let files = generate(&args.out, &operations, args.count, args.seed)?;
     say(format!("wrote {} cases to {}, seed {}", files.len(), args.out.display(), args.seed));
     Ok(ExitCode::SUCCESS)
+}
+
+/// The operations of these names; all of them without a name.
+fn operations(names: &[String]) -> Result<Vec<&'static Operation>, Error> {
+    if names.is_empty() {
+        return Ok(OPERATIONS.clone());
+    }
+    names.iter().map(|name| ops::find(name)).collect::<Result<_, _>>().map_err(Error::Usage)
 }
 
 fn list(args: &List) -> Result<ExitCode, Error> {

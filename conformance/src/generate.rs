@@ -8,6 +8,9 @@ use crate::ops::Operation;
 use crate::precision::Precision;
 use crate::sampler::Sampler;
 
+/// Who computed the expected outputs of a generated case.
+pub const ORIGIN: &str = concat!("plumbline-reference ", env!("CARGO_PKG_VERSION"), " f64");
+
 /// Writes `count` cases of each operation and returns their files.
 ///
 /// A case depends on the seed, its operation and its number alone, not on what is generated beside
@@ -53,7 +56,7 @@ pub fn generated_case(
         id,
         request,
         expected: Expected::Outputs(outputs),
-        origin: Some(concat!("plumbline-reference ", env!("CARGO_PKG_VERSION"), " f64").to_owned()),
+        origin: Some(ORIGIN.to_owned()),
         flags: Vec::new(),
         note: Some(format!("generated with seed {seed}, number {index}")),
     })

@@ -12,6 +12,7 @@ pub mod cross_entropy;
 mod decomposition;
 pub mod dynamic_quantize;
 pub mod fake_quantize;
+mod floor;
 pub mod gptq;
 pub mod init_scale;
 pub mod l4q;

@@ -83,7 +83,7 @@ QUANTIZE = [
     ),
     quantized(
         "one_ulp_around_ties_and_ends",
-        "one_ulp tie",
+        "one_ulp",
         [6.5 - ULP_7, 6.5 + ULP_7, -6.5 + ULP_7, -6.5 - ULP_7, 7.5 - ULP_7, 7.5 + ULP_7],
         7,
     ),

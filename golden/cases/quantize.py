@@ -84,7 +84,7 @@ FORWARD = [
     ),
     case(
         "one_ulp_around_ties",
-        "one_ulp tie",
+        "one_ulp",
         {"bits": 4, "group_size": 5},
         remark="2.5 and 0.5 missed by one ulp, then the ties beside the ends",
         weight=[

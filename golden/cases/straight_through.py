@@ -134,7 +134,7 @@ BACKWARD = [
     ),
     case(
         "mask_one_ulp_around_the_ends",
-        "one_ulp closed_mask",
+        "one_ulp",
         {"bits": 4, "group_size": 4},
         remark="inside: the first and the third",
         weight=[AROUND_ENDS],

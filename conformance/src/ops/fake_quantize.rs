@@ -6,6 +6,7 @@ use plumbline_reference::spec::GradScale;
 use plumbline_reference::straight_through::{fake_quantize_backward, grad_scale_factor};
 
 use super::Operation;
+use super::floor;
 use super::quantizer::Grid;
 use super::row::{DEQUANTIZED, GROUP_SUM, GROUPS, WEIGHT, bounded, codes, given, runs};
 use crate::case::Request;
@@ -47,7 +48,7 @@ pub(super) static ROWS: &[Operation] = &[
         sizes,
         run: runs!(backward),
         grid: None,
-        bounds: backward_bounds,
+        bounds: |evidence| floor::either_side(evidence, backward_bounds),
         sample: sample_backward,
     },
 ];

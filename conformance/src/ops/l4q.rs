@@ -5,6 +5,7 @@ use plumbline_reference::methods::l4q::L4q;
 
 use super::Operation;
 use super::fake_quantize::{GroupSums, dequantized_allowance};
+use super::floor;
 use super::quantizer::Grid;
 use super::row::{
     DEQUANTIZED, GROUP_SUM, GROUPS, LORA_A, LORA_B, LOW_RANK, PRODUCT, WEIGHT, X, Y, bounded,
@@ -65,7 +66,7 @@ pub(super) static ROWS: &[Operation] = &[
         sizes,
         run: runs!(backward),
         grid: None,
-        bounds: backward_bounds,
+        bounds: |evidence| floor::either_side(evidence, backward_bounds),
         sample: sample_backward,
     },
     Operation {

@@ -9,6 +9,7 @@ use plumbline_reference::methods::lr_qat::{LrQat, Stored, downcast};
 use plumbline_reference::spec::Downcast;
 use std::borrow::Cow;
 
+use super::floor;
 use super::row::{
     GROUPS, LORA_A, LORA_B, LOW_RANK, PRODUCT, WEIGHT, Words, X, Y, bounded, given, runs, tensor,
 };
@@ -87,7 +88,7 @@ pub(super) static ROWS: &[Operation] = &[
         sizes,
         run: runs!(backward),
         grid: None,
-        bounds: bounds::backward,
+        bounds: |evidence| floor::either_side(evidence, bounds::backward),
         sample: sample::backward,
     },
     Operation {

@@ -6,6 +6,7 @@ use plumbline_reference::methods::peqa::Peqa;
 
 use super::Operation;
 use super::affine::{sample_layer, sizes_of_codes};
+use super::floor;
 use super::row::{GROUPS, TRACKED, X, Y, bounded, given, given_codes, runs};
 use crate::case::Request;
 use crate::judge::bound::{Bounds, Evidence};
@@ -49,7 +50,7 @@ pub(super) static ROWS: &[Operation] = &[
         sizes: sizes_of_codes,
         run: runs!(backward),
         grid: None,
-        bounds: backward_bounds,
+        bounds: |evidence| floor::either_side(evidence, backward_bounds),
         sample: sample_backward,
     },
 ];

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::Operation;
 use super::fake_quantize::GroupSums;
+use super::floor;
 use super::l4q::{absolute, open_codes, select};
 use super::quantizer::Grid;
 use super::row::{GROUP_SUM, GROUPS, PRODUCT, WEIGHT, X, Y, bounded, given, optional, runs};
@@ -58,7 +59,7 @@ pub(super) static ROWS: &[Operation] = &[
         sizes,
         run: runs!(backward),
         grid: None,
-        bounds: backward_bounds,
+        bounds: |evidence| floor::either_side(evidence, backward_bounds),
         sample: sample_backward,
     },
 ];

@@ -5,6 +5,7 @@ use plumbline_reference::Real;
 use plumbline_reference::methods::qat_lora::QatLora;
 
 use super::Operation;
+use super::floor;
 use super::qat::{widen_for_open_codes, with_group_sums};
 use super::row::{
     GROUP_SUM, GROUPS, LORA_A, LORA_B, LOW_RANK, PRODUCT, WEIGHT, X, Y, bounded, given, runs,
@@ -61,7 +62,7 @@ pub(super) static ROWS: &[Operation] = &[
         sizes: super::l4q::sizes,
         run: runs!(backward),
         grid: None,
-        bounds: backward_bounds,
+        bounds: |evidence| floor::either_side(evidence, backward_bounds),
         sample: sample_backward,
     },
 ];
