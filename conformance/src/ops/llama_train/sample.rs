@@ -65,7 +65,7 @@ fn draw(sampler: &mut Sampler) -> Result<(Params, Tensors), String> {
         params.0.insert("first_step".to_owned(), json!(5));
         add_moments(sampler, &mut inputs, &method(&params)?);
     }
-    let shape = vec![sampler.size(2, 3), sampler.size(1, 2), sampler.size(3, 5)];
+    let shape = vec![sampler.size(2, 3), 2, sampler.size(4, 6)];
     let count = shape.iter().product();
     let ids = (0..count).map(|_| sampler.size(0, vocab_size - 1) as i32).collect();
     inputs.insert(TOKENS.to_owned(), Tensor::new(shape, Data::I32(ids))?);
@@ -121,7 +121,9 @@ fn model(sampler: &mut Sampler, config: &LlamaConfig, params: &Params) -> Result
     }
     let zero_points = in_grid_units && sampler.chance(0.5);
     for (layer, size) in linears {
-        let deviation = 1.0 / (size[1] as f64).sqrt();
+        // Queries and keys are large enough for attention to choose, and so to have gradients.
+        let chooses = layer.ends_with("q_proj") || layer.ends_with("k_proj");
+        let deviation = if chooses { 2.0 } else { 1.0 } / (size[1] as f64).sqrt();
         // The grid ends at about one and a half deviations: some weights lie beyond.
         let last = params.optional("bits")?.map_or(1.0, |bits: i32| 2_f64.powi(bits - 1) - 0.5);
         let step = 1.5 * deviation / last;
