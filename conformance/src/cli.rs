@@ -18,11 +18,13 @@ use crate::collect::{Collected, collect};
 use crate::error::Error;
 use crate::generate::generate;
 use crate::judge::report::{Counts, Status};
+use crate::judge::statistics::{Statistics, Table};
 use crate::judge::{judge, run};
 use crate::ops::{self, Class, OPERATIONS, Operation};
 use crate::precision::Precision;
-use crate::report;
+use crate::report::{self, Run};
 use crate::subject::{self, BUILT_IN, Subject, SubjectError, Support};
+use crate::subjects::reference::Reference;
 use crate::teeth::{self, Score};
 use crate::witness::Zeros;
 
@@ -261,6 +263,7 @@ fn check(args: &Check) -> Result<ExitCode, Error> {
     let Collected { cases, mut errors } = collect(&args.paths);
     let (mut counts, mut records) = (Counts::default(), Vec::new());
     let mut zeros = Zeros::default();
+    let mut statistics = Statistics::default();
     for case in &cases {
         if precision == Precision::F32
             && let Some(problem) = case.not_f32_exact()
@@ -272,6 +275,10 @@ fn check(args: &Check) -> Result<ExitCode, Error> {
         let report = judge(case, subject.as_mut(), precision);
         counts.add(&report);
         zeros.add(case, &report);
+        // How rough the precision itself is, on the same case.
+        let other = subject.name() != Reference.name() && !report.tensors.is_empty();
+        let beside = other.then(|| judge(case, &mut Reference, precision));
+        statistics.add(&report, beside.as_ref().unwrap_or(&report));
         if !args.json && !matches!(report.status, Status::Pass) {
             say(&report);
         }
@@ -280,27 +287,39 @@ fn check(args: &Check) -> Result<ExitCode, Error> {
     if records.is_empty() && errors.is_empty() {
         errors.push(Error::Usage("there is no case under the given paths".to_owned()));
     }
+    let run = Run {
+        subject: subject.name().to_owned(),
+        precision: precision.to_string(),
+        outputs: statistics.summaries(),
+    };
     if let Some(folder) = &args.report {
-        report::write(folder, &records)?;
+        report::write(folder, &records, &run)?;
     }
+    let found: Vec<_> = run.outputs.iter().filter(|output| !output.findings.is_empty()).collect();
     if args.json {
         say(json!({
             "subject": subject.name(),
             "precision": precision.to_string(),
             "counts": counts,
             "cases": records,
+            "outputs": run.outputs,
             "unreadable": errors.iter().map(ToString::to_string).collect::<Vec<_>>(),
         }));
     } else {
-        say(format!("{} {precision}: {counts}", subject.name()));
+        say(format!("worst difference over its allowance:{}", Table(&run.outputs)));
+        for output in &found {
+            let what = output.findings.join("; ");
+            say(format!("FAIL whole run {} out.{}: {what}", output.op, output.tensor));
+        }
         if zeros.zero > 0 {
             say(zeros);
         }
+        say(format!("{} {precision}: {counts}", subject.name()));
     }
     for error in &errors {
         eprintln!("conform: {error}");
     }
-    Ok(match (errors.is_empty(), counts.fail) {
+    Ok(match (errors.is_empty(), counts.fail + found.len()) {
         (false, _) => ExitCode::from(2),
         (true, 0) => ExitCode::SUCCESS,
         (true, _) => ExitCode::from(1),
@@ -308,7 +327,8 @@ fn check(args: &Check) -> Result<ExitCode, Error> {
 }
 
 fn page(args: &Page) -> Result<ExitCode, Error> {
-    report::write_page(&args.out, &report::read(&args.runs)?)?;
+    let (records, runs) = report::read(&args.runs)?;
+    report::write_page(&args.out, &records, &runs)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -4,6 +4,7 @@ pub mod bound;
 pub mod compare;
 pub mod noisy;
 pub mod report;
+pub mod statistics;
 pub mod tracked;
 
 use safetensors::Dtype;

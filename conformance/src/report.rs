@@ -12,6 +12,7 @@ use serde_json::Value;
 use crate::case::container;
 use crate::error::Error;
 use crate::judge::report::Failure;
+use crate::judge::statistics::Summary;
 
 /// Everything that a report says about one case. Absent fields are not written.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -68,29 +69,42 @@ pub struct TensorRecord {
     pub status: String,
 }
 
+/// What only all cases of a run together show.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Run {
+    /// Who answered.
+    pub subject: String,
+    /// In which precision.
+    pub precision: String,
+    /// One summary an output.
+    pub outputs: Vec<Summary>,
+}
+
 /// The version of this crate and the processor it runs on: what a bound may depend on.
 pub fn build() -> String {
     format!("conform {} {}", env!("CARGO_PKG_VERSION"), std::env::consts::ARCH)
 }
 
-/// Writes `cases.jsonl`, `junit.xml` and `report.html` into a folder.
+/// Writes `cases.jsonl`, `run.json`, `junit.xml` and `report.html` into a folder.
 ///
 /// # Errors
 /// `Io`.
-pub fn write(folder: &Path, records: &[Record]) -> Result<(), Error> {
+pub fn write(folder: &Path, records: &[Record], run: &Run) -> Result<(), Error> {
     std::fs::create_dir_all(folder).map_err(|source| Error::io(folder, source))?;
     let lines: String = records.iter().map(|record| format!("{}\n", json(record))).collect();
     container::write_bytes(&folder.join("cases.jsonl"), lines.as_bytes())?;
-    container::write_bytes(&folder.join("junit.xml"), junit::page(records).as_bytes())?;
-    write_page(&folder.join("report.html"), records)
+    let whole = serde_json::to_vec(run).expect("names, numbers and texts");
+    container::write_bytes(&folder.join("run.json"), &whole)?;
+    container::write_bytes(&folder.join("junit.xml"), junit::page(records, run).as_bytes())?;
+    write_page(&folder.join("report.html"), records, std::slice::from_ref(run))
 }
 
 /// Writes the HTML page alone.
 ///
 /// # Errors
 /// `Io`.
-pub fn write_page(file: &Path, records: &[Record]) -> Result<(), Error> {
-    container::write_bytes(file, html::page(records).as_bytes())
+pub fn write_page(file: &Path, records: &[Record], runs: &[Run]) -> Result<(), Error> {
+    container::write_bytes(file, html::page(records, runs).as_bytes())
 }
 
 /// One record as one line.
@@ -98,23 +112,26 @@ pub fn json(record: &Record) -> Value {
     serde_json::to_value(record).expect("names, numbers and texts")
 }
 
-/// Reads the records of earlier runs.
+/// Reads what earlier runs left behind.
 ///
 /// # Errors
 /// `Io`, or `Usage` that names the file and line of what is no record.
-pub fn read(folders: &[std::path::PathBuf]) -> Result<Vec<Record>, Error> {
-    let mut records = Vec::new();
+pub fn read(folders: &[std::path::PathBuf]) -> Result<(Vec<Record>, Vec<Run>), Error> {
+    let (mut records, mut runs) = (Vec::new(), Vec::new());
+    let text = |file: &Path| std::fs::read_to_string(file).map_err(|e| Error::io(file, e));
     for folder in folders {
         let file = folder.join("cases.jsonl");
-        let text = std::fs::read_to_string(&file).map_err(|source| Error::io(&file, source))?;
-        for (number, line) in text.lines().enumerate() {
+        for (number, line) in text(&file)?.lines().enumerate() {
             let record = serde_json::from_str(line).map_err(|e| {
                 Error::Usage(format!("{} line {}: {e}", file.display(), number + 1))
             })?;
             records.push(record);
         }
+        let file = folder.join("run.json");
+        let run = serde_json::from_str(&text(&file)?);
+        runs.push(run.map_err(|e| Error::Usage(format!("{}: {e}", file.display())))?);
     }
-    Ok(records)
+    Ok((records, runs))
 }
 
 /// Text with the five characters that markup reserves replaced.

@@ -106,6 +106,9 @@ mod tests {
                 // The nearest f64 to the tie, of which f32 knows nothing.
                 assert_nearest(tie.next_down(), low, stored);
                 assert_nearest(tie.next_up(), high, stored);
+                // Past the first f32 above the tie, which is odd already.
+                let past = f64::from((tie as f32).next_up()).next_up();
+                assert_nearest(past, high, stored);
             }
         }
     }

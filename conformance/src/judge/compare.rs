@@ -24,6 +24,16 @@ pub struct Verdict {
     pub open: usize,
     /// Codes that are the other neighbour.
     pub flips: usize,
+    /// Those of them that are the upper one.
+    pub upwards: usize,
+    /// Sum of signed differences over their allowances.
+    pub signed: f64,
+    /// Sum of their squares.
+    pub squares: f64,
+    /// Whether the answer is of a type narrower than the arithmetic.
+    pub narrow: bool,
+    /// Whether nothing but zeros was expected.
+    pub empty: bool,
     /// Elements by difference over allowance: equal, then up to 2^-9, 2^-8, ..., 1, and beyond.
     pub histogram: [usize; BINS],
     /// Why the tensor is rejected.
@@ -31,10 +41,36 @@ pub struct Verdict {
 }
 
 impl Verdict {
-    fn new(tensor: &str, elements: usize) -> Self {
-        let tensor = tensor.to_owned();
-        let histogram = [0; BINS];
-        Self { tensor, elements, worst_ratio: 0.0, open: 0, flips: 0, histogram, failure: None }
+    pub(super) fn new(tensor: &str, elements: usize) -> Self {
+        Self {
+            tensor: tensor.to_owned(),
+            elements,
+            worst_ratio: 0.0,
+            open: 0,
+            flips: 0,
+            upwards: 0,
+            signed: 0.0,
+            squares: 0.0,
+            narrow: false,
+            empty: false,
+            histogram: [0; BINS],
+            failure: None,
+        }
+    }
+
+    /// What can be said before anything is compared.
+    fn of(tensor: &str, expected: &Tensor, actual: &Tensor) -> Self {
+        Self {
+            narrow: matches!(actual.data(), Data::F16(_) | Data::Bf16(_)),
+            empty: expected.values().all(|value| value == 0.0),
+            ..Self::new(tensor, actual.len())
+        }
+    }
+
+    /// Counts a legal decision for the other side.
+    fn flip(&mut self, is: f64, should: f64) {
+        self.flips += 1;
+        self.upwards += usize::from(is > should);
     }
 
     /// A tensor that cannot be compared at all.
@@ -77,7 +113,7 @@ fn stored_rounding(expected: &Tensor, actual: &Tensor, value: f64) -> f64 {
 pub fn floats(name: &str, allowance: &Allowance, expected: &Tensor, actual: &Tensor) -> Verdict {
     assert_eq!(allowance.bound.len(), actual.len(), "allowances of {name}");
     assert_eq!(expected.len(), actual.len(), "elements of {name}");
-    let mut verdict = Verdict { open: allowance.open, ..Verdict::new(name, actual.len()) };
+    let mut verdict = Verdict { open: allowance.open, ..Verdict::of(name, expected, actual) };
     let mut values: Vec<f64> = expected.values().collect();
     for (index, value) in &allowance.replaced {
         values[*index] = *value;
@@ -90,13 +126,16 @@ pub fn floats(name: &str, allowance: &Allowance, expected: &Tensor, actual: &Ten
         let start = alternatives.partition_point(|(at, _)| *at < index);
         let others = alternatives[start..].iter().take_while(|(at, _)| *at == index);
         let bound = allowance.bound[index];
-        let ratio = std::iter::once(value)
+        let signed = std::iter::once(value)
             .chain(others.map(|(_, value)| *value))
             .map(|value| excess(is, value, bound + stored_rounding(expected, actual, value)))
-            .fold(f64::INFINITY, f64::min);
+            .fold(f64::INFINITY, |least, one| if one.abs() < least.abs() { one } else { least });
+        let ratio = signed.abs();
         verdict.worst_ratio = verdict.worst_ratio.max(ratio);
         verdict.histogram[bin(ratio)] += 1;
         if ratio <= 1.0 {
+            verdict.signed += signed;
+            verdict.squares += ratio * ratio;
             continue;
         }
         count += 1;
@@ -122,10 +161,11 @@ fn bin(ratio: f64) -> usize {
     above.map_or(BINS - 1, |position| position + 1)
 }
 
-/// Difference over allowance; infinite for a NaN, an infinity, or any difference without allowance.
+/// Signed difference over allowance; infinite for a NaN, an infinity, or any difference without
+/// allowance.
 fn excess(actual: f64, expected: f64, bound: f64) -> f64 {
-    let difference = (actual - expected).abs();
-    if !actual.is_finite() || !difference.is_finite() {
+    let difference = actual - expected;
+    if !difference.is_finite() {
         f64::INFINITY
     } else if difference == 0.0 {
         0.0
@@ -145,7 +185,7 @@ fn describe(value: f64, index: usize, expected: &Tensor) -> String {
 /// excuses nothing.
 pub fn chosen(name: &str, allowance: &Allowance, expected: &Tensor, actual: &Tensor) -> Verdict {
     assert_eq!(expected.len(), actual.len(), "elements of {name}");
-    let mut verdict = Verdict { open: allowance.open, ..Verdict::new(name, actual.len()) };
+    let mut verdict = Verdict { open: allowance.open, ..Verdict::of(name, expected, actual) };
     let (mut mismatches, mut count) = (Vec::new(), 0);
     let mut listed = allowance.alternatives.iter().peekable();
     for index in 0..actual.len() {
@@ -158,7 +198,7 @@ pub fn chosen(name: &str, allowance: &Allowance, expected: &Tensor, actual: &Ten
             continue;
         }
         if choices.contains(&is) && choices.contains(&should) {
-            verdict.flips += 1;
+            verdict.flip(is, should);
             continue;
         }
         verdict.worst_ratio = f64::INFINITY;
@@ -181,7 +221,7 @@ pub fn chosen(name: &str, allowance: &Allowance, expected: &Tensor, actual: &Ten
 pub fn codes(name: &str, grid: &Grid, expected: &Tensor, actual: &Tensor) -> Verdict {
     assert_eq!(grid.elements.len(), actual.len(), "elements of {name}");
     assert_eq!(expected.len(), actual.len(), "elements of {name}");
-    let mut verdict = Verdict::new(name, actual.len());
+    let mut verdict = Verdict::of(name, expected, actual);
     let (mut mismatches, mut count) = (Vec::new(), 0);
     for (index, element) in grid.elements.iter().enumerate() {
         let (is, golden) = (actual.value(index), expected.value(index));
@@ -191,11 +231,13 @@ pub fn codes(name: &str, grid: &Grid, expected: &Tensor, actual: &Tensor) -> Ver
         verdict.open += usize::from(open);
         verdict.histogram[if is == should { 0 } else { BINS - 1 }] += 1;
         if is == should {
-            verdict.flips += usize::from(is != golden);
+            if is != golden {
+                verdict.flip(is, golden);
+            }
             continue;
         }
         if element.may_have(is, grid.ends) && element.may_have(should, grid.ends) {
-            verdict.flips += 1;
+            verdict.flip(is, should);
             continue;
         }
         verdict.worst_ratio = f64::INFINITY;
@@ -223,7 +265,7 @@ pub fn codes(name: &str, grid: &Grid, expected: &Tensor, actual: &Tensor) -> Ver
 pub fn choices(name: &str, choices: &[Choice], expected: &Tensor, actual: &Tensor) -> Verdict {
     assert_eq!(choices.len(), actual.len(), "elements of {name}");
     assert_eq!(expected.len(), actual.len(), "elements of {name}");
-    let mut verdict = Verdict::new(name, actual.len());
+    let mut verdict = Verdict::of(name, expected, actual);
     let (mut mismatches, mut count) = (Vec::new(), 0);
     for (index, choice) in choices.iter().enumerate() {
         let is = actual.value(index);
@@ -233,7 +275,7 @@ pub fn choices(name: &str, choices: &[Choice], expected: &Tensor, actual: &Tenso
             continue;
         }
         if choice.is_open() && choice.allows(is) && choice.allows(should) {
-            verdict.flips += 1;
+            verdict.flip(is, should);
             continue;
         }
         verdict.worst_ratio = f64::INFINITY;

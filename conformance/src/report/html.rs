@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
-use super::{Record, TensorRecord, escaped};
+use super::{Record, Run, TensorRecord, escaped};
 use crate::ops::OPERATIONS;
 
 /// Failing cases shown in full for one operation and subject; the JSON lines have all.
@@ -13,7 +13,7 @@ const SHOWN: usize = 20;
 type Who<'a> = (&'a str, &'a str);
 
 /// The document.
-pub(super) fn page(records: &[Record]) -> String {
+pub(super) fn page(records: &[Record], runs: &[Run]) -> String {
     let everyone: BTreeSet<Who> = records.iter().map(who).collect();
     let judged: BTreeSet<&str> = records.iter().map(|record| record.op.as_str()).collect();
     let operations: Vec<&str> =
@@ -30,6 +30,9 @@ pub(super) fn page(records: &[Record]) -> String {
     );
     legend(&mut out);
     matrix(&mut out, records, &everyone, &operations);
+    for run in runs {
+        whole_run(&mut out, run);
+    }
     for op in operations {
         _ = writeln!(out, "<h2 id=\"{0}\">{0}</h2>", escaped(op));
         for &one in &everyone {
@@ -128,6 +131,55 @@ fn matrix(out: &mut String, records: &[Record], everyone: &BTreeSet<Who>, operat
         out.push_str("</tr>\n");
     }
     out.push_str("</table></div>\n");
+}
+
+/// What only all cases together show; the numbers behind it are folded away.
+fn whole_run(out: &mut String, run: &Run) {
+    let (subject, precision) = (escaped(&run.subject), escaped(&run.precision));
+    _ = writeln!(out, "<h2>Over the whole run: {subject} {precision}</h2>");
+    let mut sound = true;
+    for output in &run.outputs {
+        for finding in &output.findings {
+            sound = false;
+            let name = escaped(&format!("{} {}", output.op, output.tensor));
+            _ = writeln!(
+                out,
+                "<p><span class=\"cell fail\">{name}</span> {}</p>",
+                escaped(finding)
+            );
+        }
+    }
+    if sound {
+        out.push_str("<p>No output leans to one side or is rougher than it should be.</p>\n");
+    }
+    out.push_str(
+        "<details class=\"plain\"><summary>Root mean squares and means of differences over \
+         allowances</summary><div class=\"wide\"><table>\n<tr><th>output</th><th>cases</th>\
+         <th>zero</th><th>rms</th><th>reference</th><th>mean</th><th>&plusmn;</th>\
+         <th>flips</th></tr>\n",
+    );
+    for output in &run.outputs {
+        let reference = output.reference.map(|rms| format!("{rms:.1e}")).unwrap_or_default();
+        let flips = match output.open {
+            0 => String::new(),
+            open => format!("{} up, {} of {open}", output.upwards, output.flips),
+        };
+        _ = writeln!(
+            out,
+            "<tr><td>{} {}</td><td class=\"number\">{}</td><td class=\"number\">{}</td>\
+             <td class=\"number\">{:.1e}</td><td class=\"number\">{reference}</td>\
+             <td class=\"number\">{:.1e}</td><td class=\"number\">{:.1e}</td>\
+             <td class=\"number\">{flips}</td></tr>",
+            escaped(&output.op),
+            escaped(&output.tensor),
+            output.cases,
+            output.empty,
+            output.deviation,
+            output.mean,
+            output.mean_error,
+        );
+    }
+    out.push_str("</table></div></details>\n");
 }
 
 fn section(out: &mut String, (subject, precision): Who, cases: &[&Record]) {

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use super::{Record, escaped};
+use super::{Record, Run, escaped};
 
 /// The document.
-pub(super) fn page(records: &[Record]) -> String {
+pub(super) fn page(records: &[Record], run: &Run) -> String {
     let mut suites: BTreeMap<(&str, &str, &str), Vec<&Record>> = BTreeMap::new();
     for record in records {
         let suite = (record.op.as_str(), record.subject.as_str(), record.precision.as_str());
@@ -28,8 +28,31 @@ pub(super) fn page(records: &[Record]) -> String {
         }
         out.push_str("  </testsuite>\n");
     }
+    whole_run(&mut out, run);
     out.push_str("</testsuites>\n");
     out
+}
+
+/// A test for each output, over all of its cases.
+fn whole_run(out: &mut String, run: &Run) {
+    let name = escaped(&format!("whole run {} {}", run.subject, run.precision));
+    let failures = run.outputs.iter().filter(|output| !output.findings.is_empty()).count();
+    let tests = run.outputs.len();
+    _ = writeln!(
+        out,
+        "  <testsuite name=\"{name}\" tests=\"{tests}\" failures=\"{failures}\" skipped=\"0\">"
+    );
+    for output in &run.outputs {
+        let id = escaped(&format!("{} {}", output.op, output.tensor));
+        _ = write!(out, "    <testcase classname=\"{name}\" name=\"{id}\"");
+        if output.findings.is_empty() {
+            out.push_str("/>\n");
+        } else {
+            let text = escaped(&output.findings.join("; "));
+            _ = writeln!(out, "><failure message=\"{text}\"/></testcase>");
+        }
+    }
+    out.push_str("  </testsuite>\n");
 }
 
 fn testcase(out: &mut String, case: &Record, suite: &str) {
