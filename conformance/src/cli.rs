@@ -320,12 +320,12 @@ fn check(args: &Check) -> Result<ExitCode, Error> {
             let what = output.findings.join("; ");
             say(format!("FAIL whole run {} out.{}: {what}", output.op, output.tensor));
         }
-        say(format!("{} {precision}: {counts}", subject.name()));
         let count = |of: fn(&Summary) -> usize| run.outputs.iter().map(of).sum::<usize>();
         let (zero, all) = (count(|output| output.empty), count(|output| output.cases));
         if zero > 0 {
             say(format!("{zero} of {all} outputs were expected to be zero everywhere"));
         }
+        say(format!("{} {precision}: {counts}", subject.name()));
     }
     for error in &errors {
         eprintln!("conform: {error}");

@@ -12,6 +12,7 @@ mod grid;
 mod low_rank;
 mod refusals;
 mod shapes;
+mod softmax;
 mod storage;
 mod text;
 
@@ -71,6 +72,7 @@ pub static FAMILIES: &[&[Family]] = &[
     low_rank::FAMILIES,
     shapes::FAMILIES,
     exact::FAMILIES,
+    softmax::FAMILIES,
     refusals::FAMILIES,
 ];
 

@@ -10,7 +10,8 @@ pub(super) static FAMILIES: &[Family] = &[
     Family {
         name: "ties",
         what: "arguments halfway between any two codes, over odd and even, above and below zero",
-        catches: "rounding half up, half away or by truncation; the zero point in the rounding",
+        catches: "rounding half up, half away or by truncation; the zero point in the rounding; \
+                  a product with 1 / scale, a difference of two quotients",
         build: ties,
     },
     Family {
@@ -46,7 +47,7 @@ const TIES: [Claim; 4] = [
     Claim::Tie { odd: true, negative: true },
 ];
 
-/// `offset + scale * argument`, which no rounding disturbs: scale and offset are dyadic.
+/// `offset + scale * argument`, which no rounding disturbs: all three have few bits.
 fn on_lattice(arguments: &[f64], scale: f64, offset: f64) -> Tensor {
     floats(&[1, arguments.len()], arguments.iter().map(|argument| offset + scale * argument))
 }
@@ -57,7 +58,10 @@ fn ties(_: &Scope) -> Result<Vec<Draft>, String> {
     for bits in 3..=8_u32 {
         let half = 1_i32 << (bits - 1);
         let arguments: Vec<f64> = (-half - 2..half + 2).map(|code| f64::from(code) + 0.5).collect();
-        for (scale, offset) in [(0.5, 0.0), (2_f64.powi(-9), 0.375), (4.0, -17.0)] {
+        // 41 times its reciprocal is not 1 in binary32, and 49 times its own is not in binary64.
+        let dyadic = [(0.5, 0.0), (2_f64.powi(-9), 0.375), (4.0, -17.0)];
+        let grids = dyadic.into_iter().chain([(3.0, 5.0), (41.0, 0.0), (49.0, 0.0)]);
+        for (scale, offset) in grids {
             let grid = [
                 ("weight", on_lattice(&arguments, scale, offset)),
                 ("scale", floats(&[1, 1], [scale])),

@@ -25,6 +25,12 @@ pub(super) static FAMILIES: &[Family] = &[
         catches: "a last row that is dropped, a reduction over tokens that stops at the tile",
         build: token_counts,
     },
+    Family {
+        name: "square",
+        what: "a layer whose every size is the same, so that every tensor is square",
+        catches: "factors exchanged, an operand transposed: what shapes refuse anywhere else",
+        build: square,
+    },
 ];
 
 struct Sizes {
@@ -32,6 +38,7 @@ struct Sizes {
     out_features: usize,
     group_size: usize,
     groups: usize,
+    rank: usize,
 }
 
 /// Operations of a quantized layer, with an output that must not be zero.
@@ -46,15 +53,15 @@ const MATMULS: [(&str, &str); 2] = [("lora.forward", "y"), ("lora.backward", "d_
 
 /// Everything that a layer of these sizes may be asked for.
 fn layer(op: &str, sizes: &Sizes, claims: &[Claim]) -> Result<Draft, String> {
-    let Sizes { tokens, out_features, group_size, groups } = *sizes;
+    let Sizes { tokens, out_features, group_size, groups, rank } = *sizes;
     let in_features = group_size * groups;
     let number = out_features + 1000 * (tokens + 1000 * in_features);
     let mut sampler = Sampler::new(0, op, number as u64);
     let mut draw = |shape: [usize; 2], deviation: f64| sampler.normal(&shape, deviation);
     let mut tensors: Tensors = crate::ops::tensors([
         ("weight", draw([out_features, in_features], 0.05)),
-        ("lora_a", draw([4, in_features], 0.1)),
-        ("lora_b", draw([out_features, 4], 0.1)),
+        ("lora_a", draw([rank, in_features], 0.1)),
+        ("lora_b", draw([out_features, rank], 0.1)),
         ("offset", draw([out_features, groups], 0.02)),
         ("x", draw([tokens, in_features], 1.0)),
         ("d_y", draw([tokens, out_features], 1.0)),
@@ -72,7 +79,7 @@ fn layer(op: &str, sizes: &Sizes, claims: &[Claim]) -> Result<Draft, String> {
 fn odd_out_features(_: &Scope) -> Result<Vec<Draft>, String> {
     let mut drafts = Vec::new();
     for out_features in [7, 9, 31, 33, 63, 65, 127, 129] {
-        let sizes = Sizes { tokens: 3, out_features, group_size: 16, groups: 3 };
+        let sizes = Sizes { tokens: 3, out_features, group_size: 16, groups: 3, rank: 4 };
         for (op, output) in LAYERS.into_iter().chain(MATMULS) {
             let mut claims = vec![Claim::Size("weight", 0, out_features), Claim::NonZero(output)];
             if !op.starts_with("lora.") {
@@ -87,7 +94,7 @@ fn odd_out_features(_: &Scope) -> Result<Vec<Draft>, String> {
 fn groups_in_a_row(_: &Scope) -> Result<Vec<Draft>, String> {
     let mut drafts = Vec::new();
     for (group_size, groups) in [(32, 1), (32, 3), (32, 5), (16, 7), (5, 3), (1, 9), (3, 11)] {
-        let sizes = Sizes { tokens: 5, out_features: 6, group_size, groups };
+        let sizes = Sizes { tokens: 5, out_features: 6, group_size, groups, rank: 4 };
         for (op, output) in LAYERS {
             let claims = [
                 Claim::Groups(groups),
@@ -100,10 +107,29 @@ fn groups_in_a_row(_: &Scope) -> Result<Vec<Draft>, String> {
     Ok(drafts)
 }
 
+fn square(_: &Scope) -> Result<Vec<Draft>, String> {
+    let mut drafts = Vec::new();
+    let others = [("qat.forward", "y"), ("qat.backward", "d_weight")];
+    let beside = [("qat_lora.forward", "y"), ("qat_lora.backward", "d_lora_a")];
+    for size in [2, 6] {
+        let (tokens, out_features, groups, rank) = (size, size, size, size);
+        let sizes = Sizes { tokens, out_features, group_size: 1, groups, rank };
+        for (op, output) in LAYERS.into_iter().chain(MATMULS).chain(others).chain(beside) {
+            let claims = [
+                Claim::Size("weight", 0, size),
+                Claim::Size("weight", 1, size),
+                Claim::NonZero(output),
+            ];
+            drafts.push(layer(op, &sizes, &claims)?);
+        }
+    }
+    Ok(drafts)
+}
+
 fn token_counts(_: &Scope) -> Result<Vec<Draft>, String> {
     let mut drafts = Vec::new();
     for tokens in [1, 7, 8, 9, 31, 32, 33, 127, 128, 129] {
-        let sizes = Sizes { tokens, out_features: 5, group_size: 4, groups: 2 };
+        let sizes = Sizes { tokens, out_features: 5, group_size: 4, groups: 2, rank: 4 };
         for (op, output) in LAYERS[2..].iter().chain(&MATMULS) {
             drafts.push(layer(op, &sizes, &[Claim::Size("x", 0, tokens), Claim::NonZero(output)])?);
         }
