@@ -118,9 +118,9 @@ def judge(row: Row, op, params, inputs, expected) -> float:
 
 def summary_name(name: str) -> str:
     """The gradients of a whole model share one line, and so do the layers of one in training."""
-    if "_proj." in name and not name.endswith(".weight"):
-        return re.sub(r"model\.layers\.\d+\.\w+\.\w+_proj", "<layer>", name)
-    return "d_<weight>" if name.startswith("d_") and name.endswith(".weight") else name
+    if name.startswith("d_") and name.endswith(".weight"):
+        return "d_<weight>"
+    return re.sub(r"model\.layers\.\d+\.\w+\.\w+_proj", "<layer>", name)
 
 
 def cases_under(folder: pathlib.Path):
