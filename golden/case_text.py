@@ -100,14 +100,19 @@ def render(file: GoldenFile, origin: str, outputs: list[dict | None], header: st
             lines.append(f"# {case.remark}")
         lines.append("flags = [" + ", ".join(f'"{flag}"' for flag in case.flags) + "]")
         lines.append(f"params = {inline_table(case.params)}")
-        lines += [tensor_line(f"in.{name}", tensor, name) for name, tensor in case.inputs.items()]
+        lines += [tensor_line(f"in.{key(name)}", tensor, name) for name, tensor in case.inputs.items()]
         if case.error:
             lines.append(f'expect_error = "{case.error}"')
         else:
-            lines += [tensor_line(f"out.{name}", tensor, name) for name, tensor in output.items()]
+            lines += [tensor_line(f"out.{key(name)}", tensor, name) for name, tensor in output.items()]
     text = "\n".join(lines) + "\n"
     assert text.isascii()
     return text
+
+
+def key(name: str) -> str:
+    """Quoted where a dot belongs to the name."""
+    return f'"{name}"' if "." in name else name
 
 
 def inline_table(params: dict) -> str:
@@ -143,8 +148,9 @@ def nested_lines(tensor, as_integer: bool, indent: str) -> str:
 
 
 def scalar(value) -> str:
-    """Integers, truths, names, and floats as the shortest decimal that reads back as the same."""
     """Integers, names and truth values; floats as the shortest decimal that reads back the same."""
+    if isinstance(value, dict):
+        return inline_table(value)
     if isinstance(value, str):
         return f'"{value}"'
     if isinstance(value, bool):

@@ -81,6 +81,19 @@ def check_named_mistakes() -> None:
     assert stability.flips_code((weight - offset) / scale, wrong, case.params["bits"]), case.id
 
 
+def check_flag_table() -> None:
+    """Every flag stands once in the table of the README, and every class of mistakes has one row."""
+    _, _, text = (HERE / "README.md").read_text().partition("| class | flags |")
+    rows = [line.split("|") for line in text.partition("\n\n")[0].splitlines()[2:]]
+    classes = [row[1].strip() for row in rows]
+    assert len(set(classes)) == len(classes), f"README.md: {classes}"
+    listed = [flag.strip("` ") for row in rows for flag in row[2].split(",")]
+    used = {flag for file in FILES for flag in file.notes}
+    for path in converted():
+        used.update(tomllib.loads(path.read_text())["notes"])
+    assert sorted(listed) == sorted(used), f"README.md: flags differ: {set(listed) ^ used}"
+
+
 def converted() -> list[pathlib.Path]:
     """The text files that are not written here."""
     return sorted(HERE.glob("onnx/*.toml"))
@@ -120,6 +133,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="compare instead of writing")
     options = parser.parse_args()
     check_named_mistakes()
+    check_flag_table()
     texts = {file.path: compute(file) for file in FILES}
     texts["MANIFEST.toml"] = manifest(texts)
     written_here = set(HERE.glob("**/*.toml")) - set(converted())

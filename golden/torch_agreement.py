@@ -16,6 +16,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import re
 import sys
 
 sys.dont_write_bytecode = True
@@ -116,8 +117,10 @@ def judge(row: Row, op, params, inputs, expected) -> float:
 
 
 def summary_name(name: str) -> str:
-    """The gradients of a whole model share one line."""
-    return "d_<weight>" if name.startswith("d_") and name.endswith(".weight") else name
+    """The gradients of a whole model share one line, and so do the layers of one in training."""
+    if name.startswith("d_") and name.endswith(".weight"):
+        return "d_<weight>"
+    return re.sub(r"model\.layers\.\d+\.\w+\.\w+_proj", "<layer>", name)
 
 
 def cases_under(folder: pathlib.Path):

@@ -300,28 +300,36 @@ def agree(ours, theirs, what, tolerance=AGREEMENT):
         assert difference <= tolerance * size, (what, name, float(difference), float(size))
 
 
+def write(name, case) -> None:
+    path = HERE / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(case_file.encode(*case))
+    print(f"written: {name}, {path.stat().st_size} bytes")
+
+
+def is_reproduced(name, case) -> bool:
+    """Whether the file holds this case, and says what differs."""
+    try:
+        op, params, inputs, outputs = case_file.decode((HERE / name).read_bytes())
+        assert (op, params) == case[:2], "op or params differ"
+        agree(inputs, case[2], "inputs", tolerance=0)
+        agree(outputs, case[3], "outputs", tolerance=REPRODUCTION)
+    except (OSError, AssertionError) as error:
+        print(f"{name}: {error}")
+        return False
+    print(f"{name}: agrees")
+    return True
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--check", action="store_true", help="compare instead of writing")
     options = parser.parse_args()
-    failed = False
+    if options.check:
+        return 0 if all([is_reproduced(name, case) for name, case in build().items()]) else 1
     for name, case in build().items():
-        path = HERE / name
-        if not options.check:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(case_file.encode(*case))
-            print(f"written: {name}, {path.stat().st_size} bytes")
-            continue
-        try:
-            op, params, inputs, outputs = case_file.decode(path.read_bytes())
-            assert (op, params) == case[:2], "op or params differ"
-            agree(inputs, case[2], "inputs", tolerance=0)
-            agree(outputs, case[3], "outputs", tolerance=REPRODUCTION)
-            print(f"{name}: agrees")
-        except (OSError, AssertionError) as error:
-            print(f"{name}: {error}")
-            failed = True
-    return 1 if failed else 0
+        write(name, case)
+    return 0
 
 
 if __name__ == "__main__":

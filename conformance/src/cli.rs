@@ -1,6 +1,9 @@
 //! The command line of `conform`.
 //!
-//! Exit codes: 0 everything conforms, 1 something does not, 2 bad use or unreadable input.
+//! Exit codes: 0 everything conforms, 1 something does not, 2 bad use or unreadable input. A subject
+//! that this program was built without is shown as ignored, with 0; `REQUIRE_CUDA=1` makes it 1.
+
+mod properties;
 
 mod families;
 mod hunt;
@@ -18,15 +21,14 @@ use crate::collect::{Collected, collect};
 use crate::error::Error;
 use crate::generate::generate;
 use crate::judge::report::{Counts, Status};
-use crate::judge::statistics::{Statistics, Table};
+use crate::judge::statistics::{Statistics, Summary, Table};
 use crate::judge::{judge, run};
 use crate::ops::{self, Class, OPERATIONS, Operation};
 use crate::precision::Precision;
 use crate::report::{self, Run};
-use crate::subject::{self, BUILT_IN, Subject, SubjectError, Support};
+use crate::subject::{self, ABSENT, BUILT_IN, Subject, SubjectError, Support};
 use crate::subjects::reference::Reference;
 use crate::teeth::{self, Score};
-use crate::witness::Zeros;
 
 use families::FamilyArgs;
 use hunt::HuntArgs;
@@ -55,13 +57,15 @@ enum Command {
     Report(Page),
     /// Runs deliberate faults on golden cases: does the judge notice every one?
     Teeth(Teeth),
+    /// Relates a subject's answers to each other: no reference value is needed.
+    Properties(properties::Properties),
     /// Asks a whole checkpoint for the loss of given tokens and its greedy continuation of BOS.
     Checkpoint(Checkpoint),
 }
 
 #[derive(Args)]
 struct SubjectArgs {
-    /// reference, cpu, or exec:COMMAND LINE for anything outside.
+    /// reference, cpu, mutant:NAME (see teeth), or exec:COMMAND LINE for anything outside.
     #[arg(long)]
     subject: String,
     /// Precision of the arithmetic; without it, the subject's first (see list).
@@ -187,11 +191,18 @@ pub fn main() -> ExitCode {
         Command::List(args) if args.families => families::list(args.json),
         Command::List(args) => list(&args),
         Command::Teeth(args) => show_teeth(&args),
+        Command::Properties(args) => properties::properties(&args),
         Command::Checkpoint(args) => ask_checkpoint(&args),
     };
     done.unwrap_or_else(|error| {
         eprintln!("conform: {error}");
-        ExitCode::from(2)
+        let required = std::env::var("REQUIRE_CUDA").is_ok_and(|value| value == "1");
+        match error {
+            // Where no GPU is, its kernels are neither right nor wrong.
+            Error::Absent { .. } if !required => ExitCode::SUCCESS,
+            Error::Absent { .. } => ExitCode::from(1),
+            _ => ExitCode::from(2),
+        }
     })
 }
 
@@ -262,7 +273,6 @@ fn check(args: &Check) -> Result<ExitCode, Error> {
     let (mut subject, precision) = select(&args.subject)?;
     let Collected { cases, mut errors } = collect(&args.paths);
     let (mut counts, mut records) = (Counts::default(), Vec::new());
-    let mut zeros = Zeros::default();
     let mut statistics = Statistics::default();
     for case in &cases {
         if precision == Precision::F32
@@ -274,7 +284,6 @@ fn check(args: &Check) -> Result<ExitCode, Error> {
         }
         let report = judge(case, subject.as_mut(), precision);
         counts.add(&report);
-        zeros.add(case, &report);
         // How rough the precision itself is, on the same case.
         let other = subject.name() != Reference.name() && !report.tensors.is_empty();
         let beside = other.then(|| judge(case, &mut Reference, precision));
@@ -311,8 +320,10 @@ fn check(args: &Check) -> Result<ExitCode, Error> {
             let what = output.findings.join("; ");
             say(format!("FAIL whole run {} out.{}: {what}", output.op, output.tensor));
         }
-        if zeros.zero > 0 {
-            say(zeros);
+        let count = |of: fn(&Summary) -> usize| run.outputs.iter().map(of).sum::<usize>();
+        let (zero, all) = (count(|output| output.empty), count(|output| output.cases));
+        if zero > 0 {
+            say(format!("{zero} of {all} outputs were expected to be zero everywhere"));
         }
         say(format!("{} {precision}: {counts}", subject.name()));
     }
@@ -358,7 +369,9 @@ fn list(args: &List) -> Result<ExitCode, Error> {
     }
     if args.json {
         let operations: Vec<_> = OPERATIONS.iter().map(|op| list_json(op, &subjects)).collect();
-        say(json!({ "format": FORMAT, "operations": operations }));
+        let absent: serde_json::Map<_, _> =
+            ABSENT.iter().map(|(name, why)| ((*name).to_owned(), json!(why))).collect();
+        say(json!({ "format": FORMAT, "operations": operations, "absent": absent }));
         return Ok(ExitCode::SUCCESS);
     }
     let header: Vec<_> = subjects.iter().map(|subject| format!("{:<16}", subject.name())).collect();
@@ -372,6 +385,9 @@ fn list(args: &List) -> Result<ExitCode, Error> {
             )
         });
         say(format!("{:<28}{}", op.name, cells.collect::<String>().trim_end()));
+    }
+    for (name, why) in ABSENT {
+        say(format!("{name:<28}ignored: {why}"));
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -26,6 +26,14 @@ pub enum Error {
     /// A name on the command line means nothing.
     #[error("{0}")]
     Usage(String),
+    /// A subject of the protocol that this program was built without.
+    #[error("IGNORED subject {subject}: {why}")]
+    Absent {
+        /// Its name.
+        subject: &'static str,
+        /// What it needs.
+        why: &'static str,
+    },
     /// The reference refused a case that the tool itself generated.
     #[error("generated case {case}: {problem}")]
     Generated {

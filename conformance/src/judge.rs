@@ -8,6 +8,7 @@ pub mod statistics;
 pub mod tracked;
 
 use safetensors::Dtype;
+use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
@@ -124,8 +125,16 @@ pub fn judge_outputs(
     // An optional output is one of this case where the reference answers it.
     let is_expected = |spec: &&TensorSpec| !spec.optional || expected.contains_key(&*spec.name);
     let outputs: Vec<TensorSpec> = specs.outputs.iter().filter(is_expected).cloned().collect();
-    let mut judgement =
-        Judgement { request, expected, actual, required, precision, own_grid: false, codes: None };
+    let mut judgement = Judgement {
+        request,
+        expected,
+        actual,
+        required,
+        precision,
+        own_grid: false,
+        codes: None,
+        derived: RefCell::default(),
+    };
     let mut verdicts = Vec::new();
     // The grid that the subject chose, then the codes on it: everything downstream is judged with
     // what was accepted.
@@ -175,19 +184,21 @@ struct Judgement<'a> {
     /// Whether the accepted grid differs from the expected one.
     own_grid: bool,
     codes: Option<Vec<i16>>,
+    /// Allowances of the last derivation that no output has used yet.
+    derived: RefCell<Option<(Unit, Bounds)>>,
 }
 
 impl Judgement<'_> {
     /// The tensor, if it is there with the right shape and type; otherwise the verdict.
-    fn present(&self, spec: &TensorSpec) -> Result<(&Tensor, &Tensor), Verdict> {
+    fn present(&self, spec: &TensorSpec) -> Result<(&Tensor, &Tensor), Box<Verdict>> {
         let expected = &self.expected[&*spec.name];
         let Some(actual) = self.actual.get(&*spec.name) else {
-            return Err(Verdict::rejected(&spec.name, "is missing".to_owned()));
+            return Err(Box::new(Verdict::rejected(&spec.name, "is missing".to_owned())));
         };
         if actual.shape() != expected.shape() {
             let (is, should) = (actual.shape(), expected.shape());
             let what = format!("has shape {is:?}, expected {should:?}");
-            return Err(Verdict::rejected(&spec.name, what));
+            return Err(Box::new(Verdict::rejected(&spec.name, what)));
         }
         let own_type = match (self.required, spec.kind) {
             (Some(Precision::F64), Kind::Float) => actual.dtype() == Dtype::F64,
@@ -202,7 +213,7 @@ impl Judgement<'_> {
             _ => spec.kind.expected().to_owned(),
         };
         let what = format!("has dtype {}, expected {should}", actual.dtype());
-        Err(Verdict::rejected(&spec.name, what))
+        Err(Box::new(Verdict::rejected(&spec.name, what)))
     }
 
     /// The precision whose rounding errors the floats of an answer carry.
@@ -221,12 +232,13 @@ impl Judgement<'_> {
             let settled = settled.to_precision(Precision::F64);
             self.request.inputs.insert(spec.name.to_string(), settled);
         }
+        self.derived.take();
     }
 
     fn codes(&mut self, spec: &TensorSpec) -> Result<Verdict, String> {
         let (expected, actual) = match self.present(spec) {
             Ok(pair) => pair,
-            Err(verdict) => return Ok(verdict),
+            Err(verdict) => return Ok(*verdict),
         };
         let grid = self.request.op.grid.ok_or("an operation with codes has a grid")?;
         let mut grid = grid(&self.request, Unit::of(self.coarsest()))?;
@@ -236,6 +248,7 @@ impl Judgement<'_> {
         let verdict = compare::codes(&spec.name, &grid, expected, actual);
         if verdict.failure.is_none() && (verdict.flips > 0 || self.own_grid) {
             self.codes = actual.small_integers();
+            self.derived.take();
         }
         Ok(verdict)
     }
@@ -244,13 +257,14 @@ impl Judgement<'_> {
     fn choices(&mut self, spec: &TensorSpec, choices: ChoicesOf) -> Result<Verdict, String> {
         let (expected, actual) = match self.present(spec) {
             Ok(pair) => pair,
-            Err(verdict) => return Ok(verdict),
+            Err(verdict) => return Ok(*verdict),
         };
         let choices = choices(&self.evidence(Unit::of(self.coarsest())))?;
         let verdict = compare::choices(&spec.name, &choices, expected, actual);
         let differs = || expected.values().ne(actual.values());
         if spec.name == "codes" && verdict.failure.is_none() && differs() {
             self.codes = actual.small_integers();
+            self.derived.take();
         }
         Ok(verdict)
     }
@@ -259,12 +273,13 @@ impl Judgement<'_> {
     fn chosen(&mut self, spec: &TensorSpec) -> Result<Verdict, String> {
         let (expected, actual) = match self.present(spec) {
             Ok(pair) => pair,
-            Err(verdict) => return Ok(verdict),
+            Err(verdict) => return Ok(*verdict),
         };
         let allowance = self.allowance(spec, Unit::of(self.coarsest()))?;
         let verdict = compare::chosen(&spec.name, &allowance, expected, actual);
         if verdict.failure.is_none() && verdict.flips > 0 {
             self.codes = actual.small_integers();
+            self.derived.take();
         }
         Ok(verdict)
     }
@@ -280,10 +295,14 @@ impl Judgement<'_> {
     }
 
     fn allowance(&self, spec: &TensorSpec, unit: Unit) -> Result<Allowance, String> {
-        let mut bounds: Bounds = (self.request.op.bounds)(&self.evidence(unit))?;
-        let allowance = bounds
-            .remove(&*spec.name)
-            .ok_or_else(|| format!("no allowance is derived for out.{}", spec.name))?;
+        // One derivation serves every output, until another choice of the subject is accepted.
+        let mut derived = self.derived.borrow_mut();
+        if derived.as_ref().is_none_or(|(of, _)| *of != unit) {
+            *derived = Some((unit, (self.request.op.bounds)(&self.evidence(unit))?));
+        }
+        let allowance = derived.as_mut().and_then(|(_, bounds)| bounds.remove(&*spec.name));
+        let allowance =
+            allowance.ok_or_else(|| format!("no allowance is derived for out.{}", spec.name))?;
         // An infinite allowance would accept everything.
         match allowance.bound.iter().position(|bound| !bound.is_finite()) {
             None => Ok(allowance),
@@ -297,7 +316,7 @@ impl Judgement<'_> {
     fn floats(&self, spec: &TensorSpec) -> Result<Verdict, String> {
         let (expected, actual) = match self.present(spec) {
             Ok(pair) => pair,
-            Err(verdict) => return Ok(verdict),
+            Err(verdict) => return Ok(*verdict),
         };
         if matches!(spec.class, Class::Exact) {
             return Ok(compare::chosen(&spec.name, &Allowance::default(), expected, actual));

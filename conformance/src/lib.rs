@@ -20,6 +20,7 @@ pub mod families;
 pub mod generate;
 pub mod hunt;
 pub mod judge;
+pub mod metamorphic;
 mod number;
 pub mod ops;
 pub mod params;

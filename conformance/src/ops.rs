@@ -17,6 +17,7 @@ pub mod gptq;
 pub mod init_scale;
 pub mod l4q;
 pub mod llama;
+pub mod llama_train;
 pub mod lora;
 pub mod low_rank_init;
 pub mod lr_qat;
@@ -77,6 +78,7 @@ pub static OPERATIONS: LazyLock<Vec<&'static Operation>> = LazyLock::new(|| {
         cross_entropy::ROWS,
         adamw::ROWS,
         llama::ROWS,
+        llama_train::ROWS,
     ];
     families.into_iter().flatten().collect()
 });

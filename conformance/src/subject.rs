@@ -59,10 +59,16 @@ pub enum SubjectError {
 /// Names of the subjects inside this program.
 pub const BUILT_IN: &[&str] = &["reference", "cpu"];
 
+/// Subjects of the protocol that this program was built without, and what they need.
+pub const ABSENT: &[(&str, &str)] = &[
+    ("cuda-host", "the compiled CUDA kernels, run by an interpreter, are not part of this version"),
+    ("cuda", "the CUDA backend is not part of this version"),
+];
+
 /// The subject that a name on the command line selects.
 ///
 /// # Errors
-/// `Usage` for a name that selects nothing.
+/// `Usage` for a name that selects nothing, `Absent` for one that this program was built without.
 pub fn select(name: &str, timeout: Duration) -> Result<Box<dyn Subject>, Error> {
     if let Some(command) = name.strip_prefix("exec:") {
         return Ok(Box::new(Exec::new(command, timeout)?));
@@ -71,6 +77,9 @@ pub fn select(name: &str, timeout: Duration) -> Result<Box<dyn Subject>, Error> 
         let mutant = Faulty::find(name);
         let unknown = || Error::Usage(format!("there is no mutant {name:?} (conform teeth)"));
         return Ok(Box::new(mutant.ok_or_else(unknown)?));
+    }
+    if let Some((subject, why)) = ABSENT.iter().find(|(absent, _)| *absent == name) {
+        return Err(Error::Absent { subject, why });
     }
     match name {
         "reference" => Ok(Box::new(Reference)),

@@ -79,16 +79,15 @@ impl Subject for Faulty {
 
     fn run(&mut self, request: &Request, _: Precision) -> Result<Tensors, SubjectError> {
         let op = request.op;
+        // What the reference refuses is refused: a fault sees valid requests alone.
+        let mut outputs = (op.run.f32)(request).map_err(SubjectError::Refused)?;
         match self.0.fault {
             Fault::Arithmetic(slip) => with_slip(slip, || (op.run.faulty)(request)),
             Fault::Request(edit) => {
                 let mut edited = request.clone();
                 edit(&mut edited).and_then(|()| (op.run.f32)(&edited))
             }
-            Fault::Answer(edit) => (op.run.f32)(request).and_then(|mut outputs| {
-                edit(request, &mut outputs)?;
-                Ok(outputs)
-            }),
+            Fault::Answer(edit) => edit(request, &mut outputs).map(|()| outputs),
         }
         .map_err(SubjectError::Refused)
     }
@@ -104,7 +103,18 @@ pub struct Fate {
     /// Cases that rejected a result of it.
     pub killers: usize,
     /// The first of those whose flag names the fault.
-    pub named_killer: Option<String>,
+    pub named_killer: Option<NamedKiller>,
+}
+
+/// A case that rejected a fault and says in a flag that it hunts it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamedKiller {
+    /// The operation.
+    pub op: &'static str,
+    /// The case.
+    pub id: String,
+    /// The flag that the case and the mutant share.
+    pub flag: &'static str,
 }
 
 impl Fate {
@@ -120,20 +130,26 @@ impl Fate {
 impl fmt::Display for Fate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { mutant, cases, killers, named_killer } = self;
-        write!(f, "{:<36}{killers:>4} of {cases:>4}  ", mutant.name)?;
-        match (named_killer, mutant.equivalent, killers) {
-            (_, Some(why), 0) => write!(f, "equivalent: {why}"),
-            (_, Some(_), _) => write!(f, "KILLED, though listed as equivalent"),
-            (Some(case), None, _) => write!(f, "killed by {case}"),
-            (None, None, 0) => write!(f, "SURVIVED: {}", mutant.what),
-            (None, None, _) => {
-                write!(f, "killed by no case with flag {}", mutant.flags.join(" or "))
+        let verdict = match (named_killer, mutant.equivalent, killers) {
+            (_, Some(_), 0) => "equivalent",
+            (_, Some(_), _) => "KILLED",
+            (Some(_), None, _) => "killed",
+            (None, None, 0) => "SURVIVED",
+            (None, None, _) => "UNNAMED",
+        };
+        let share = format!("{killers}/{cases}");
+        write!(f, "{verdict:<11}{:<42}{:<25}{share:>7}  ", mutant.name, mutant.ops.join(", "))?;
+        match (named_killer, mutant.equivalent) {
+            (_, Some(why)) => write!(f, "{why}"),
+            (Some(killer), None) => write!(f, "{}: {}", killer.flag, killer.id),
+            (None, None) => {
+                write!(f, "{}; no case with flag {}", mutant.what, mutant.flags.join(" or "))
             }
         }
     }
 }
 
-/// Runs every mutant on every case of its operations.
+/// Runs every mutant of the catalogue.
 pub fn campaign(cases: &[Case]) -> Vec<Fate> {
     let mutants = MUTANTS.iter().flat_map(|family| family.iter());
     mutants.map(|mutant| fate(mutant, cases)).collect()
@@ -174,7 +190,9 @@ impl Score {
                 "equivalent": fate.mutant.equivalent,
                 "cases": fate.cases,
                 "killers": fate.killers,
-                "named_killer": fate.named_killer,
+                "named_killer": fate.named_killer.as_ref().map(|killer| {
+                    json!({ "op": killer.op, "case": killer.id, "flag": killer.flag })
+                }),
                 "as_it_should_be": fate.as_it_should_be(),
             })
         });
@@ -184,6 +202,8 @@ impl Score {
 
 impl fmt::Display for Score {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (name, op, share, by) = ("mutant", "operation", "by", "first killer that names it");
+        writeln!(f, "{:<11}{name:<42}{op:<25}{share:>7}  {by}", "fate")?;
         for fate in &self.fates {
             writeln!(f, "{fate}")?;
         }
@@ -194,7 +214,8 @@ impl fmt::Display for Score {
     }
 }
 
-fn fate(mutant: &'static Mutant, cases: &[Case]) -> Fate {
+/// Runs one mutant on every case of its operations that has an answer.
+pub fn fate(mutant: &'static Mutant, cases: &[Case]) -> Fate {
     let mut fate = Fate { mutant, cases: 0, killers: 0, named_killer: None };
     let answerable = |case: &&Case| {
         mutant.ops.contains(&case.request.op.name) && matches!(case.expected, Expected::Outputs(_))
@@ -213,9 +234,10 @@ fn fate(mutant: &'static Mutant, cases: &[Case]) -> Fate {
             continue;
         }
         fate.killers += 1;
-        let named = || case.flags.iter().any(|flag| mutant.flags.contains(&flag.as_str()));
-        if fate.named_killer.is_none() && named() {
-            fate.named_killer = Some(format!("{} {}", case.request.op.name, case.id));
+        let named = mutant.flags.iter().find(|flag| case.flags.iter().any(|given| given == *flag));
+        if let (None, Some(flag)) = (&fate.named_killer, named) {
+            let (op, id) = (case.request.op.name, case.id.clone());
+            fate.named_killer = Some(NamedKiller { op, id, flag });
         }
     }
     fate

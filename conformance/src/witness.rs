@@ -3,11 +3,9 @@
 //! A test of clipping without a clipped weight passes whatever the clipping does. So a case that
 //! claims something is held against its witness when it is made.
 
-use std::fmt;
 use std::ops::Range;
 
-use crate::case::{Case, Expected, Request};
-use crate::judge::report::CaseReport;
+use crate::case::Request;
 use crate::ops::quantizer::{Element, Grid};
 use crate::ops::{self, Class, Operation};
 use crate::precision::{Precision, Unit};
@@ -130,34 +128,6 @@ impl std::ops::AddAssign for Features {
         self.non_zero_gradients += other.non_zero_gradients;
         self.outputs += other.outputs;
         self.zero_outputs += other.zero_outputs;
-    }
-}
-
-/// Outputs whose expected value is zero throughout: whoever answers zeros passes them.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct Zeros {
-    /// Outputs that a case states and that were compared.
-    pub compared: usize,
-    /// Those of them that are zero throughout.
-    pub zero: usize,
-}
-
-impl Zeros {
-    /// Adds the outputs that a case states, where they were compared.
-    pub fn add(&mut self, case: &Case, report: &CaseReport) {
-        let Expected::Outputs(outputs) = &case.expected else { return };
-        for verdict in &report.tensors {
-            if let Some(expected) = outputs.get(&verdict.tensor) {
-                self.compared += 1;
-                self.zero += usize::from(is_zero(expected));
-            }
-        }
-    }
-}
-
-impl fmt::Display for Zeros {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} of {} outputs compared are zero throughout", self.zero, self.compared)
     }
 }
 

@@ -89,6 +89,20 @@ fn what_conforms_exits_with_0_and_is_counted() {
 }
 
 #[test]
+fn a_subject_without_its_hardware_is_shown_as_ignored_and_fails_where_it_is_required() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = write(folder.path(), "several.toml", SEVERAL);
+    for (required, code) in [("0", 0), ("1", 1)] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_conform"));
+        command.args(["check", path(&file), "--subject", "cuda"]).env("REQUIRE_CUDA", required);
+        let output = command.output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{stderr}");
+        assert!(stderr.contains("IGNORED subject cuda") && output.stdout.is_empty(), "{stderr}");
+    }
+}
+
+#[test]
 fn one_broken_number_is_named_with_everything_needed_to_find_it() {
     let folder = tempfile::tempdir().unwrap();
     let file = write(folder.path(), "several.toml", &SEVERAL.replacen("-1.0]]", "-1.0625]]", 1));

@@ -367,6 +367,9 @@ fn at_largest(x: &[f64], change: fn(f64) -> f64) -> Vec<f64> {
     x
 }
 
+/// A model has a hundred outputs of a few kinds: so many answers with one fault in one kind will do.
+const ENOUGH: usize = 24;
+
 /// How many faulty answers were judged, and how many of them rejected.
 type Tally = BTreeMap<(String, &'static str), (usize, usize)>;
 
@@ -400,12 +403,19 @@ fn try_faults(case: &Case, honest: &Tensors, name: &str, tally: &mut Tally) {
     }
     // Layers of a model count as one.
     let place = name.replace(|c: char| c.is_ascii_digit(), "N");
+    let place = match (place.find("layers.N"), place.rfind("_proj.")) {
+        (Some(start), Some(end)) => format!("{}{}", &place[..start], &place[end..]),
+        _ => place,
+    };
     for (fault, apply) in FAULTS {
+        let (tried, rejected) = tally.entry((place.clone(), fault)).or_default();
+        if *tried == ENOUGH {
+            continue;
+        }
         let shape = honest[name].shape().to_vec();
         let wrong = Tensor::from_f64s(shape, apply(&values).into_iter(), Precision::F32);
         let mut actual = honest.clone();
         actual.insert(name.to_owned(), wrong);
-        let (tried, rejected) = tally.entry((place.clone(), fault)).or_default();
         *tried += 1;
         *rejected += usize::from(!failures(&case.request, &actual).is_empty());
     }

@@ -8,6 +8,7 @@ from . import (
     gptq,
     init_scale,
     l4q,
+    llama,
     lora,
     low_rank_init,
     lr_qat,
@@ -48,4 +49,5 @@ FILES = [
     *transformer.FILES,
     *attention.FILES,
     *training.FILES,
+    *llama.FILES,
 ]

@@ -15,7 +15,7 @@ REFUSED = {
 }
 SHARED = {
     "rounded_apart": "round(x / scale + zero_point) in place of round(x / scale) + zero_point",
-    "zero_point_tie": "a zero point rounded half away from zero",
+    "zero_point_tie": "a zero point rounded half away from zero, or not at all",
     "float_zero_point": "a zero point that is rounded, or levels that are, where neither must be",
     "clipped_extreme": "no clamp, as if the extremes could not leave the grid",
     "per_token": "one grid for all tokens",

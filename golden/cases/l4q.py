@@ -23,6 +23,7 @@ FORWARD_NOTES = {
     "scale_floor": "a scale that was not raised to the floor",
     "grid_width": "a range hard-coded for one width",
     "odd_size": "a kernel that handles only whole tiles",
+    "one_precision": "a quantizer argument or a product of fewer bits than f32 has",
     **REFUSED,
 }
 BACKWARD_NOTES = {
@@ -41,12 +42,14 @@ BACKWARD_NOTES = {
     "scale_floor": "a gradient for a scale that was raised to the floor",
     "one_group_per_row": "an absent group_size read as one group per tensor",
     "odd_size": "a kernel that handles only whole tiles",
+    "one_precision": "sums over tokens of fewer bits than f32 has",
     **REFUSED,
 }
 MERGE_NOTES = {
     "scaling": "a merge that forgets lora_scaling, or divides it by the rank",
     "same_codes": "codes of the base weight, or of a merge that rounds in another order",
     "combined_tie": "half away from zero in the merge where the forward rounds to even",
+    "one_precision": "a merge in another precision than training: bf16 gives other codes",
     "scale_floor": "the stored scale left below the floor that the codes were divided by",
     "offset_kept": "an offset turned into a rounded zero-point, or dropped",
     "group_index": "scale or offset of another group",
@@ -90,6 +93,21 @@ FLOOR = {
     "scale": [[2.0**-30], [0.5]],
     "offset": [[0.0], [0.0]],
 }
+# Each row has one tensor that bf16 does not hold: weight, factors, scale, offset. Without the bits
+# that it lacks, every argument is a tie or on the other side of one.
+BEYOND_BF16 = {
+    "weight": [
+        [6.5 + 2.0**-8, 5.5 - 2.0**-8, -2.5 - 2.0**-9],
+        [2.0, -4.0, 0.5],
+        [2.5, -4.5, 0.5],
+        [1.5, -5.5, -0.5],
+    ],
+    "lora_a": [[0.0, 0.0, 0.0], [0.5 + 2.0**-10, -0.5 - 2.0**-10, 0.0]],
+    "lora_b": [[1.0, 0.0], [0.5, 1.0 + 2.0**-10], [0.5, 0.0], [-0.25, 0.0]],
+    "scale": [[1.0], [1.0], [1.0 - 2.0**-9], [1.0]],
+    "offset": [[0.0], [0.0], [0.0], [-1.0 - 2.0**-8 + 2.0**-12]],
+}
+BEYOND_BF16_X = [[1.0 + 2.0**-13, -3.0 - 2.0**-12, 0.5], [2.0**-14 - 1.0, 0.75, 7.0 - 2.0**-11]]
 UNIT = {
     "weight": [[0.5]],
     "lora_a": [[2.0]],
@@ -136,7 +154,9 @@ FORWARD = [
     forward("lora_b_is_zero", "zero_adapter", START, HAND_X, group_size=2),
     forward("two_bits_saturate", "saturation grid_width", HAND, HAND_X, group_size=2, bits=2),
     forward("eight_bits", "grid_width", HAND, HAND_X, group_size=2, bits=8),
-    forward("three_groups_in_five_rows", "group_index offset_outside", GROUPED, X9, group_size=3),
+    forward(
+        "three_groups_in_five_rows", "group_index offset_outside scaling", GROUPED, X9, group_size=3
+    ),
     forward("one_group_per_row", "one_group_per_row odd_size", ODD, X7, lora_scaling=0.5),
     forward(
         "group_size_one",
@@ -153,6 +173,13 @@ FORWARD = [
     ),
     forward("one_of_everything", "odd_size", UNIT, [[3.0]], lora_scaling=1.0),
     forward("scale_below_the_floor", "scale_floor saturation", FLOOR, [[1.0, 2.0]]),
+    forward(
+        "numbers_that_bf16_does_not_hold",
+        "one_precision",
+        BEYOND_BF16,
+        BEYOND_BF16_X,
+        lora_scaling=1.0,
+    ),
     forward(
         "nan_in_lora_b",
         "non_finite",
@@ -235,7 +262,7 @@ BACKWARD = [
     backward("lora_b_is_zero", "zero_adapter", START, HAND_X, HAND_D_Y, group_size=2),
     backward(
         "three_groups_in_five_rows",
-        "offset_gradient offset_in_d_x all_tokens unmasked quantized_d_x",
+        "offset_gradient offset_in_d_x all_tokens unmasked quantized_d_x one_precision",
         GROUPED,
         X9,
         spread([4, 5], seed=35),
@@ -252,6 +279,19 @@ BACKWARD = [
             grad_scale=name,
         )
         for name in ("none", "lsq", "lit_gpt", "peft")
+    ],
+    *[
+        backward(
+            f"grad_scale_{name}_of_rows",
+            "grad_scale",
+            ODD,
+            X7,
+            spread([5, 3], seed=25),
+            lora_scaling=0.5,
+            grad_scale=name,
+            remark="7 weights in a group, one group in a row",
+        )
+        for name in ("lsq", "lit_gpt", "peft")
     ],
     backward(
         "one_group_per_row",
@@ -315,6 +355,7 @@ MERGE = [
         "scale_below_the_floor", "scale_floor", FLOOR, remark="the first scale comes back as 1e-8"
     ),
     merge("two_bits", "same_codes", HAND, group_size=2, bits=2),
+    merge("numbers_that_bf16_does_not_hold", "one_precision", BEYOND_BF16, lora_scaling=1.0),
     merge(
         "nan_in_weight",
         "non_finite",

@@ -15,6 +15,7 @@ FORWARD_NOTES = {
     "zero_adapter": "an adapter that changes the layer although lora_b is zero",
     "odd_size": "a kernel that handles only whole tiles",
     "cancellation": "a base product and an adapter product that are rounded before they are added",
+    "full_precision": "products of numbers that were cut to 8 or 11 bits",
     "shape": SHAPE,
     "non_finite": "a NaN that is multiplied away by a zero",
 }
@@ -46,6 +47,16 @@ ODD = {
     "weight": spread([3, 7], seed=12),
     "lora_a": spread([3, 7], seed=13),
     "lora_b": spread([3, 3], seed=14),
+}
+# Every number has 13 bits or more.
+LONG = {
+    "x": [[1.0 + 2.0**-12, 3.0 - 2.0**-13, 2.0**-15 - 0.5]],
+    "weight": [
+        [1.0 - 2.0**-13, 2.0 + 2.0**-12, 5.0 + 2.0**-11],
+        [-3.0 - 2.0**-12, 1.5 + 2.0**-14, 0.25],
+    ],
+    "lora_a": [[0.75 + 2.0**-14, 2.0**-13 - 1.0, 3.0 + 2.0**-12]],
+    "lora_b": [[1.0 + 2.0**-13], [0.5 - 2.0**-15]],
 }
 START = {**SQUARE, "lora_b": [[0.0, 0.0], [0.0, 0.0]]}
 TOKENS = {**SMALL, "x": [[1.0, 2.0, -1.0], [0.5, 0.0, 4.0], [-2.0, 1.0, 8.0]]}
@@ -82,6 +93,7 @@ FORWARD = [
         lora_a=[[-2.0, 2.0]],
         lora_b=[[1.0]],
     ),
+    case("numbers_of_more_than_11_bits", "full_precision", {"lora_scaling": 0.5}, **LONG),
     case(
         "lora_a_of_another_width",
         "shape",

@@ -65,7 +65,8 @@ BACKWARD_NOTES = {
     **REFUSED,
 }
 MERGE_NOTES = {
-    "same_codes": "codes of the weight without the update, or rounded in another order",
+    "same_codes": "codes of the weight without the update, or rounded in another order, or of the "
+    "weight where the forward has what is stored of it",
     "dialect": "a merge that rounds otherwise than the forward",
     "asymmetric": "codes with the zero-point still in them",
     "scale_floor": "the stored scale left below the floor that the codes are multiplied by",

@@ -110,6 +110,19 @@ DOWNCAST = [
         {"weight": [[1.0, 2.0, 5.0, -7.0]], "initial_scale": [[3.0]]},
         downcast="bf16",
     ),
+    *[
+        downcast(
+            f"a_long_weight_over_three_in_{kind}",
+            "one_rounding",
+            {"weight": [weight], "initial_scale": [[3.0]]},
+            downcast=kind,
+            remark="cast before it is divided, every one gives a neighbour",
+        )
+        for kind, weight in (
+            ("bf16", [1.0185546875, -1.0908203125, 1.14501953125]),
+            ("f16", [1.00909423828125, -1.01812744140625, 1.02490234375]),
+        )
+    ],
     downcast("f32_is_the_quotient", "one_rounding stored_clip", ENDS, downcast="f32", group_size=8),
     *[
         downcast(

@@ -218,7 +218,7 @@ BACKWARD = [
     ),
     case(
         "three_tokens",
-        "all_tokens",
+        "all_tokens adapter_in_d_x",
         SMALL_PARAMS,
         **SMALL,
         x=[*X, [0.5, 0.0, -1.0, 4.0], [-2.0, 1.0, 8.0, 0.25]],
@@ -234,7 +234,7 @@ MERGE = [
     *shared(),
     case(
         "a_merged_zero_point_is_not_clamped",
-        "merged_range",
+        "merged_range zero_point_update",
         SMALL_PARAMS,
         **{**SMALL, "lora_b": [[64.0]]},
         remark="delta is 128 and -256: zero points -255 and 258 at two bits",
@@ -253,7 +253,10 @@ FILES = [
     GoldenFile(
         "qa_lora/qa_lora.backward.toml",
         "qa_lora.backward",
-        notes(all_tokens="only the first token, or the last, in the gradients of the factors"),
+        notes(
+            all_tokens="only the first token, or the last, in the gradients of the factors",
+            adapter_in_d_x="d_x without the adapter's part",
+        ),
         BACKWARD,
     ),
     GoldenFile(
@@ -262,6 +265,7 @@ FILES = [
         notes(
             "peft_factor",
             merged_range="a merged zero point rounded to a code or clamped to the codes",
+            zero_point_update="an update of the wrong sign, or not divided by the scale",
         ),
         MERGE,
     ),

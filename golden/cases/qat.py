@@ -203,6 +203,10 @@ def both_backward(with_adapter, extra):
             )
             for name in ("lsq", "lit_gpt", "peft")
         ],
+        *[
+            one(f"grad_scale_{name}_of_rows", "grad_scale", ODD, X7, D_Y7, grad_scale=name)
+            for name in ("lsq", "lit_gpt", "peft")
+        ],
         one("one_group_per_row", "one_group_per_row odd_size all_tokens", ODD, X7, D_Y7),
         one("one_of_everything", "odd_size", UNIT, [[3.0]], [[2.0]]),
         one("scale_below_the_floor", "scale_floor", FLOOR, [[1.0, 2.0]], [[1.0, 4.0]]),
@@ -296,10 +300,10 @@ LORA_FORWARD = [
     forward(
         "the_adapter_would_move_codes",
         "adapter_beside",
-        {**UNIT, "lora_a": [[2.0]], "lora_b": [[0.5]]},
+        {**UNIT, "lora_a": [[2.0]], "lora_b": [[0.5625]]},
         [[3.0]],
         lora_scaling=1.0,
-        remark="0.5 is code 2 in any case, between ties; inside the quantizer it would be code 6",
+        remark="0.625 + 1.125; inside the quantizer 0.5 + 1.125 would be code 6, which is 1.625",
     ),
     forward("scaling_of_a_half", "scaling", HAND_ADAPTER, HAND_X, group_size=2, lora_scaling=0.5),
     forward(

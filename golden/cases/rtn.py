@@ -148,7 +148,7 @@ CASES = [
     ),
     one(
         "lp_clips_an_outlier",
-        "clipping_error",
+        "clipping_error exponent",
         OUTLIER,
         True,
         bits=2,
@@ -196,6 +196,17 @@ CASES = [
         range="lp",
         p=2.4,
         steps=5,
+    ),
+    one(
+        "lp_exponent_2_4_is_not_2",
+        "exponent",
+        [[1.125, -1.75, 1.75, -0.125]],
+        True,
+        bits=2,
+        range="lp",
+        p=2.4,
+        steps=4,
+        remark="range 3/4 of the largest; squares would choose all of it",
     ),
     one(
         "lp_of_gptq_scales",

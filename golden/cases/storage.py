@@ -20,6 +20,7 @@ CAST_NOTES = {
 }
 PACK_NOTES = {
     "bit_order": "the first code in the high bits",
+    "interleaved": "eight codes of a word in the order 0 2 4 6 1 3 5 7",
     "across_bytes": "a code of three bits that is cut at the end of a byte",
     "row_padding": "rows that run into each other",
     "width": "a width hard-coded",
@@ -31,6 +32,7 @@ UNPACK_NOTES = {
     "across_bytes": "a code of three bits that is cut at the end of a byte",
     "row_padding": "codes made of padding, or rows that run into each other",
     "width": "a width hard-coded",
+    "signed": "codes of the upper half read as negative",
     "padding": "bits behind the last code that are ignored",
     "shape": "a row that is too short or too long",
     "bits_range": "a width that is silently read as another",
@@ -108,6 +110,7 @@ def counted(rows, columns, bits):
     return [[(5 * o + i) % 2**bits for i in range(columns)] for o in range(rows)]
 
 
+ALSO = {3: "across_bytes", 4: "interleaved"}
 PACK = [
     case("low_nibble_first", "bit_order", {"bits": 4}, codes=[[1, 8, 7]], remark="0x81, 0x07"),
     case("two_bits", "bit_order width", {"bits": 2}, codes=[[1, 2, 3, 0], [3, 0, 0, 1]]),
@@ -116,7 +119,7 @@ PACK = [
     *[
         case(
             f"odd_rows_of_{bits}_bits",
-            "row_padding across_bytes width" if bits == 3 else "row_padding width",
+            f"row_padding width {ALSO.get(bits, '')}",
             {"bits": bits},
             codes=counted(3, 11, bits),
         )
@@ -126,7 +129,9 @@ PACK = [
     case("five_bits", "bits_range", {"bits": 5}, codes=[[0, 1]], error="bits"),
 ]
 UNPACK = [
-    case("low_nibble_first", "bit_order", {"bits": 4, "in_features": 3}, packed=[[0x81, 0x07]]),
+    case(
+        "low_nibble_first", "bit_order signed", {"bits": 4, "in_features": 3}, packed=[[0x81, 0x07]]
+    ),
     case("two_bits", "bit_order width", {"bits": 2, "in_features": 4}, packed=[[0x39], [0x43]]),
     case(
         "three_bits",

@@ -18,6 +18,7 @@ RMS_FORWARD_NOTES = {
     "weight": "1 + weight, or the weight forgotten",
     "zero_row": "0 / 0 for a row of zeros",
     "rows_apart": "a statistic shared between rows",
+    "full_precision": "squares that are added in f16, which does not hold them",
     "odd_size": ODD_SIZE,
     "shape": SHAPE,
     "non_finite": NON_FINITE,
@@ -62,7 +63,7 @@ RMS_FORWARD = [
     ),
     case(
         "rows_of_different_size",
-        "rows_apart",
+        "rows_apart full_precision",
         {"eps": 1e-5},
         x=[[1.0, 2.0], [1024.0, -2048.0], [2.0**-10, 2.0**-9]],
         weight=[1.0, 2.0],
@@ -221,11 +222,18 @@ SWIGLU = [
     ("gate_of_zero", "zero", [[0.0, 0.0]], [[5.0, -3.0]]),
     ("gate_and_up_differ", "gate_not_up", [[1.0, -2.0]], [[-2.0, 1.0]]),
     ("large_gates", "large_gate", [[30.0, -30.0, 60.0, -60.0]], [[1.0, 1.0, -2.0, 4.0]]),
+    ("gates_of_a_hundred", "large_gate", [[100.0, -100.0, 104.0, 90.0]], [[1.0, 1.0, -2.0, 0.5]]),
     ("one_axis", "any_rank", [0.5, -0.25, 3.0], [1.0, 2.0, -1.0]),
     ("three_axes", "any_rank", spread([2, 1, 3], 61, 0.5), spread([2, 1, 3], 62)),
 ]
 SWIGLU_FORWARD = [case(id, flags, gate=gate, up=up) for id, flags, gate, up in SWIGLU] + [
     case("around_one", "exact_sigmoid", gate=[[1.0, -1.0, 0.5, -0.5, 2.0]], up=[[1.0] * 5]),
+    case(
+        "gates_of_more_than_11_bits",
+        "exact_sigmoid",
+        gate=[[3.0 + 2.0**-10, -3.0 - 2.0**-10, 6.0 + 2.0**-9, -1.0 - 2.0**-12]],
+        up=[[1.0, -2.0, 0.5, 4.0]],
+    ),
     case("up_too_short", "shape", gate=[[1.0, 2.0]], up=[[1.0]], error="up has"),
     case("nan_in_gate", "non_finite", gate=[[1.0, math.nan]], up=[[1.0, 0.0]], error="gate"),
     case("infinity_in_up", "non_finite", gate=[[0.0]], up=[[math.inf]], error="up["),
@@ -252,6 +260,13 @@ SWIGLU_BACKWARD = [
         "large_gate",
         gate=[[30.0, -30.0, 60.0, -60.0]],
         up=[[1.0, 1.0, -2.0, 4.0]],
+        d_output=[[1.0, 2.0, 0.5, 1.0]],
+    ),
+    case(
+        "gates_of_a_hundred",
+        "large_gate",
+        gate=[[100.0, -100.0, 104.0, 90.0]],
+        up=[[1.0, 1.0, -2.0, 0.5]],
         d_output=[[1.0, 2.0, 0.5, 1.0]],
     ),
     case(

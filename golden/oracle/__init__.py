@@ -20,6 +20,7 @@ from . import (
     gptq,
     init_scale,
     l4q,
+    llama,
     lora,
     low_rank_init,
     lr_qat,
@@ -89,4 +90,5 @@ OPERATIONS = {
     "cross_entropy.forward": (DECIMAL, cross_entropy.forward),
     "cross_entropy.backward": (DECIMAL, cross_entropy.backward),
     "adamw.step": (DECIMAL, adamw.step),
+    "llama.loss_and_gradients": (DECIMAL, llama.loss_and_gradients),
 }

@@ -10,10 +10,11 @@ from collections.abc import Callable
 
 import torch
 
-from . import grids, methods, transformer
+from . import grids, methods, training, transformer
 from .grids import Decisions
 
 EVERY_WEIGHT = ("every float tensor",)  # whose gradients come beside the outputs
+EVERY_RESULT = ("every result",)  # of a definition that differentiates by itself
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +59,7 @@ OPERATIONS = {
     **pair("swiglu", transformer.swiglu_op, "output", "gate up"),
     **pair("cross_entropy", transformer.cross_entropy_op, "loss", "logits"),
     "llama.loss_and_gradients": Operation(transformer.llama, ("loss", "logits"), EVERY_WEIGHT),
+    "llama.train": Operation(training.llama_train, EVERY_RESULT),
     "adamw.step": Operation(transformer.adamw_step, ("parameter", "first_moment", "second_moment")),
 }
 
@@ -81,6 +83,8 @@ def evaluate(op: str, params: dict, inputs: dict, decisions: Decisions | None = 
     for name in variables:
         tensors[name].requires_grad_()
     results = operation.definition(decisions, **tensors, **params)
+    if operation.outputs == EVERY_RESULT:
+        return results
     outputs = {}
     if variables:
         main = results[operation.outputs[0]]
@@ -91,4 +95,13 @@ def evaluate(op: str, params: dict, inputs: dict, decisions: Decisions | None = 
     return outputs
 
 
-__all__ = ["OPERATIONS", "Decisions", "Operation", "evaluate", "grids", "methods", "transformer"]
+__all__ = [
+    "OPERATIONS",
+    "Decisions",
+    "Operation",
+    "evaluate",
+    "grids",
+    "methods",
+    "training",
+    "transformer",
+]

@@ -24,7 +24,7 @@ class Decisions:
 
     def __init__(self, crossed=()):
         self.crossed = frozenset(crossed)
-        self.made = self.on_edge = self.open = 0
+        self.made = self.on_edge = self.open = self.clipped = 0
         self.margin = math.inf  # smallest distance, relative to max(1, |argument|)
 
     def settle(self, argument, low, high, mask):
@@ -35,6 +35,8 @@ class Decisions:
         doubtful = (distance > 0) & (distance < DOUBT)
         self.made += distance.numel()
         self.on_edge += int((distance == 0).sum())
+        if mask != "none":
+            self.clipped += int(((argument < low) | (argument > high)).sum())
         relative = distance / argument.detach().abs().clamp(min=1)
         self.margin = min(self.margin, float(relative.min())) if distance.numel() else self.margin
         moves = torch.zeros_like(distance)

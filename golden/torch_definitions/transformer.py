@@ -42,7 +42,9 @@ def cross_entropy(logits, targets, counted):
     return -log_probability.gather(-1, targets[..., None])[..., 0][counted].mean()
 
 
-def llama_logits(config, weights, tokens):
+def llama_logits(config, weights, tokens, linear=None):
+    """Every linear layer is `linear(x, layer)`, or the product with its weight."""
+    linear = linear or (lambda x, layer: x @ weights[f"{layer}.weight"].T)
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     eps, theta = config["rms_norm_eps"], config["rope_theta"]
     hidden = weights["model.embed_tokens.weight"][tokens]
@@ -51,8 +53,8 @@ def llama_logits(config, weights, tokens):
             name.removeprefix(f"model.layers.{layer}."): tensor for name, tensor in weights.items()
         }
 
-        def project(x, name, w=w):
-            return x @ w[f"{name}.weight"].T
+        def project(x, name, layer=layer):
+            return linear(x, f"model.layers.{layer}.{name}")
 
         x = rms_norm(hidden, w["input_layernorm.weight"], eps)
         q = project(x, "self_attn.q_proj").unflatten(-1, (heads, -1))
@@ -74,8 +76,12 @@ def llama_logits(config, weights, tokens):
 def llama(_, *, tokens, config, **weights):
     """Logits, and the mean loss of the length - 1 predictions of each sequence."""
     logits = llama_logits(config, weights, tokens)
+    return {"loss": next_token_loss(logits, tokens), "logits": logits}
+
+
+def next_token_loss(logits, tokens):
     everywhere = torch.ones_like(tokens[:, 1:], dtype=torch.bool)
-    return {"loss": cross_entropy(logits[:, :-1], tokens[:, 1:], everywhere), "logits": logits}
+    return cross_entropy(logits[:, :-1], tokens[:, 1:], everywhere)
 
 
 def rms_norm_op(_, *, x, weight, eps):

@@ -33,6 +33,7 @@
 //! | N6, N7 | [`embedding`], [`cross_entropy`] | its two ends |
 //! | N8 | [`model`] | a whole LLaMA: loss and every gradient |
 //! | T1 | [`adamw`] | one optimizer step |
+//! | T2 | [`model::train`] | a whole LLaMA, trained by any of the methods |
 //!
 //! Every operation refuses tensors of the wrong shape and values that are not finite, by name, and
 //! never returns a value that is not finite: an overflow is an [`Error`] that names the result.

@@ -12,13 +12,14 @@
 
 use ndarray::ArrayD;
 use plumbline_reference::Real;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::ops::{Add, Div, Mul, Neg};
 
 use super::bound::{Allowance, Bounds, Evidence, TRANSCENDENTAL};
 use crate::case::Request;
 use crate::number::number;
 use crate::precision::{Precision, Unit};
+use crate::tensor::Tensors;
 
 /// Runs at random.
 pub const RUNS: u64 = 16;
@@ -185,6 +186,10 @@ pub fn bounds(
     narrow: fn(&Request) -> Result<Outputs<Noisy<true>>, String>,
     wide: fn(&Request) -> Result<Outputs<Noisy<false>>, String>,
 ) -> Result<Bounds, String> {
+    // A subject is often judged on the case of another before it: sixteen runs are worth keeping.
+    if let Some(known) = LAST.with_borrow(|last| last.as_ref()?.of(evidence)) {
+        return Ok(known);
+    }
     let mut spreads = Spreads::default();
     for run in 0..RUNS {
         // Any number but zero; neighbouring seeds part after a few steps.
@@ -198,7 +203,35 @@ pub fn bounds(
             spreads.add(evidence, wide(evidence.request)?)?;
         }
     }
-    Ok(spreads.allowances())
+    let bounds = spreads.allowances();
+    let Evidence { request, expected, unit, .. } = *evidence;
+    let (request, expected) = (request.clone(), expected.clone());
+    LAST.set(Some(Derived { request, expected, unit, bounds: bounds.clone() }));
+    Ok(bounds)
+}
+
+thread_local! {
+    static LAST: RefCell<Option<Derived>> = const { RefCell::new(None) };
+}
+
+/// Allowances, and all that they were derived from.
+struct Derived {
+    request: Request,
+    expected: Tensors,
+    unit: Unit,
+    bounds: Bounds,
+}
+
+impl Derived {
+    fn of(&self, evidence: &Evidence) -> Option<Bounds> {
+        let Evidence { request, expected, unit, .. } = *evidence;
+        let same = self.request.op.name == request.op.name
+            && self.request.params == request.params
+            && self.request.inputs == request.inputs
+            && self.expected == *expected
+            && self.unit == unit;
+        same.then(|| self.bounds.clone())
+    }
 }
 
 /// Sums of squared distances from the expected values.

@@ -221,10 +221,10 @@ pub type Outputs<T> = Vec<(&'static str, ArrayD<T>)>;
 ///
 /// # Errors
 /// Where the reference refuses the request.
-pub fn bounds<N: Into<String>>(
+pub fn bounds(
     evidence: &Evidence,
-    narrow: fn(&Request) -> Result<Vec<(N, ArrayD<Tracked<true>>)>, String>,
-    wide: fn(&Request) -> Result<Vec<(N, ArrayD<Tracked<false>>)>, String>,
+    narrow: fn(&Request) -> Result<Outputs<Tracked<true>>, String>,
+    wide: fn(&Request) -> Result<Outputs<Tracked<false>>, String>,
 ) -> Result<Bounds, String> {
     errors(evidence.request, evidence.unit, narrow, wide)
 }
@@ -233,11 +233,11 @@ pub fn bounds<N: Into<String>>(
 ///
 /// # Errors
 /// As [`bounds`].
-pub fn errors<N: Into<String>>(
+pub fn errors(
     request: &Request,
     unit: Unit,
-    narrow: fn(&Request) -> Result<Vec<(N, ArrayD<Tracked<true>>)>, String>,
-    wide: fn(&Request) -> Result<Vec<(N, ArrayD<Tracked<false>>)>, String>,
+    narrow: fn(&Request) -> Result<Outputs<Tracked<true>>, String>,
+    wide: fn(&Request) -> Result<Outputs<Tracked<false>>, String>,
 ) -> Result<Bounds, String> {
     Ok(if unit == Unit::of(Precision::F32) {
         allowances(narrow(request)?)
@@ -246,12 +246,10 @@ pub fn errors<N: Into<String>>(
     })
 }
 
-fn allowances<N: Into<String>, const NARROW: bool>(
-    outputs: Vec<(N, ArrayD<Tracked<NARROW>>)>,
-) -> Bounds {
+fn allowances<const NARROW: bool>(outputs: Outputs<Tracked<NARROW>>) -> Bounds {
     let named = outputs.into_iter().map(|(name, array)| {
         let bound = array.iter().map(|number| number.error());
-        (name.into(), Allowance::absolute(bound))
+        (name.to_owned(), Allowance::absolute(bound))
     });
     named.collect()
 }

@@ -4,6 +4,7 @@
 //! The crate's operations take flat buffers and sizes. Shapes, and values that the operations do
 //! not promise to notice, are refused here, at the boundary, as the crate's own callers do.
 
+mod train;
 mod transformer;
 
 use std::collections::BTreeMap;
@@ -58,6 +59,7 @@ impl<B: Backend> Optimized<B> {
             "cross_entropy.backward" => |call| call.cross_entropy_backward(),
             "adamw.step" => |call| call.adamw(),
             "llama.loss_and_gradients" => |call| call.llama(),
+            "llama.train" => |call| call.train(),
             _ => return None,
         };
         Some(implementation)
@@ -90,6 +92,9 @@ impl<B: Backend> Subject for Optimized<B> {
             request.params.optional("mask").map_err(SubjectError::Refused)?;
         if mask.is_some_and(|mask| mask != MaskRule::default()) {
             return Err(SubjectError::Skip("masks other than pre_round".to_owned()));
+        }
+        if let Some(why) = train::skipped(request) {
+            return Err(SubjectError::Skip(why));
         }
         let call = Call { backend: &self.backend, request };
         call.check().and_then(|()| implementation(&call)).map_err(|e| SubjectError::Refused(e.0))

@@ -236,7 +236,12 @@ macro_rules! assigning {
     )*};
 }
 
-assigning!(AddAssign add_assign + SubAssign sub_assign - MulAssign mul_assign * DivAssign div_assign /);
+assigning! {
+    AddAssign add_assign +
+    SubAssign sub_assign -
+    MulAssign mul_assign *
+    DivAssign div_assign /
+}
 
 impl Sum for Faulty {
     fn sum<I: Iterator<Item = Self>>(numbers: I) -> Self {
@@ -285,7 +290,7 @@ mod tests {
     fn without_a_slip_it_is_binary32() {
         for (a, b) in [(0.1_f32, 0.3_f32), (1e-40, 3.0), (-7.5, 1e8)] {
             let (x, y) = (Faulty::of(f64::from(a)), Faulty::of(f64::from(b)));
-            let results = [x + y, x - y, x * y, x / y].map(|result| result.value as f32);
+            let results = [x + y, x - y, x * y, x / y].map(|result| result.value);
             assert_eq!(results.map(f32::to_bits), [a + b, a - b, a * b, a / b].map(f32::to_bits));
         }
     }

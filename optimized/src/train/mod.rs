@@ -9,7 +9,7 @@ mod schedule;
 
 pub use data::TokenWindows;
 pub use metrics::{Metrics, StepRecord};
-pub use optimizer::{KindSettings, Optimizer, OptimizerSettings};
+pub use optimizer::{HostMoments, KindSettings, Optimizer, OptimizerSettings};
 pub use pretrain::new_model;
 pub use run::{Observer, Trainer, TrainingSettings};
 pub use schedule::{Schedule, ScheduleKind};

@@ -141,6 +141,16 @@ impl OptimizerSettings {
 struct Moments<F> {
     first: F,
     second: F,
+    len: usize,
+}
+
+/// First and second moment of one tensor, on the host.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HostMoments {
+    /// Running mean of the gradient.
+    pub first: Vec<f32>,
+    /// Running mean of the squared gradient.
+    pub second: Vec<f32>,
 }
 
 /// AdamW and its state.
@@ -159,6 +169,39 @@ impl<B: Backend> Optimizer<B> {
     pub fn new(settings: &OptimizerSettings) -> Result<Self> {
         let spec = settings.check()?;
         Ok(Self { settings: settings.clone(), spec, moments: BTreeMap::new(), step: 0 })
+    }
+
+    /// Continues after `steps` steps with the moments that they left; a tensor that has none here
+    /// begins with zeros.
+    ///
+    /// # Errors
+    /// As [`OptimizerSettings::check`]; when the device has no room.
+    pub fn resume(
+        settings: &OptimizerSettings,
+        backend: &B,
+        steps: u64,
+        moments: &BTreeMap<String, HostMoments>,
+    ) -> Result<Self> {
+        let upload = |(name, HostMoments { first, second }): (&String, &HostMoments)| {
+            let len = first.len();
+            let (first, second) = (backend.upload(first)?, backend.upload(second)?);
+            Ok((name.clone(), Moments { first, second, len }))
+        };
+        let moments = moments.iter().map(upload).collect::<Result<_>>()?;
+        Ok(Self { moments, step: steps, ..Self::new(settings)? })
+    }
+
+    /// The moments of every tensor that was updated, by its name.
+    ///
+    /// # Errors
+    /// When the device failed.
+    pub fn moments(&self, backend: &B) -> Result<BTreeMap<String, HostMoments>> {
+        let download = |(name, moments): (&String, &Moments<B::Floats>)| {
+            let first = backend.download(&moments.first, moments.len)?;
+            let second = backend.download(&moments.second, moments.len)?;
+            Ok((name.clone(), HostMoments { first, second }))
+        };
+        self.moments.iter().map(download).collect()
     }
 
     /// Updates every trained tensor with its rate times `rate_factor`, clears the gradients and
@@ -180,7 +223,8 @@ impl<B: Backend> Optimizer<B> {
             let (learning_rate, weight_decay) = self.settings.of(tensor.kind);
             if !self.moments.contains_key(&tensor.name) {
                 let (first, second) = (backend.zeros(tensor.len)?, backend.zeros(tensor.len)?);
-                self.moments.insert(tensor.name.clone(), Moments { first, second });
+                self.moments
+                    .insert(tensor.name.clone(), Moments { first, second, len: tensor.len });
             }
             let moments = self.moments.get_mut(&tensor.name).expect("inserted above");
             let args = AdamWArgs {

@@ -3,9 +3,9 @@
 
 use ndarray::{Array2, Array3, Array4, ArrayD, ArrayView1, ArrayView2, ArrayView3, Axis, Ix2};
 
+use super::layer::Layer;
 use super::reshape;
 use crate::attention::{attention, attention_backward};
-use crate::linear::{LinearGradients, linear, linear_backward};
 use crate::rms_norm::{rms_norm, rms_norm_backward};
 use crate::rope::{rope, rope_backward};
 use crate::spec::LlamaConfig;
@@ -22,18 +22,18 @@ pub(super) const GATE: &str = "mlp.gate_proj";
 pub(super) const UP: &str = "mlp.up_proj";
 pub(super) const DOWN: &str = "mlp.down_proj";
 
-/// The weights of one block.
+/// The norms and linear layers of one block.
 pub(super) struct Block<'a, T> {
     pub config: &'a LlamaConfig,
     pub attention_norm: ArrayView1<'a, T>,
-    pub query: ArrayView2<'a, T>,
-    pub key: ArrayView2<'a, T>,
-    pub value: ArrayView2<'a, T>,
-    pub attention_output: ArrayView2<'a, T>,
+    pub query: Layer<'a, T>,
+    pub key: Layer<'a, T>,
+    pub value: Layer<'a, T>,
+    pub attention_output: Layer<'a, T>,
     pub feed_forward_norm: ArrayView1<'a, T>,
-    pub gate: ArrayView2<'a, T>,
-    pub up: ArrayView2<'a, T>,
-    pub down: ArrayView2<'a, T>,
+    pub gate: Layer<'a, T>,
+    pub up: Layer<'a, T>,
+    pub down: Layer<'a, T>,
 }
 
 /// What the backward pass needs; `rows = batch * length`.
@@ -66,8 +66,8 @@ pub(super) struct Saved<T> {
 pub(super) struct Backward<T> {
     /// `[rows, hidden]`, of the block's input.
     pub d_hidden: Array2<T>,
-    /// Of each weight, under the name of its part.
-    pub gradients: Vec<(&'static str, ArrayD<T>)>,
+    /// Of each tensor that its part differentiates, under the names of both.
+    pub gradients: Vec<(String, ArrayD<T>)>,
 }
 
 impl<T: Real> Block<'_, T> {
@@ -89,20 +89,20 @@ impl<T: Real> Block<'_, T> {
     ) -> Result<(Array2<T>, Saved<T>), Error> {
         let eps = self.config.rms_norm_eps;
         let attention_input = rms_norm(hidden.view(), self.attention_norm, eps)?;
-        let q = self.split_heads(linear(attention_input.view(), self.query)?, sequences);
-        let k = self.split_heads(linear(attention_input.view(), self.key)?, sequences);
-        let v = self.split_heads(linear(attention_input.view(), self.value)?, sequences);
+        let q = self.split_heads(self.query.forward(attention_input.view())?, sequences);
+        let k = self.split_heads(self.key.forward(attention_input.view())?, sequences);
+        let v = self.split_heads(self.value.forward(attention_input.view())?, sequences);
         let q = each_sequence(q, |q| rope(q, self.config.rope_theta, 0))?;
         let k = each_sequence(k, |k| rope(k, self.config.rope_theta, 0))?;
         let attended = join_heads(attention(q.view(), k.view(), v.view())?);
-        let middle = &hidden + &linear(attended.view(), self.attention_output)?;
+        let middle = &hidden + &self.attention_output.forward(attended.view())?;
         let middle = check::result("llama", "middle", middle)?;
 
         let feed_forward_input = rms_norm(middle.view(), self.feed_forward_norm, eps)?;
-        let gate = linear(feed_forward_input.view(), self.gate)?;
-        let up = linear(feed_forward_input.view(), self.up)?;
+        let gate = self.gate.forward(feed_forward_input.view())?;
+        let up = self.up.forward(feed_forward_input.view())?;
         let gated = matrix(swiglu(gate.view().into_dyn(), up.view().into_dyn())?);
-        let output = &middle + &linear(gated.view(), self.down)?;
+        let output = &middle + &self.down.forward(gated.view())?;
         let output = check::result("llama", "hidden", output)?;
         let saved = Saved {
             hidden,
@@ -139,19 +139,19 @@ impl<T: Real> Block<'_, T> {
         &self,
         saved: &Saved<T>,
         d_output: Array2<T>,
-        gradients: &mut Vec<(&'static str, ArrayD<T>)>,
+        gradients: &mut Vec<(String, ArrayD<T>)>,
     ) -> Result<Array2<T>, Error> {
-        let through_down = linear_backward(saved.gated.view(), self.down, d_output.view())?;
+        let through_down = self.down.backward(saved.gated.view(), d_output.view())?;
         let through_gate = swiglu_backward(
             saved.gate.view().into_dyn(),
             saved.up.view().into_dyn(),
             through_down.d_x.view().into_dyn(),
         )?;
-        gradients.push((DOWN, through_down.d_weight.into_dyn()));
+        keep(gradients, DOWN, through_down.gradients);
         let input = saved.feed_forward_input.view();
         let projections = [
-            (GATE, self.gate, matrix(through_gate.d_gate)),
-            (UP, self.up, matrix(through_gate.d_up)),
+            (GATE, &self.gate, matrix(through_gate.d_gate)),
+            (UP, &self.up, matrix(through_gate.d_up)),
         ];
         let d_input = projections_backward(input, projections, gradients)?;
         let through_norm = rms_norm_backward(
@@ -160,7 +160,7 @@ impl<T: Real> Block<'_, T> {
             d_input.view(),
             self.config.rms_norm_eps,
         )?;
-        gradients.push((FEED_FORWARD_NORM, through_norm.d_weight.into_dyn()));
+        gradients.push((weight_of(FEED_FORWARD_NORM), through_norm.d_weight.into_dyn()));
         Ok(d_output + through_norm.d_x)
     }
 
@@ -170,11 +170,11 @@ impl<T: Real> Block<'_, T> {
         saved: &Saved<T>,
         d_middle: Array2<T>,
         sequences: (usize, usize),
-        gradients: &mut Vec<(&'static str, ArrayD<T>)>,
+        gradients: &mut Vec<(String, ArrayD<T>)>,
     ) -> Result<Array2<T>, Error> {
         let through_output =
-            linear_backward(saved.attended.view(), self.attention_output, d_middle.view())?;
-        gradients.push((ATTENTION_OUTPUT, through_output.d_weight.into_dyn()));
+            self.attention_output.backward(saved.attended.view(), d_middle.view())?;
+        keep(gradients, ATTENTION_OUTPUT, through_output.gradients);
         let d_attended = self.split_heads(through_output.d_x, sequences);
         let through_attention =
             attention_backward(saved.q.view(), saved.k.view(), saved.v.view(), d_attended.view())?;
@@ -185,7 +185,7 @@ impl<T: Real> Block<'_, T> {
         let d_v = join_heads(through_attention.d_v);
         let input = saved.attention_input.view();
         let projections =
-            [(QUERY, self.query, d_q), (KEY, self.key, d_k), (VALUE, self.value, d_v)];
+            [(QUERY, &self.query, d_q), (KEY, &self.key, d_k), (VALUE, &self.value, d_v)];
         let d_input = projections_backward(input, projections, gradients)?;
         let through_norm = rms_norm_backward(
             saved.hidden.view(),
@@ -193,7 +193,7 @@ impl<T: Real> Block<'_, T> {
             d_input.view(),
             self.config.rms_norm_eps,
         )?;
-        gradients.push((ATTENTION_NORM, through_norm.d_weight.into_dyn()));
+        gradients.push((weight_of(ATTENTION_NORM), through_norm.d_weight.into_dyn()));
         Ok(d_middle + through_norm.d_x)
     }
 
@@ -205,19 +205,32 @@ impl<T: Real> Block<'_, T> {
     }
 }
 
-/// Gradient of an input that several projections read; their weights' gradients are kept.
+/// Gradient of an input that several projections read; those of their own tensors are kept.
 fn projections_backward<T: Real, const N: usize>(
     input: ArrayView2<T>,
-    projections: [(&'static str, ArrayView2<T>, Array2<T>); N],
-    gradients: &mut Vec<(&'static str, ArrayD<T>)>,
+    projections: [(&'static str, &Layer<T>, Array2<T>); N],
+    gradients: &mut Vec<(String, ArrayD<T>)>,
 ) -> Result<Array2<T>, Error> {
     let mut d_input = Array2::zeros(input.dim());
-    for (part, weight, d_y) in projections {
-        let LinearGradients { d_x, d_weight } = linear_backward(input, weight, d_y.view())?;
-        d_input += &d_x;
-        gradients.push((part, d_weight.into_dyn()));
+    for (part, layer, d_y) in projections {
+        let through = layer.backward(input, d_y.view())?;
+        d_input += &through.d_x;
+        keep(gradients, part, through.gradients);
     }
     Ok(d_input)
+}
+
+fn keep<T>(
+    gradients: &mut Vec<(String, ArrayD<T>)>,
+    part: &str,
+    of_layer: Vec<(&'static str, Array2<T>)>,
+) {
+    let named = of_layer.into_iter();
+    gradients.extend(named.map(|(name, gradient)| (format!("{part}.{name}"), gradient.into_dyn())));
+}
+
+fn weight_of(part: &str) -> String {
+    format!("{part}.weight")
 }
 
 /// Applies an operation on `[length, heads, head_dim]` to every sequence of the batch.

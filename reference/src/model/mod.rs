@@ -1,43 +1,58 @@
-//! A whole LLaMA: logits, loss and the gradient of every weight.
+//! A whole LLaMA: logits, loss and the gradient of every weight; and its training.
 //!
-//! Weights have the names and shapes of a Hugging Face checkpoint. Nothing is quantized here: a
-//! method hands its effective weight in with [`Llama::with_weight`], and takes the gradient of that
-//! weight from [`Llama::loss_and_gradients`] on to its own parameters.
+//! Weights have the names and shapes of a Hugging Face checkpoint. In [`Llama`] nothing is
+//! quantized: a method hands its effective weight in with [`Llama::with_weight`], and takes the
+//! gradient of that weight from [`Llama::loss_and_gradients`] on to its own parameters. In
+//! [`train::Training`] every linear layer is a method's own, forward and backward.
 
 mod block;
+mod decoder;
+mod layer;
+pub mod train;
 
 use std::collections::BTreeMap;
 
-use ndarray::IntoDimension;
-use ndarray::{Array, Array1, Array2, Array3, ArrayD, ArrayView1, ArrayView2, Dimension, Ix1, Ix2};
+use ndarray::{Array, Array2, Array3, ArrayD, ArrayView2, Dimension, IntoDimension};
 
-use crate::cross_entropy::{cross_entropy, cross_entropy_backward};
-use crate::embedding::{embedding, embedding_backward};
-use crate::linear::{linear, linear_backward};
-use crate::rms_norm::{rms_norm, rms_norm_backward};
 use crate::spec::LlamaConfig;
 use crate::{Error, Real, check};
+use decoder::{Decoder, matrix};
+use layer::Layer;
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
 const FINAL_NORM: &str = "model.norm.weight";
 const HEAD: &str = "lm_head.weight";
 
-/// Marks the last position of a sequence, which has nothing to predict.
-const NO_TARGET: i32 = -100;
-
-/// The name of a tensor of one block.
-fn block_name(layer: usize, part: &str) -> String {
-    format!("model.layers.{layer}.{part}.weight")
+/// The name of a part of one block.
+fn block_name(block: usize, part: &str) -> String {
+    format!("model.layers.{block}.{part}")
 }
 
-/// The weights that a configuration asks for, with their shapes.
-///
-/// With tied embeddings there is no `lm_head.weight`: the output projection is
-/// `model.embed_tokens.weight`.
-pub fn expected_shapes(config: &LlamaConfig) -> BTreeMap<String, Vec<usize>> {
+/// The linear layers of every block, by name without `.weight`: `[out, in]`.
+pub fn linear_shapes(config: &LlamaConfig) -> BTreeMap<String, [usize; 2]> {
     let hidden = config.hidden_size;
     let query = config.num_attention_heads * config.head_dim;
     let key = config.num_key_value_heads * config.head_dim;
+    let parts = [
+        (block::QUERY, [query, hidden]),
+        (block::KEY, [key, hidden]),
+        (block::VALUE, [key, hidden]),
+        (block::ATTENTION_OUTPUT, [hidden, query]),
+        (block::GATE, [config.intermediate_size, hidden]),
+        (block::UP, [config.intermediate_size, hidden]),
+        (block::DOWN, [hidden, config.intermediate_size]),
+    ];
+    (0..config.num_hidden_layers)
+        .flat_map(|index| parts.map(|(part, shape)| (block_name(index, part), shape)))
+        .collect()
+}
+
+/// Embedding, norms and output projection, with their shapes.
+///
+/// With tied embeddings there is no `lm_head.weight`: the output projection is
+/// `model.embed_tokens.weight`.
+fn base_shapes(config: &LlamaConfig) -> BTreeMap<String, Vec<usize>> {
+    let hidden = config.hidden_size;
     let mut shapes = BTreeMap::from([
         (EMBEDDING.to_owned(), vec![config.vocab_size, hidden]),
         (FINAL_NORM.to_owned(), vec![hidden]),
@@ -45,21 +60,22 @@ pub fn expected_shapes(config: &LlamaConfig) -> BTreeMap<String, Vec<usize>> {
     if !config.tie_word_embeddings {
         shapes.insert(HEAD.to_owned(), vec![config.vocab_size, hidden]);
     }
-    for layer in 0..config.num_hidden_layers {
-        for (part, shape) in [
-            (block::ATTENTION_NORM, vec![hidden]),
-            (block::QUERY, vec![query, hidden]),
-            (block::KEY, vec![key, hidden]),
-            (block::VALUE, vec![key, hidden]),
-            (block::ATTENTION_OUTPUT, vec![hidden, query]),
-            (block::FEED_FORWARD_NORM, vec![hidden]),
-            (block::GATE, vec![config.intermediate_size, hidden]),
-            (block::UP, vec![config.intermediate_size, hidden]),
-            (block::DOWN, vec![hidden, config.intermediate_size]),
-        ] {
-            shapes.insert(block_name(layer, part), shape);
+    for index in 0..config.num_hidden_layers {
+        for norm in [block::ATTENTION_NORM, block::FEED_FORWARD_NORM] {
+            shapes.insert(format!("{}.weight", block_name(index, norm)), vec![hidden]);
         }
     }
+    shapes
+}
+
+/// The weights that a configuration asks for, with their shapes.
+///
+/// With tied embeddings there is no `lm_head.weight`: the output projection is
+/// `model.embed_tokens.weight`.
+pub fn expected_shapes(config: &LlamaConfig) -> BTreeMap<String, Vec<usize>> {
+    let mut shapes = base_shapes(config);
+    let linears = linear_shapes(config).into_iter();
+    shapes.extend(linears.map(|(name, shape)| (format!("{name}.weight"), shape.to_vec())));
     shapes
 }
 
@@ -81,16 +97,6 @@ pub struct LossAndGradients<T> {
     pub gradients: BTreeMap<String, ArrayD<T>>,
 }
 
-/// What the backward pass needs from behind the blocks.
-struct Top<T> {
-    /// `[batch * length, hidden]`, the last block's output.
-    hidden: Array2<T>,
-    /// `[batch * length, hidden]`, normalised.
-    normed: Array2<T>,
-    /// `[batch * length, vocab]`
-    logits: Array2<T>,
-}
-
 impl<T: Real> Llama<T> {
     /// Takes the weights of [`expected_shapes`].
     ///
@@ -110,13 +116,7 @@ impl<T: Real> Llama<T> {
             return Err(Error::NotTied { name: HEAD, tied_to: EMBEDDING });
         }
         let shapes = expected_shapes(&config);
-        let missing: Vec<_> =
-            shapes.keys().filter(|&name| !weights.contains_key(name)).cloned().collect();
-        let unexpected: Vec<_> =
-            weights.keys().filter(|&name| !shapes.contains_key(name)).cloned().collect();
-        if !missing.is_empty() || !unexpected.is_empty() {
-            return Err(Error::Weights { missing, unexpected });
-        }
+        same_names(&shapes, weights.keys())?;
         for (name, weight) in &weights {
             check::input("llama", name, weight, &shapes[name])?;
         }
@@ -160,11 +160,7 @@ impl<T: Real> Llama<T> {
     /// # Errors
     /// `TokenOutOfRange`; `NonFinite` for an overflow.
     pub fn logits(&self, tokens: ArrayView2<i32>) -> Result<Array3<T>, Error> {
-        let mut hidden = self.embed(tokens)?;
-        for layer in 0..self.config.num_hidden_layers {
-            hidden = self.block(layer).forward(hidden, tokens.dim())?.0;
-        }
-        Ok(unflatten(self.top(hidden)?.logits, tokens.dim()))
+        Ok(unflatten(self.decoder()?.logits(tokens)?, tokens.dim()))
     }
 
     /// Next-token loss and the gradient of every weight. Eq. (N8b).
@@ -185,113 +181,34 @@ impl<T: Real> Llama<T> {
         &self,
         tokens: ArrayView2<i32>,
     ) -> Result<LossAndGradients<T>, Error> {
-        let sequences = tokens.dim();
-        let mut hidden = self.embed(tokens)?;
-        let mut saved = Vec::with_capacity(self.config.num_hidden_layers);
-        for layer in 0..self.config.num_hidden_layers {
-            let (output, block_saved) = self.block(layer).forward(hidden, sequences)?;
-            saved.push(block_saved);
-            hidden = output;
-        }
-        let top = self.top(hidden)?;
-        let targets = next_tokens(tokens);
-        let loss = cross_entropy(top.logits.view(), targets.view(), NO_TARGET)?;
-        let d_logits = cross_entropy_backward(top.logits.view(), targets.view(), NO_TARGET)?;
-
-        let mut gradients = BTreeMap::new();
-        let mut d_hidden = self.top_backward(&top, d_logits.view(), &mut gradients)?;
-        for (layer, saved) in saved.iter().enumerate().rev() {
-            let backward = self.block(layer).backward(saved, d_hidden, sequences)?;
-            d_hidden = backward.d_hidden;
-            for (part, gradient) in backward.gradients {
-                gradients.insert(block_name(layer, part), gradient);
-            }
-        }
-        let d_embedded = unflatten(d_hidden, sequences);
-        let d_table = embedding_backward(tokens, d_embedded.view(), self.config.vocab_size)?;
-        // A tied projection has already left its part here.
-        gradients
-            .entry(EMBEDDING.to_owned())
-            .and_modify(|d_weight| *d_weight += &d_table)
-            .or_insert_with(|| d_table.into_dyn());
-        Ok(LossAndGradients { loss, logits: unflatten(top.logits, sequences), gradients })
+        self.decoder()?.loss_and_gradients(tokens)
     }
 
-    /// `[batch * length, hidden]`
-    fn embed(&self, tokens: ArrayView2<i32>) -> Result<Array2<T>, Error> {
-        let embedded = embedding(tokens, self.matrix(EMBEDDING))?;
-        Ok(reshape(embedded, (tokens.len(), self.config.hidden_size)))
+    fn decoder(&self) -> Result<Decoder<'_, T>, Error> {
+        Decoder::new(&self.config, &self.weights, |name| {
+            Ok(Layer::Dense(matrix(&self.weights, &format!("{name}.weight"))))
+        })
     }
+}
 
-    fn top(&self, hidden: Array2<T>) -> Result<Top<T>, Error> {
-        let normed = rms_norm(hidden.view(), self.vector(FINAL_NORM), self.config.rms_norm_eps)?;
-        let logits = linear(normed.view(), self.matrix(self.head_name()))?;
-        Ok(Top { hidden, normed, logits })
+/// Refuses tensors that are missing, and those that nothing asks for.
+fn same_names<'a, V>(
+    expected: &BTreeMap<String, V>,
+    given: impl Iterator<Item = &'a String> + Clone,
+) -> Result<(), Error> {
+    let missing: Vec<_> =
+        expected.keys().filter(|&name| !given.clone().any(|g| g == name)).cloned().collect();
+    let unexpected: Vec<_> = given.filter(|&name| !expected.contains_key(name)).cloned().collect();
+    if missing.is_empty() && unexpected.is_empty() {
+        return Ok(());
     }
-
-    /// `[batch * length, hidden]`, the gradient of the last block's output.
-    fn top_backward(
-        &self,
-        top: &Top<T>,
-        d_logits: ArrayView2<T>,
-        gradients: &mut BTreeMap<String, ArrayD<T>>,
-    ) -> Result<Array2<T>, Error> {
-        let head = self.head_name();
-        let through_head = linear_backward(top.normed.view(), self.matrix(head), d_logits)?;
-        gradients.insert(head.to_owned(), through_head.d_weight.into_dyn());
-        let through_norm = rms_norm_backward(
-            top.hidden.view(),
-            self.vector(FINAL_NORM),
-            through_head.d_x.view(),
-            self.config.rms_norm_eps,
-        )?;
-        gradients.insert(FINAL_NORM.to_owned(), through_norm.d_weight.into_dyn());
-        Ok(through_norm.d_x)
-    }
-
-    fn head_name(&self) -> &'static str {
-        if self.config.tie_word_embeddings { EMBEDDING } else { HEAD }
-    }
-
-    fn block(&self, layer: usize) -> block::Block<'_, T> {
-        block::Block {
-            config: &self.config,
-            attention_norm: self.vector(&block_name(layer, block::ATTENTION_NORM)),
-            query: self.matrix(&block_name(layer, block::QUERY)),
-            key: self.matrix(&block_name(layer, block::KEY)),
-            value: self.matrix(&block_name(layer, block::VALUE)),
-            attention_output: self.matrix(&block_name(layer, block::ATTENTION_OUTPUT)),
-            feed_forward_norm: self.vector(&block_name(layer, block::FEED_FORWARD_NORM)),
-            gate: self.matrix(&block_name(layer, block::GATE)),
-            up: self.matrix(&block_name(layer, block::UP)),
-            down: self.matrix(&block_name(layer, block::DOWN)),
-        }
-    }
-
-    fn matrix(&self, name: &str) -> ArrayView2<'_, T> {
-        self.weights[name].view().into_dimensionality::<Ix2>().expect("new checked every shape")
-    }
-
-    fn vector(&self, name: &str) -> ArrayView1<'_, T> {
-        self.weights[name].view().into_dimensionality::<Ix1>().expect("new checked every shape")
-    }
+    Err(Error::Weights { missing, unexpected })
 }
 
 /// `[batch * length, width]` -> `[batch, length, width]`
 fn unflatten<T: Real>(rows: Array2<T>, (batch, length): (usize, usize)) -> Array3<T> {
     let width = rows.ncols();
     reshape(rows, (batch, length, width))
-}
-
-/// The token after each one, in one row; [`NO_TARGET`] behind the end of every sequence.
-fn next_tokens(tokens: ArrayView2<i32>) -> Array1<i32> {
-    let mut targets = Array2::from_elem(tokens.dim(), NO_TARGET);
-    for ((b, t), target) in targets.indexed_iter_mut() {
-        if t + 1 < tokens.ncols() {
-            *target = tokens[[b, t + 1]];
-        }
-    }
-    reshape(targets, tokens.len())
 }
 
 /// The same elements in row-major order; the arrays of this crate are stored so.

@@ -29,3 +29,4 @@ mod rtn;
 mod smooth;
 mod storage;
 mod straight_through;
+mod train;

@@ -1,12 +1,15 @@
 //! Faults of the parts of a LLaMA.
 
-use ndarray::{Array2, Array3, Array4, Axis, Ix1, Ix3, Ix4};
+use ndarray::{Array2, Array3, Array4, ArrayView1, ArrayViewMut1, Axis, Ix1, Ix3, Ix4};
 use plumbline_reference::rms_norm::rms_norm;
 
 use super::super::Fault::{Answer, Arithmetic, Request as Asked};
 use super::super::Mutant;
 use super::super::arithmetic::Slip;
-use super::edits::{Edited, input, map_input, map_output, set_input, set_output, set_param};
+use super::edits::{
+    Edited, as_if, first_row_alone, input, map_input, map_output, rerun, set_input, set_output,
+    set_param,
+};
 use super::fault;
 use crate::case::Request;
 use crate::params::{Attention, Rope};
@@ -35,7 +38,7 @@ pub(super) static MUTANTS: &[Mutant] = &[
     fault("weight_plus_one", "1 + weight multiplies",
         NORM, &["weight"], Asked(|r| map_input(r, "weight", |w| w + 1.0))),
     fault("norm_in_f16", "squares are added in f16",
-        NORM, &["mean_not_sum", "odd_size", "weight"], Arithmetic(Slip::F16Sum)),
+        NORM, &["full_precision"], Arithmetic(Slip::F16Sum)),
     fault("root_is_constant", "d_x ignores that the root moves",
         NORM_BACKWARD, &["through_the_root"], Answer(constant_root)),
     fault("d_weight_of_one_row", "d_weight of the last row only",
@@ -48,6 +51,8 @@ pub(super) static MUTANTS: &[Mutant] = &[
         ROPE, &["direction"], Answer(|r, o| rotated(r, o, "x", "output", -1.0, 2.0))),
     fault("turns_on", "the backward turns forwards",
         ROPE_BACKWARD, &["direction"], Answer(|r, o| rotated(r, o, "d_output", "d_x", 1.0, 2.0))),
+    fault("backward_from_zero", "first_position is ignored on the way back",
+        ROPE_BACKWARD, &["first_position"], Asked(|r| set_param(r, "first_position", 0))),
     fault("half_the_frequencies", "theta^(-j / head_dim)",
         ROPE, &["frequency"], Answer(|r, o| rotated(r, o, "x", "output", 1.0, 1.0))),
     fault("position_from_zero", "first_position is ignored",
@@ -70,9 +75,12 @@ pub(super) static MUTANTS: &[Mutant] = &[
         ATTENTION, &["overflow"], Answer(without_shift)),
     fault("d_k_of_one_head", "d_k lacks the other query heads",
         ATTENTION_BACKWARD, &["head_sharing"], Answer(d_k_of_one_head)),
-    fault("softmax_is_diagonal", "d_q without the mean of the softmax",
-        ATTENTION_BACKWARD, &["softmax_derivative"],
-        Answer(|_, o| map_output(o, "d_q", |d| d * 2.0))),
+    fault("softmax_is_diagonal", "d_scores without the row sum of the softmax",
+        ATTENTION_BACKWARD, &["softmax_derivative"], Answer(diagonal_softmax)),
+    fault("unscaled_d_q", "d_q lacks the factor of the scores",
+        ATTENTION_BACKWARD, &["root_of_head_dim"], Answer(unscaled_d_q)),
+    fault("gradient_across_sequences", "d_v of a batch that is one sequence",
+        ATTENTION_BACKWARD, &["sequences_apart"], Answer(gradient_across_sequences)),
     fault("up_is_gated", "gate and up change places",
         SWIGLU, &["gate_not_up"], Asked(gate_and_up)),
     fault("gelu_like", "x * sigmoid(1.702 x)",
@@ -80,9 +88,19 @@ pub(super) static MUTANTS: &[Mutant] = &[
     fault("sigmoid_overflows", "exp of a large gate is infinite",
         SWIGLU, &["large_gate"], Answer(sigmoid_overflows)),
     fault("coarse_exponential", "the exponential's argument is f16",
-        SWIGLU, &["exact_sigmoid", "gate_not_up"], Arithmetic(Slip::CoarseExponential)),
+        SWIGLU, &["exact_sigmoid"], Arithmetic(Slip::CoarseExponential)),
     fault("product_rule_forgotten", "d_gate without the slope of the sigmoid",
         SWIGLU_BACKWARD, &["product_rule"], Answer(half_product_rule)),
+    fault("swiglu_gradients_exchanged", "d_gate and d_up change places",
+        SWIGLU_BACKWARD, &["gate_not_up"],
+        Answer(|_, o| {
+            let [d_gate, d_up] = ["d_gate", "d_up"].map(|name| o[name].clone());
+            o.insert("d_gate".to_owned(), d_up);
+            o.insert("d_up".to_owned(), d_gate);
+            Ok(())
+        })),
+    fault("sigmoid_for_silu_backward", "d_up is d_output * sigmoid(gate)",
+        SWIGLU_BACKWARD, &["gate_not_up", "product_rule"], Answer(sigmoid_for_silu)),
     fault("factors_exchanged", "lora_a @ lora_b in place of lora_b @ lora_a",
         LORA, &["factor_order"], Asked(exchanged)),
     fault("weight_transposed", "x @ weight in place of x @ weight^T",
@@ -91,8 +109,16 @@ pub(super) static MUTANTS: &[Mutant] = &[
         LORA, &["scaling"], Asked(|r| set_param(r, "lora_scaling", 1.0))),
     fault("adapter_not_in_d_x", "d_x of the base layer alone",
         LORA_BACKWARD, &["adapter_in_d_x"], Answer(base_d_x)),
+    fault("lora_first_token_only", "only the first token trains",
+        LORA_BACKWARD, &["all_tokens"],
+        Answer(|r, o| as_if(r, o, &["d_lora_a", "d_lora_b"], |r| first_row_alone(r, "d_y")))),
+    fault("lora_gradient_unscaled", "the factors' gradients lack lora_scaling",
+        LORA_BACKWARD, &["scaling"],
+        Answer(|r, o| {
+            as_if(r, o, &["d_lora_a", "d_lora_b"], |r| set_param(r, "lora_scaling", 1.0))
+        })),
     fault("tf32_products", "products of eleven-bit numbers",
-        LORA, &["odd_size", "scaling", "cancellation"], Arithmetic(Slip::Tf32Product)),
+        LORA, &["full_precision"], Arithmetic(Slip::Tf32Product)),
 ];
 
 fn eps_outside(request: &Request, outputs: &mut Tensors) -> Edited {
@@ -137,24 +163,16 @@ fn constant_root(request: &Request, outputs: &mut Tensors) -> Edited {
 }
 
 fn last_row_d_weight(request: &Request, outputs: &mut Tensors) -> Edited {
-    let mut edited = request.clone();
     let mut d_output = input(request, "d_output")?;
     let last = d_output.nrows().saturating_sub(1);
     for mut row in d_output.axis_iter_mut(Axis(0)).take(last) {
         row.fill(0.0);
     }
-    set_input(&mut edited, "d_output", &d_output)?;
-    let faulty = (request.op.run.f32)(&edited)?;
-    outputs.insert("d_weight".to_owned(), faulty["d_weight"].clone());
-    Ok(())
+    as_if(request, outputs, &["d_weight"], |r| set_input(r, "d_output", &d_output))
 }
 
 fn weight_outside(request: &Request, outputs: &mut Tensors) -> Edited {
-    let mut edited = request.clone();
-    map_input(&mut edited, "weight", |_| 1.0)?;
-    let faulty = (request.op.run.f32)(&edited)?;
-    outputs.insert("d_x".to_owned(), faulty["d_x"].clone());
-    Ok(())
+    as_if(request, outputs, &["d_x"], |r| map_input(r, "weight", |_| 1.0))
 }
 
 fn angle(rope: Rope, token: usize, pair: usize, head_dim: usize, doubling: f64) -> (f32, f32) {
@@ -204,31 +222,52 @@ fn heads(request: &Request) -> Result<Heads, String> {
     ])
 }
 
-/// Attention written once more, with the mask and the exponential's shift to be chosen.
-fn attend([q, k, v]: &Heads, sees: impl Fn(usize, usize) -> bool, shift: bool) -> Array4<f32> {
-    let (batches, tokens, heads, head_dim) = q.dim();
-    let share = heads / k.dim().2;
-    let root = (head_dim as f32).sqrt();
+/// Every sequence, token and head.
+fn places(q: &Array4<f32>) -> impl Iterator<Item = (usize, usize, usize)> {
+    let (batches, tokens, heads, _) = q.dim();
+    ndarray::indices((batches, tokens, heads)).into_iter()
+}
+
+/// One head of one token.
+fn one(array: &Array4<f32>, [b, t, h]: [usize; 3]) -> ArrayView1<'_, f32> {
+    let sequence = array.view().index_axis_move(Axis(0), b);
+    sequence.index_axis_move(Axis(0), t).index_axis_move(Axis(0), h)
+}
+
+fn row_mut(array: &mut Array4<f32>, [b, t, h]: [usize; 3]) -> ArrayViewMut1<'_, f32> {
+    let sequence = array.view_mut().index_axis_move(Axis(0), b);
+    sequence.index_axis_move(Axis(0), t).index_axis_move(Axis(0), h)
+}
+
+/// The keys that a query sees and the weight of each, with the mask and the exponential's shift to
+/// be chosen.
+fn probabilities(
+    [q, k, _]: &Heads,
+    [b, t, h]: [usize; 3],
+    sees: &dyn Fn(usize, usize) -> bool,
+    shift: bool,
+) -> Vec<(usize, f32)> {
+    let (_, tokens, heads, head_dim) = q.dim();
+    let (share, root) = (heads / k.dim().2, (head_dim as f32).sqrt());
+    let score = |key: usize| one(q, [b, t, h]).dot(&one(k, [b, key, h / share])) / root;
+    let keys = (0..tokens).filter(|&key| sees(t, key));
+    let scores: Vec<(usize, f32)> = keys.map(|key| (key, score(key))).collect();
+    let largest = scores.iter().fold(f32::NEG_INFINITY, |largest, (_, score)| largest.max(*score));
+    let shift = if shift { largest } else { 0.0 };
+    let weights = scores.iter().map(|(key, score)| (*key, (score - shift).exp()));
+    let total: f32 = weights.clone().map(|(_, weight)| weight).sum();
+    weights.map(|(key, weight)| (key, weight / total)).collect()
+}
+
+/// Attention written once more.
+fn attend(heads: &Heads, sees: impl Fn(usize, usize) -> bool, shift: bool) -> Array4<f32> {
+    let [q, k, v] = heads;
+    let share = q.dim().2 / k.dim().2;
     let mut output = Array4::zeros(q.dim());
-    for b in 0..batches {
-        for h in 0..heads {
-            for t in 0..tokens {
-                let keys: Vec<usize> = (0..tokens).filter(|&key| sees(t, key)).collect();
-                let score = |key: &usize| -> f32 {
-                    (0..head_dim).map(|d| q[[b, t, h, d]] * k[[b, *key, h / share, d]]).sum::<f32>()
-                        / root
-                };
-                let scores: Vec<f32> = keys.iter().map(score).collect();
-                let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                let shift = if shift { largest } else { 0.0 };
-                let weights: Vec<f32> = scores.iter().map(|score| (score - shift).exp()).collect();
-                let total: f32 = weights.iter().sum();
-                for (key, weight) in keys.iter().zip(weights) {
-                    for d in 0..head_dim {
-                        output[[b, t, h, d]] += weight / total * v[[b, *key, h / share, d]];
-                    }
-                }
-            }
+    for (b, t, h) in places(q) {
+        for (key, probability) in probabilities(heads, [b, t, h], &sees, shift) {
+            let value = one(v, [b, key, h / share]);
+            row_mut(&mut output, [b, t, h]).scaled_add(probability, &value);
         }
     }
     output
@@ -284,14 +323,51 @@ fn one_sequence(request: &Request, outputs: &mut Tensors) -> Edited {
 
 fn d_k_of_one_head(request: &Request, outputs: &mut Tensors) -> Edited {
     let Attention { heads, kv_heads } = Attention::read(&request.params)?;
-    let mut edited = request.clone();
     let mut d_output = request.array::<f32, Ix4>("d_output")?;
     for h in (0..heads).filter(|h| h % (heads / kv_heads) != 0) {
         d_output.index_axis_mut(Axis(2), h).fill(0.0);
     }
-    edited.inputs.insert("d_output".to_owned(), Tensor::floats(&d_output));
-    let faulty = (request.op.run.f32)(&edited)?;
-    outputs.insert("d_k".to_owned(), faulty["d_k"].clone());
+    as_if(request, outputs, &["d_k"], |r| {
+        r.inputs.insert("d_output".to_owned(), Tensor::floats(&d_output));
+        Ok(())
+    })
+}
+
+/// `d_scores = p * d_p` in place of `p * (d_p - sum p * d_p)`, and `d_q` from it.
+fn diagonal_softmax(request: &Request, outputs: &mut Tensors) -> Edited {
+    let heads @ [q, k, v] = &heads(request)?;
+    let d_output = request.array::<f32, Ix4>("d_output")?;
+    let (share, root) = (q.dim().2 / k.dim().2, (q.dim().3 as f32).sqrt());
+    let mut d_q = Array4::<f32>::zeros(q.dim());
+    for (b, t, h) in places(q) {
+        for (key, probability) in probabilities(heads, [b, t, h], &|q, k| k <= q, true) {
+            let d_probability = one(&d_output, [b, t, h]).dot(&one(v, [b, key, h / share]));
+            let d_score = probability * d_probability / root;
+            row_mut(&mut d_q, [b, t, h]).scaled_add(d_score, &one(k, [b, key, h / share]));
+        }
+    }
+    outputs.insert("d_q".to_owned(), Tensor::floats(&d_q));
+    Ok(())
+}
+
+fn unscaled_d_q(request: &Request, outputs: &mut Tensors) -> Edited {
+    let head_dim = *request.inputs["q"].shape().last().ok_or("q is a scalar")? as f32;
+    map_output(outputs, "d_q", |d| d * head_dim.sqrt())
+}
+
+fn gradient_across_sequences(request: &Request, outputs: &mut Tensors) -> Edited {
+    let faulty = rerun(request, |r| {
+        for tensor in r.inputs.values_mut() {
+            let [batches, tokens, heads, head_dim] = *tensor.shape() else {
+                return Err("a head has four axes".to_owned());
+            };
+            let shape = vec![1, batches * tokens, heads, head_dim];
+            *tensor = Tensor::new(shape, tensor.data().clone())?;
+        }
+        Ok(())
+    })?;
+    let shape = outputs["d_v"].shape().to_vec();
+    outputs.insert("d_v".to_owned(), Tensor::new(shape, faulty["d_v"].data().clone())?);
     Ok(())
 }
 
@@ -325,6 +401,13 @@ fn half_product_rule(request: &Request, outputs: &mut Tensors) -> Edited {
     let mut d_gate = gate;
     d_gate.zip_mut_with(&(up * d_output), |gate, d| *gate = d / (1.0 + (-*gate).exp()));
     outputs.insert("d_gate".to_owned(), Tensor::floats(&d_gate));
+    Ok(())
+}
+
+fn sigmoid_for_silu(request: &Request, outputs: &mut Tensors) -> Edited {
+    let [gate, mut d_up] = ["gate", "d_output"].map(|name| request.inputs[name].array::<f32>());
+    d_up.zip_mut_with(&gate, |d, gate| *d /= 1.0 + (-*gate).exp());
+    outputs.insert("d_up".to_owned(), Tensor::floats(&d_up));
     Ok(())
 }
 
