@@ -40,3 +40,42 @@ fn lift(scales: &mut [f64]) -> Vec<usize> {
     scales.iter_mut().filter(|scale| on_floor(scale)).for_each(|scale| *scale = SCALE_FLOOR);
     places
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::case::Request;
+    use crate::judge::judge_outputs;
+    use crate::ops::{find, tensors};
+    use crate::params::Params;
+    use serde_json::json;
+
+    #[test]
+    fn on_the_floor_of_binary32_there_is_a_gradient_or_none_and_nothing_between() {
+        let floats = |values: &[f64]| {
+            let shape = vec![1, values.len()];
+            Tensor::from_f64s(shape, values.iter().copied(), Precision::F32)
+        };
+        let request = Request {
+            op: find("fake_quantize.backward").unwrap(),
+            params: Params::from_iter([("bits", json!(4))]),
+            inputs: tensors([
+                ("weight", floats(&[1.0, -1.0, 0.0])),
+                ("scale", floats(&[SCALE_FLOOR])),
+                ("offset", floats(&[0.0])),
+                ("d_output", floats(&[2.0, 1.0, 1.0])),
+            ]),
+        };
+        let answer = (request.op.run.f32)(&request).unwrap();
+        // 2 * 7 + 1 * -8
+        assert_eq!(answer["d_scale"].value(0), 6.0);
+        for (d_scale, passes) in [(6.0, true), (0.0, true), (3.0, false), (6.1, false)] {
+            let mut answer = answer.clone();
+            answer.insert("d_scale".to_owned(), floats(&[d_scale]));
+            let golden = crate::tensor::Tensors::new();
+            let verdicts = judge_outputs(&request, &golden, &answer, None, Precision::F32).unwrap();
+            let failed = verdicts.iter().any(|verdict| verdict.failure.is_some());
+            assert_eq!(failed, !passes, "d_scale {d_scale}");
+        }
+    }
+}
