@@ -42,7 +42,9 @@ fn what_always_fails_shrinks_to_next_to_nothing() {
         let after = smallest(tree, |_| true).request;
         let tensors = after.inputs.len();
         // One element of each tensor; rotary embedding needs two, and so do losses.
-        let named_weights = op.name == "llama.loss_and_gradients";
+        // A model's configuration fixes the shapes of its weights.
+        let known = |name: &String| op.inputs.iter().any(|spec| *spec.name == **name);
+        let named_weights = !after.inputs.keys().all(known);
         assert!(named_weights || elements(&after) <= 2 * tensors, "{op:?}: {:?}", after.inputs);
         assert!(elements(&after) <= elements(&before.request));
         let not_simple = after.inputs.values().flat_map(Tensor::values);
