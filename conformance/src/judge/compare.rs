@@ -28,6 +28,8 @@ pub struct Verdict {
     pub upwards: usize,
     /// Sum of signed differences over their allowances.
     pub signed: f64,
+    /// The same, positive where the magnitude is too large.
+    pub outward: f64,
     /// Sum of their squares.
     pub squares: f64,
     /// Whether the answer is of a type narrower than the arithmetic.
@@ -50,6 +52,7 @@ impl Verdict {
             flips: 0,
             upwards: 0,
             signed: 0.0,
+            outward: 0.0,
             squares: 0.0,
             narrow: false,
             empty: false,
@@ -135,6 +138,7 @@ pub fn floats(name: &str, allowance: &Allowance, expected: &Tensor, actual: &Ten
         verdict.histogram[bin(ratio)] += 1;
         if ratio <= 1.0 {
             verdict.signed += signed;
+            verdict.outward += if value < 0.0 { -signed } else { signed };
             verdict.squares += ratio * ratio;
             continue;
         }

@@ -6,9 +6,10 @@
 //!
 //! - Ratio. The root mean square of difference over allowance is at most [`SLOPPY`] times that of
 //!   the reference, run on the same cases in the subject's own precision.
-//! - Sides. Over at least [`ENOUGH`] cases, the mean signed difference is within four standard
-//!   errors of zero, or less than [`SLIGHT`] of the reference's root mean square: truncation leans
-//!   by nearly all of its own, rounding to nearest by nothing.
+//! - Sides. Over at least [`ENOUGH`] cases, the mean signed difference, counted upwards and counted
+//!   away from zero, is that of the reference within four standard errors, or within [`SLIGHT`] of
+//!   its root mean square: truncation leans by nearly all of its own, rounding to nearest by
+//!   nothing but what a rounded constant gives to both.
 //! - Flips. Of the codes that the precision leaves open no more than half fall on the other side,
 //!   and as many upwards as downwards, both within four standard deviations of a fair coin; but
 //!   for what the reference, run in the same precision, does too: the largest weight of a
@@ -54,10 +55,10 @@ pub struct Summary {
     pub deviation: f64,
     /// That of the reference in the same precision; none where it was not run.
     pub reference: Option<f64>,
-    /// Mean of the cases' mean signed differences over allowance.
-    pub mean: f64,
-    /// Its standard error.
-    pub mean_error: f64,
+    /// The cases' mean signed differences over allowance, less those of the reference.
+    pub upward: Lean,
+    /// The same, counted away from zero.
+    pub outward: Lean,
     /// Decisions that the precision leaves open.
     pub open: usize,
     /// Those of them that fell on the other side.
@@ -67,6 +68,36 @@ pub struct Summary {
     /// What is wrong with the output as a whole.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub findings: Vec<String>,
+}
+
+/// A mean over cases.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Lean {
+    /// The mean.
+    pub mean: f64,
+    /// Its standard error.
+    pub error: f64,
+}
+
+/// What a [`Lean`] is computed from.
+#[derive(Debug, Default)]
+struct Means {
+    sum: f64,
+    squares: f64,
+}
+
+impl Means {
+    fn add(&mut self, mean: f64) {
+        self.sum += mean;
+        self.squares += mean * mean;
+    }
+
+    fn lean(&self, cases: usize) -> Lean {
+        let cases = cases.max(1) as f64;
+        let mean = self.sum / cases;
+        let variance = (self.squares / cases - mean * mean).max(0.0);
+        Lean { mean, error: (variance / cases).sqrt() }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -79,8 +110,8 @@ struct Sums {
     compared: usize,
     reference_squares: f64,
     referred: usize,
-    mean: f64,
-    mean_squares: f64,
+    upward: Means,
+    outward: Means,
     open: usize,
     flips: usize,
     upwards: usize,
@@ -123,25 +154,21 @@ impl Sums {
         if verdict.failure.is_some() || verdict.elements == 0 {
             return;
         }
-        let mean = verdict.signed / verdict.elements as f64;
-        self.mean += mean;
-        self.mean_squares += mean * mean;
-        self.compared += 1;
         if let Some(reference) = reference {
             self.reference_flips += reference.flips;
             self.reference_upwards += reference.upwards;
         }
         // A result of a narrow type carries a rounding that the reference's does not.
         let Some(reference) = reference.filter(|_| !verdict.narrow) else { return };
+        self.compared += 1;
+        self.upward.add((verdict.signed - reference.signed) / verdict.elements as f64);
+        self.outward.add((verdict.outward - reference.outward) / verdict.elements as f64);
         self.squares += verdict.squares;
         self.reference_squares += reference.squares;
         self.referred += verdict.elements;
     }
 
     fn summary(&self, op: &str, tensor: &str) -> Summary {
-        let compared = self.compared.max(1) as f64;
-        let mean = self.mean / compared;
-        let variance = (self.mean_squares / compared - mean * mean).max(0.0);
         let root = |squares: f64| (squares / self.referred.max(1) as f64).sqrt();
         let mut summary = Summary {
             op: op.to_owned(),
@@ -152,8 +179,8 @@ impl Sums {
             worst_ratio: self.worst_ratio.is_finite().then_some(self.worst_ratio),
             deviation: root(self.squares),
             reference: (self.referred > 0).then(|| root(self.reference_squares)),
-            mean,
-            mean_error: (variance / compared).sqrt(),
+            upward: self.upward.lean(self.compared),
+            outward: self.outward.lean(self.compared),
             open: self.open,
             flips: self.flips,
             upwards: self.upwards,
@@ -165,7 +192,7 @@ impl Sums {
 
     fn findings(&self, summary: &Summary) -> Vec<String> {
         let mut findings = Vec::new();
-        let Summary { deviation, mean, mean_error, .. } = *summary;
+        let Summary { deviation, upward, outward, .. } = *summary;
         if let Some(reference) = summary.reference
             && self.compared >= ENOUGH
         {
@@ -175,11 +202,16 @@ impl Sums {
                      than {SLOPPY} times the reference's {reference:.2e}"
                 ));
             }
-            if mean.abs() > SIGMAS * mean_error && mean.abs() > SLIGHT * reference {
-                findings.push(format!(
-                    "leans to one side: mean signed difference {mean:.2e} of the allowances, \
-                     standard error {mean_error:.1e}"
-                ));
+            for (Lean { mean, error }, way) in
+                [(upward, ["downwards", "upwards"]), (outward, ["towards zero", "away from zero"])]
+            {
+                if mean.abs() > SIGMAS * error && mean.abs() > SLIGHT * reference {
+                    findings.push(format!(
+                        "leans {}: mean difference {mean:.2e} of the allowances, standard error \
+                         {error:.1e}, the reference's root mean square {reference:.2e}",
+                        way[usize::from(mean > 0.0)]
+                    ));
+                }
             }
         }
         self.coins(&mut findings);
@@ -275,7 +307,10 @@ mod tests {
         let reference = verdict(0.0, 1.0);
         assert!(findings(|index| verdict(fair(index), 1.0), &reference).is_empty());
         let found = findings(|index| verdict(2.0 + fair(index), 1.0), &reference);
-        assert!(found.len() == 1 && found[0].contains("leans"), "{found:?}");
+        assert!(found.len() == 1 && found[0].contains("leans upwards"), "{found:?}");
+        let inwards = |index| Verdict { outward: -2.0 - fair(index), ..verdict(fair(index), 1.0) };
+        let found = findings(inwards, &reference);
+        assert!(found.len() == 1 && found[0].contains("leans towards zero"), "{found:?}");
     }
 
     #[test]

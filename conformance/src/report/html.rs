@@ -155,7 +155,8 @@ fn whole_run(out: &mut String, run: &Run) {
     out.push_str(
         "<details class=\"plain\"><summary>Root mean squares and means of differences over \
          allowances</summary><div class=\"wide\"><table>\n<tr><th>output</th><th>cases</th>\
-         <th>zero</th><th>rms</th><th>reference</th><th>mean</th><th>&plusmn;</th>\
+         <th>zero</th><th>rms</th><th>reference</th><th>upwards</th><th>&plusmn;</th>\
+         <th>outwards</th><th>&plusmn;</th>\
          <th>flips</th></tr>\n",
     );
     for output in &run.outputs {
@@ -169,14 +170,17 @@ fn whole_run(out: &mut String, run: &Run) {
             "<tr><td>{} {}</td><td class=\"number\">{}</td><td class=\"number\">{}</td>\
              <td class=\"number\">{:.1e}</td><td class=\"number\">{reference}</td>\
              <td class=\"number\">{:.1e}</td><td class=\"number\">{:.1e}</td>\
+             <td class=\"number\">{:.1e}</td><td class=\"number\">{:.1e}</td>\
              <td class=\"number\">{flips}</td></tr>",
             escaped(&output.op),
             escaped(&output.tensor),
             output.cases,
             output.empty,
             output.deviation,
-            output.mean,
-            output.mean_error,
+            output.upward.mean,
+            output.upward.error,
+            output.outward.mean,
+            output.outward.error,
         );
     }
     out.push_str("</table></div></details>\n");

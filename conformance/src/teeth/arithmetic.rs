@@ -46,6 +46,10 @@ pub enum Slip {
     Contract,
     /// An exponential of a number that was rounded to f16 first.
     CoarseExponential,
+    /// Every sum, product and quotient is rounded down.
+    Downwards,
+    /// Every sum, product and quotient is rounded towards zero.
+    Chop,
 }
 
 thread_local! {
@@ -72,6 +76,17 @@ impl Faulty {
     fn new(value: f32) -> Self {
         let flushed = SLIP.get() == Slip::FlushToZero && value.is_subnormal();
         Self { value: if flushed { 0.0 } else { value }, product: None }
+    }
+}
+
+/// A result whose exact value binary64 knows well enough to say on which side of it this lies.
+fn directed(nearest: f32, exact: f64) -> f32 {
+    let above = f64::from(nearest) > exact;
+    match SLIP.get() {
+        Slip::Downwards if above => nearest.next_down(),
+        Slip::Chop if above && nearest > 0.0 => nearest.next_down(),
+        Slip::Chop if f64::from(nearest) < exact && nearest < 0.0 => nearest.next_up(),
+        _ => nearest,
     }
 }
 
@@ -150,7 +165,7 @@ impl Add for Faulty {
                 (Some(product), None) => (product + f64::from(other.value)) as f32,
                 (None, None) => sum,
             },
-            _ => sum,
+            _ => directed(sum, f64::from(self.value) + f64::from(other.value)),
         })
     }
 }
@@ -171,7 +186,8 @@ impl Mul for Faulty {
             Slip::Tf32Product => (eleven_bits(self.value), eleven_bits(other.value)),
             _ => (self.value, other.value),
         };
-        Self { product: Some(f64::from(a) * f64::from(b)), ..Self::new(a * b) }
+        let exact = f64::from(a) * f64::from(b);
+        Self { product: Some(exact), ..Self::new(directed(a * b, exact)) }
     }
 }
 
@@ -183,7 +199,7 @@ impl Div for Faulty {
         Self::new(match SLIP.get() {
             Slip::Reciprocal => self.value * (1.0 / other.value),
             Slip::Bf16Quotient => bf16::from_f32(quotient).to_f32(),
-            _ => quotient,
+            _ => directed(quotient, f64::from(self.value) / f64::from(other.value)),
         })
     }
 }
