@@ -64,6 +64,14 @@ pub enum Error {
         /// Why not.
         cause: std::io::Error,
     },
+    /// A device that is not there, or does not do what it was asked.
+    #[error("{device}: {reason}")]
+    Device {
+        /// The device.
+        device: &'static str,
+        /// What is missing or went wrong.
+        reason: String,
+    },
     /// A request that contradicts itself or the model.
     #[error("{0}")]
     Invalid(String),

@@ -1,6 +1,7 @@
 //! `swiglu`: the gated activation of the feed-forward layer. Eq. (N5).
 
 mod cpu;
+mod cuda;
 
 use crate::backend::Storage;
 use crate::error::Result;

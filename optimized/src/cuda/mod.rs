@@ -1,0 +1,156 @@
+//! The CUDA backend. [`Cuda`] is generic over the machine that runs its kernels: the driver of a
+//! GPU, or an interpreter of the same compiled kernels.
+
+pub mod compile;
+mod launch;
+mod modules;
+mod status;
+
+pub use launch::{Argument, Kernel, Launcher, Module, Product, Shape};
+pub use modules::MODULES;
+pub(crate) use modules::*;
+
+use crate::backend::Storage;
+use crate::error::{Error, Result};
+use status::Status;
+
+/// A backend whose operations are CUDA kernels.
+pub struct Cuda<L: Launcher> {
+    pub(crate) launcher: L,
+    pub(crate) status: Status<L>,
+}
+
+/// A buffer and the number of its elements.
+pub struct Values<L: Launcher> {
+    pub(crate) buffer: L::Buffer,
+    len: usize,
+}
+
+impl<L: Launcher> Values<L> {
+    /// The buffer, when it holds at least `expected` elements.
+    pub(crate) fn first(
+        &self,
+        operation: &'static str,
+        tensor: &'static str,
+        expected: usize,
+    ) -> Result<&L::Buffer> {
+        self.holds(operation, tensor, expected)?;
+        Ok(&self.buffer)
+    }
+
+    /// The same, to be written to.
+    pub(crate) fn first_mut(
+        &mut self,
+        operation: &'static str,
+        tensor: &'static str,
+        expected: usize,
+    ) -> Result<&mut L::Buffer> {
+        self.holds(operation, tensor, expected)?;
+        Ok(&mut self.buffer)
+    }
+
+    fn holds(
+        &self,
+        operation: &'static str,
+        tensor: &'static str,
+        expected: usize,
+    ) -> Result<()> {
+        if self.len < expected {
+            return Err(Error::Length { operation, tensor, expected, actual: self.len });
+        }
+        Ok(())
+    }
+}
+
+/// Token ids, on the device and on the host.
+pub struct Ids<L: Launcher> {
+    pub(crate) values: Values<L>,
+    /// The ids again: what is wrong with one is said before a kernel sees it.
+    pub(crate) host: Vec<i32>,
+}
+
+impl<L: Launcher> Cuda<L> {
+    /// The backend on this machine.
+    ///
+    /// # Errors
+    /// When the machine has no room for a word.
+    pub fn new(launcher: L) -> Result<Self> {
+        Ok(Self { status: Status::new(&launcher)?, launcher })
+    }
+
+    fn uploaded(&self, bytes: &[u8], element_bytes: usize) -> Result<Values<L>> {
+        let len = bytes.len() / element_bytes;
+        let mut buffer = self.launcher.zeros(len, element_bytes)?;
+        self.launcher.write(bytes, &mut buffer, 0)?;
+        Ok(Values { buffer, len })
+    }
+
+    /// Waits, and returns values once no kernel has complained.
+    pub(crate) fn downloaded<T: bytemuck::Pod>(
+        &self,
+        buffer: &L::Buffer,
+        len: usize,
+    ) -> Result<Vec<T>> {
+        let mut values = vec![T::zeroed(); len];
+        self.launcher.read(buffer, 0, bytemuck::cast_slice_mut(&mut values))?;
+        self.status.look(&self.launcher)?;
+        Ok(values)
+    }
+}
+
+impl<L: Launcher> Storage for Cuda<L> {
+    type Floats = Values<L>;
+    type Codes = Values<L>;
+    type Tokens = Ids<L>;
+
+    fn zeros(&self, len: usize) -> Result<Values<L>> {
+        Ok(Values { buffer: self.launcher.zeros(len, 4)?, len })
+    }
+
+    fn upload(&self, values: &[f32]) -> Result<Values<L>> {
+        self.uploaded(bytemuck::cast_slice(values), 4)
+    }
+
+    fn download(&self, buffer: &Values<L>, len: usize) -> Result<Vec<f32>> {
+        self.downloaded(buffer.first("download", "buffer", len)?, len)
+    }
+
+    fn write(&self, values: &[f32], buffer: &mut Values<L>) -> Result<()> {
+        let to = buffer.first_mut("write", "buffer", values.len())?;
+        self.launcher.write(bytemuck::cast_slice(values), to, 0)
+    }
+
+    fn copy(
+        &self,
+        from: &Values<L>,
+        from_start: usize,
+        to: &mut Values<L>,
+        to_start: usize,
+        len: usize,
+    ) -> Result<()> {
+        let from = from.first("copy", "from", from_start + len)?;
+        let to = to.first_mut("copy", "to", to_start + len)?;
+        self.launcher.copy(from, 4 * from_start, to, 4 * to_start, 4 * len)
+    }
+
+    fn clear(&self, buffer: &mut Values<L>) -> Result<()> {
+        self.launcher.clear(&mut buffer.buffer)
+    }
+
+    fn zero_codes(&self, len: usize) -> Result<Values<L>> {
+        Ok(Values { buffer: self.launcher.zeros(len, 1)?, len })
+    }
+
+    fn upload_codes(&self, codes: &[i8]) -> Result<Values<L>> {
+        self.uploaded(bytemuck::cast_slice(codes), 1)
+    }
+
+    fn download_codes(&self, codes: &Values<L>) -> Result<Vec<i8>> {
+        self.downloaded(&codes.buffer, codes.len)
+    }
+
+    fn upload_tokens(&self, tokens: &[i32]) -> Result<Ids<L>> {
+        let values = self.uploaded(bytemuck::cast_slice(tokens), 4)?;
+        Ok(Ids { values, host: tokens.to_vec() })
+    }
+}

@@ -1,0 +1,72 @@
+//! What kernels found wrong, told to the host without waiting for them.
+//!
+//! A kernel that meets a number which is not finite leaves a word in a buffer that all kernels
+//! share; the host looks at it where it waits for the device anyway. The smallest word stays, so
+//! that the same run always names the same element.
+
+use std::sync::Mutex;
+
+use super::launch::Launcher;
+use crate::error::{Error, Result};
+
+/// Tensors that a kernel can complain of, by operation. The place of a row times [`TENSORS`] plus
+/// the place of a name is the code that the kernel is given or adds up to.
+const OPERATIONS: &[(&str, [&str; TENSORS])] = &[
+    ("fake_quantize", QUANTIZER),
+    ("fake_quantize_backward", QUANTIZER),
+    ("init_scale", ["weight", "scale", "offset", "", "", "", "", ""]),
+];
+
+const QUANTIZER: [&str; TENSORS] =
+    ["scale", "offset", "weight", "lora_a", "lora_b", "quantizer argument", "output", ""];
+
+/// Tensors of one operation.
+const TENSORS: usize = 8;
+
+/// No complaint.
+const CLEAN: u64 = u64::MAX;
+
+/// The shared word.
+pub struct Status<L: Launcher> {
+    word: Mutex<L::Buffer>,
+}
+
+impl<L: Launcher> Status<L> {
+    pub(super) fn new(launcher: &L) -> Result<Self> {
+        let mut word = launcher.zeros(1, 8)?;
+        launcher.write(&CLEAN.to_le_bytes(), &mut word, 0)?;
+        Ok(Self { word: Mutex::new(word) })
+    }
+
+    /// Runs `launch` with the word's buffer, and the code of the operation's first tensor.
+    pub(crate) fn with<R>(
+        &self,
+        operation: &'static str,
+        launch: impl FnOnce(&mut L::Buffer, u32) -> R,
+    ) -> R {
+        let row = OPERATIONS.iter().position(|(name, _)| *name == operation);
+        let row = row.expect("every operation that complains stands in the table");
+        launch(&mut self.word.lock().expect("no launch panics"), (row * TENSORS) as u32)
+    }
+
+    /// The first complaint since the last look.
+    ///
+    /// # Errors
+    /// `NonFinite` naming operation and tensor.
+    pub(super) fn look(&self, launcher: &L) -> Result<()> {
+        let mut buffer = self.word.lock().expect("no launch panics");
+        let mut bytes = [0; 8];
+        launcher.read(&buffer, 0, &mut bytes)?;
+        let word = u64::from_le_bytes(bytes);
+        if word == CLEAN {
+            return Ok(());
+        }
+        launcher.write(&CLEAN.to_le_bytes(), &mut buffer, 0)?;
+        // As `complain` of kernels.cuh packs it.
+        let (code, index, kind) = ((word >> 48) as usize, (word << 16 >> 18) as usize, word & 3);
+        let value = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::NAN][kind as usize];
+        let (operation, tensors) = OPERATIONS[code / TENSORS];
+        let tensor = format!("{operation}: {}", tensors[code % TENSORS]);
+        Err(Error::NonFinite { tensor, index, value })
+    }
+}
