@@ -2,10 +2,12 @@
 //! GPU, or an interpreter of the same compiled kernels.
 
 pub mod compile;
+mod device;
 mod launch;
 mod modules;
 mod status;
 
+pub use device::Gpu;
 pub use launch::{Argument, Kernel, Launcher, Module, Product, Shape};
 pub use modules::MODULES;
 pub(crate) use modules::*;
