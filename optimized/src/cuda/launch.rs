@@ -74,6 +74,13 @@ pub enum Argument<'a, B> {
     F32(f32),
 }
 
+impl<B> Argument<'_, B> {
+    /// A side of a tensor, `unsigned`.
+    pub(crate) fn side(size: usize) -> Self {
+        Self::U32(u32::try_from(size).expect("a side of a tensor is below 2^32"))
+    }
+}
+
 /// `out = multiplier * a @ b`, or added to `out`; every matrix is row-major and dense.
 #[derive(Debug, Clone, Copy)]
 pub struct Product {

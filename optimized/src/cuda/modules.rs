@@ -15,5 +15,12 @@ macro_rules! modules {
 }
 
 modules! {
+    ADAMW = "adamw";
+    ADD = "add";
+    EMBEDDING = "embedding";
+    FAKE_QUANTIZE = "fake_quantize";
+    FAKE_QUANTIZE_BACKWARD = "fake_quantize_backward";
+    INIT_SCALE = "init_scale";
+    SQUARED_NORM = "squared_norm";
     SWIGLU = "swiglu";
 }
