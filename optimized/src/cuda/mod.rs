@@ -2,10 +2,14 @@
 //! GPU, or an interpreter of the same compiled kernels.
 
 pub mod compile;
+mod host;
+mod interpreter;
 mod launch;
 mod modules;
 mod status;
 
+pub use host::Interpreter;
+pub use interpreter::Buffer as HostBuffer;
 pub use launch::{Argument, Kernel, Launcher, Module, Product, Shape};
 pub use modules::MODULES;
 pub(crate) use modules::*;
@@ -19,6 +23,9 @@ pub struct Cuda<L: Launcher> {
     pub(crate) launcher: L,
     pub(crate) status: Status<L>,
 }
+
+/// The backend whose kernels the interpreter runs.
+pub type Host = Cuda<Interpreter>;
 
 /// A buffer and the number of its elements.
 pub struct Values<L: Launcher> {
@@ -49,12 +56,7 @@ impl<L: Launcher> Values<L> {
         Ok(&mut self.buffer)
     }
 
-    fn holds(
-        &self,
-        operation: &'static str,
-        tensor: &'static str,
-        expected: usize,
-    ) -> Result<()> {
+    fn holds(&self, operation: &'static str, tensor: &'static str, expected: usize) -> Result<()> {
         if self.len < expected {
             return Err(Error::Length { operation, tensor, expected, actual: self.len });
         }
