@@ -2,11 +2,15 @@
 //! GPU, or an interpreter of the same compiled kernels.
 
 pub mod compile;
+mod host;
+mod interpreter;
 mod launch;
 mod modules;
 mod status;
 mod workspace;
 
+pub use host::Interpreter;
+pub use interpreter::Buffer as HostBuffer;
 pub use launch::{Argument, Kernel, Launcher, Module, Product, Shape};
 pub use modules::MODULES;
 pub(crate) use modules::*;
@@ -22,6 +26,9 @@ pub struct Cuda<L: Launcher> {
     pub(crate) status: Status<L>,
     pub(crate) workspace: Workspace<L>,
 }
+
+/// The backend whose kernels the interpreter runs.
+pub type Host = Cuda<Interpreter>;
 
 /// A buffer and the number of its elements.
 pub struct Values<L: Launcher> {
