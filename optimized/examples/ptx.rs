@@ -1,6 +1,7 @@
 //! Writes the compiled kernels beside their sources: `make ptx`. With `--check`, compares them
 //! with what the compiler makes now. With `--registers FILE`, has ptxas assemble them for several
 //! devices and writes the table of what they use; a kernel that spills registers is an error.
+//! The tests' own kernels are compiled and compared too.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -28,12 +29,17 @@ fn main() -> ExitCode {
     }
 }
 
-fn each(verb: &str, done: impl Fn(&Module) -> Result<(), String>) -> Result<(), String> {
-    let problems: Vec<String> = MODULES
+fn each(verb: &str, done: impl Fn(&Module, &str) -> Result<(), String>) -> Result<(), String> {
+    let fixtures = fixtures();
+    let ops = MODULES.iter().map(|module| (*module, file(module)));
+    let all: Vec<_> = ops.chain(fixtures.iter().map(|fixture| (fixture, fixture_file(fixture)))).collect();
+    let problems: Vec<String> = all
         .iter()
-        .filter_map(|module| done(module).err().map(|problem| format!("{}: {problem}", module.name)))
+        .filter_map(|(module, file)| {
+            done(module, file).err().map(|problem| format!("{}: {problem}", module.name))
+        })
         .collect();
-    println!("{verb} {} modules, {} wrong", MODULES.len(), problems.len());
+    println!("{verb} {} modules, {} wrong", all.len(), problems.len());
     if problems.is_empty() { Ok(()) } else { Err(problems.join("\n")) }
 }
 
@@ -42,13 +48,37 @@ fn file(module: &Module) -> String {
     format!("{}/src/ops/{name}/{name}.ptx", env!("CARGO_MANIFEST_DIR"))
 }
 
-fn write(module: &Module) -> Result<(), String> {
-    std::fs::write(file(module), compile(module)?).map_err(|problem| problem.to_string())
+const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kernels");
+
+fn fixture_file(module: &Module) -> String {
+    format!("{FIXTURES}/{}.ptx", module.name)
 }
 
-fn compare(module: &Module) -> Result<(), String> {
+/// The kernels of the tests.
+fn fixtures() -> Vec<Module> {
+    let leak = |text: String| -> &'static str { text.leak() };
+    let read = |path: &Path| leak(std::fs::read_to_string(path).unwrap_or_default());
+    let mut modules: Vec<Module> = std::fs::read_dir(FIXTURES)
+        .into_iter()
+        .flatten()
+        .filter_map(|file| Some(file.ok()?.path()))
+        .filter(|path| path.extension().is_some_and(|extension| extension == "cu"))
+        .filter_map(|path| {
+            let name = leak(path.file_stem()?.to_str()?.to_owned());
+            Some(Module { name, source: read(&path), ptx: read(&path.with_extension("ptx")) })
+        })
+        .collect();
+    modules.sort_by_key(|module| module.name);
+    modules
+}
+
+fn write(module: &Module, file: &str) -> Result<(), String> {
+    std::fs::write(file, compile(module)?).map_err(|problem| format!("{file}: {problem}"))
+}
+
+fn compare(module: &Module, file: &str) -> Result<(), String> {
     let same = compile(module)? == module.ptx;
-    if same { Ok(()) } else { Err("the compiler makes something else of the source now".into()) }
+    if same { Ok(()) } else { Err(format!("{file} is not what the compiler makes of the source")) }
 }
 
 /// What ptxas says of one kernel on one device.

@@ -72,6 +72,14 @@ pub enum Error {
         /// What is missing or went wrong.
         reason: String,
     },
+    /// A kernel that broke a rule of its machine, or that the machine cannot run.
+    #[error("kernel {kernel}: {message}")]
+    Kernel {
+        /// Its entry.
+        kernel: &'static str,
+        /// The place, block and thread, and what happened there.
+        message: String,
+    },
     /// A request that contradicts itself or the model.
     #[error("{0}")]
     Invalid(String),

@@ -3,12 +3,16 @@
 
 pub mod compile;
 mod device;
+mod host;
+mod interpreter;
 mod launch;
 mod modules;
 mod status;
 mod workspace;
 
 pub use device::Gpu;
+pub use host::Interpreter;
+pub use interpreter::Buffer as HostBuffer;
 pub use launch::{Argument, Kernel, Launcher, Module, Product, Shape};
 pub use modules::MODULES;
 pub(crate) use modules::*;
@@ -24,6 +28,9 @@ pub struct Cuda<L: Launcher> {
     pub(crate) status: Status<L>,
     pub(crate) workspace: Workspace<L>,
 }
+
+/// The backend whose kernels the interpreter runs.
+pub type Host = Cuda<Interpreter>;
 
 /// A buffer and the number of its elements.
 pub struct Values<L: Launcher> {

@@ -11,7 +11,7 @@ constexpr unsigned WARPS = 8;   // of a block
 constexpr unsigned ROWS = 4;    // of a warp
 constexpr unsigned TILE_ROWS = WARPS * ROWS;
 constexpr unsigned DEPTH = 16;  // ranks in shared memory together
-constexpr float SCALE_FLOOR = 1e-8f;
+#define SCALE_FLOOR 1e-8f  // a constant of type float would be a variable in memory
 
 // Places in the list of tensors that status.rs keeps for both operations.
 enum Complaint { SCALE, OFFSET, WEIGHT, LORA_A, LORA_B, ARGUMENT, OUTPUT };

@@ -9,7 +9,7 @@
 
 constexpr unsigned GROUPS = 128;  // of a block, and its threads
 constexpr unsigned CHUNK = 32;    // weights of a group in shared memory
-constexpr float SCALE_FLOOR = 1e-8f;
+#define SCALE_FLOOR 1e-8f  // a constant of type float would be a variable in memory
 
 
 // As cuda.rs numbers them; absmax is the rules that divide the largest magnitude by a constant.

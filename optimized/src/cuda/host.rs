@@ -1,0 +1,137 @@
+//! The interpreter as a machine that runs kernels, for where there is no GPU.
+
+use super::interpreter::{Buffer, Machine};
+use super::launch::{Argument, Kernel, Launcher, Product, Shape};
+use crate::cpu::gemm::{self, Matrix, Threads};
+use crate::error::{Error, Result};
+
+/// Runs compiled kernels on the host, with every access checked: `docs/interpreter.md`.
+pub struct Interpreter {
+    machine: Machine,
+}
+
+impl Default for Interpreter {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Interpreter {
+    /// Runs every launch once.
+    pub fn new() -> Self {
+        Self::with_orders(1)
+    }
+
+    /// Runs every launch in `orders` orders of its blocks and warps; they must agree in every bit.
+    pub fn with_orders(orders: usize) -> Self {
+        Self { machine: Machine::new(orders) }
+    }
+
+    /// Replaces the number of instructions after which a warp is taken to loop for ever.
+    #[must_use]
+    pub fn budget(mut self, instructions: u64) -> Self {
+        self.machine.set_budget(instructions);
+        self
+    }
+
+    /// Instructions executed so far, counted once for each warp.
+    pub fn instructions(&self) -> u64 {
+        self.machine.instructions()
+    }
+}
+
+impl Launcher for Interpreter {
+    const NAME: &'static str = "cuda-host";
+    type Buffer = Buffer;
+
+    fn zeros(&self, len: usize, element_bytes: usize) -> Result<Buffer> {
+        Ok(Buffer::zeros(len, element_bytes))
+    }
+
+    fn read(&self, buffer: &Buffer, start: usize, bytes: &mut [u8]) -> Result<()> {
+        inside("read", start, bytes.len(), buffer)?;
+        buffer.read(start, bytes);
+        Ok(())
+    }
+
+    fn write(&self, bytes: &[u8], buffer: &mut Buffer, start: usize) -> Result<()> {
+        inside("write", start, bytes.len(), buffer)?;
+        buffer.write(start, bytes);
+        Ok(())
+    }
+
+    fn copy(
+        &self,
+        from: &Buffer,
+        from_start: usize,
+        to: &mut Buffer,
+        to_start: usize,
+        len: usize,
+    ) -> Result<()> {
+        inside("copy from", from_start, len, from)?;
+        inside("copy to", to_start, len, to)?;
+        let mut bytes = vec![0; len];
+        from.read(from_start, &mut bytes);
+        to.write(to_start, &bytes);
+        Ok(())
+    }
+
+    fn clear(&self, buffer: &mut Buffer) -> Result<()> {
+        let zeros = vec![0; buffer.bytes()];
+        buffer.write(0, &zeros);
+        Ok(())
+    }
+
+    fn launch(
+        &self,
+        kernel: Kernel,
+        shape: Shape,
+        arguments: &mut [Argument<'_, Buffer>],
+    ) -> Result<()> {
+        self.machine
+            .launch(kernel, shape, arguments)
+            .map_err(|message| Error::Kernel { kernel: kernel.entry, message })
+    }
+
+    fn product(&self, product: Product, a: &Buffer, b: &Buffer, out: &mut Buffer) -> Result<()> {
+        let Product { rows, columns, inner, a_transposed, b_transposed, multiplier, add } = product;
+        let a = floats(a, "a", rows * inner)?;
+        let b = floats(b, "b", inner * columns)?;
+        let mut sums = floats(out, "out", rows * columns)?;
+        let left = match a_transposed {
+            false => Matrix::new(&a, rows, inner),
+            true => Matrix::new(&a, inner, rows).t(),
+        };
+        let right = match b_transposed {
+            false => Matrix::new(&b, inner, columns),
+            true => Matrix::new(&b, columns, inner).t(),
+        };
+        gemm::product(&mut sums, columns, left, right, multiplier, add, Threads::Pool);
+        out.write(0, bytemuck::cast_slice(&sums));
+        Ok(())
+    }
+}
+
+fn inside(operation: &'static str, start: usize, len: usize, buffer: &Buffer) -> Result<()> {
+    match start.checked_add(len) {
+        Some(end) if end <= buffer.bytes() => Ok(()),
+        _ => Err(Error::Device {
+            device: Interpreter::NAME,
+            reason: format!(
+                "{operation}: {len} bytes at byte {start} of a buffer of {}",
+                buffer.bytes()
+            ),
+        }),
+    }
+}
+
+/// The first `len` values of a buffer.
+fn floats(buffer: &Buffer, tensor: &'static str, len: usize) -> Result<Vec<f32>> {
+    let actual = buffer.bytes() / 4;
+    if actual < len {
+        return Err(Error::Length { operation: "product", tensor, expected: len, actual });
+    }
+    let mut values = vec![0f32; len];
+    buffer.read(0, bytemuck::cast_slice_mut(&mut values));
+    Ok(values)
+}

@@ -1,0 +1,245 @@
+//! Kernels around the quantizer beside the cpu backend: initial scales, the optimizer's step, sums,
+//! lookups, and plain products.
+
+use plumbline::backend::Storage;
+use plumbline::cpu::Cpu;
+use plumbline::cuda::{Cuda, Interpreter};
+use plumbline::error::Result;
+use plumbline::ops::adamw::{AdamW, AdamWArgs, AdamWTensors};
+use plumbline::ops::add::Add;
+use plumbline::ops::embedding::{Embedding, EmbeddingShape};
+use plumbline::ops::fake_quantize::{FakeQuantize, FakeQuantizeArgs};
+use plumbline::ops::init_scale::InitScale;
+use plumbline::ops::linear::{Linear, LinearArgs};
+use plumbline::ops::squared_norm::SquaredNorm;
+use plumbline_reference::spec::{AdamWSpec, Bits, InitScaleRule, QuantSpec};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+/// A fresh one each time, so that no buffer is larger than its shape asks for.
+fn cuda() -> Cuda<Interpreter> {
+    Cuda::new(Interpreter::default()).unwrap()
+}
+
+fn floats(seed: u64, len: usize) -> Vec<f32> {
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    (0..len).map(|_| random.random_range(-1.0..1.0)).collect()
+}
+
+fn whole(seed: u64, len: usize) -> Vec<f32> {
+    floats(seed, len).iter().map(|value| (value * 9.0).trunc()).collect()
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
+
+fn spec(width: usize, group_size: usize, count: u32) -> QuantSpec {
+    QuantSpec::new(Bits::new(count).unwrap(), Some(group_size), width).unwrap()
+}
+
+/// Scale, then offset.
+fn grid<B: InitScale>(
+    backend: &B,
+    spec: QuantSpec,
+    rule: InitScaleRule,
+    weight: &[f32],
+) -> Result<Vec<f32>> {
+    let out = weight.len() / spec.in_features();
+    let groups = out * spec.groups();
+    let weight = backend.upload(weight)?;
+    let (mut scale, mut offset) = (backend.zeros(groups)?, backend.zeros(groups)?);
+    backend.init_scale(spec, rule, out, &weight, &mut scale, &mut offset)?;
+    let mut grid = backend.download(&scale, groups)?;
+    grid.extend(backend.download(&offset, groups)?);
+    Ok(grid)
+}
+
+#[test]
+fn initial_grids_have_the_bits_of_the_cpu() {
+    use InitScaleRule::{Asymmetric, L4q, LitGpt, Lp, Lsq, LsqPlus, MinMax, Symmetric};
+    let powers = [1.0, 2.0, 2.4, 3.0, 4.0, 0.5];
+    let rules = [L4q, Lsq, LsqPlus, Symmetric, Asymmetric, MinMax, LitGpt];
+    let rules = rules.into_iter().chain(powers.map(|p| Lp { p, steps: 9 }));
+    let shapes = [(1, 1, 1), (3, 33, 33), (5, 96, 32), (150, 7, 7), (2, 130, 65), (33, 12, 3)];
+    for rule in rules {
+        for (out, width, group_size) in shapes {
+            for count in [2, 4, 5] {
+                let mut weight = floats(out as u64, out * width);
+                // Beside ordinary groups, one of zeros of both signs and a constant one.
+                weight[..group_size].iter_mut().enumerate().for_each(|(i, w)| {
+                    *w = if i % 3 == 1 { 0.0 } else { -0.0 };
+                });
+                let last = weight.len() - group_size;
+                weight[last..].fill(0.375);
+                let spec = spec(width, group_size, count);
+                let expected = grid(&Cpu, spec, rule, &weight).unwrap();
+                let actual = grid(&cuda(), spec, rule, &weight).unwrap();
+                assert_eq!(bits(&actual), bits(&expected), "{rule:?} {out} {width} {count}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_weight_that_is_not_finite_gets_no_grid() {
+    let mut weight = floats(1, 300 * 10);
+    (weight[2999], weight[1234]) = (f32::NAN, f32::NEG_INFINITY);
+    let refused = |result: Result<Vec<f32>>| result.unwrap_err().to_string();
+    let rule = InitScaleRule::default();
+    let expected = refused(grid(&Cpu, spec(10, 5, 4), rule, &weight));
+    assert_eq!(expected, "init_scale: weight is not finite: -inf at flat index 1234");
+    assert_eq!(refused(grid(&cuda(), spec(10, 5, 4), rule, &weight)), expected);
+}
+
+/// Three steps; parameter, first and second moment.
+fn stepped<B: AdamW>(backend: &B, len: usize) -> [Vec<f32>; 3] {
+    let mut parameter = backend.upload(&floats(1, len)).unwrap();
+    let (mut first, mut second) = (backend.zeros(len).unwrap(), backend.zeros(len).unwrap());
+    for step in 1..=3 {
+        let gradient = backend.upload(&floats(10 + step, len)).unwrap();
+        let spec = AdamWSpec::new(0.9, 0.95, 1e-8).unwrap();
+        let (learning_rate, weight_decay) = (3e-3, 0.1);
+        let gradient_multiplier = 0.7;
+        let args = AdamWArgs { len, spec, learning_rate, weight_decay, gradient_multiplier, step };
+        let tensors = AdamWTensors {
+            parameter: &mut parameter,
+            gradient: &gradient,
+            first_moment: &mut first,
+            second_moment: &mut second,
+        };
+        backend.adamw(args, tensors).unwrap();
+    }
+    [parameter, first, second].map(|buffer| backend.download(&buffer, len).unwrap())
+}
+
+#[test]
+fn a_step_of_the_optimizer_has_the_bits_of_the_cpu() {
+    for len in [0, 1, 3, 4, 5, 1022, 1024] {
+        let expected = stepped(&Cpu, len);
+        for (actual, expected) in stepped(&cuda(), len).iter().zip(&expected) {
+            assert_eq!(bits(actual), bits(expected), "{len}");
+        }
+    }
+}
+
+#[test]
+fn residuals_are_added_with_the_bits_of_the_cpu() {
+    for len in [0, 1, 3, 4, 6, 1023, 1028] {
+        let (x, y) = (floats(1, len), floats(2, len));
+        let cuda = cuda();
+        let (device_x, mut device_y) = (cuda.upload(&x).unwrap(), cuda.upload(&y).unwrap());
+        cuda.add(&device_x, &mut device_y, len).unwrap();
+        let expected: Vec<f32> = x.iter().zip(&y).map(|(x, y)| y + x).collect();
+        assert_eq!(bits(&cuda.download(&device_y, len).unwrap()), bits(&expected), "{len}");
+    }
+}
+
+#[test]
+fn a_squared_norm_is_a_sum_in_doubles() {
+    for len in [0, 1, 31, 255, 257, 8191, 8192, 8193, 20_000] {
+        let x = floats(len as u64, len);
+        let cuda = cuda();
+        let device = cuda.upload(&x).unwrap();
+        let expected: f64 = x.iter().map(|x| f64::from(*x) * f64::from(*x)).sum();
+        let actual = cuda.squared_norm(&device, len).unwrap();
+        // Squares of floats are exact in f64; all terms are positive.
+        let bound = 2.0 * len as f64 * f64::EPSILON / 2.0 * expected;
+        assert!((actual - expected).abs() <= bound, "{len}: {actual} beside {expected}");
+        assert_eq!(actual.to_bits(), cuda.squared_norm(&device, len).unwrap().to_bits());
+    }
+    for value in [f32::NAN, f32::INFINITY] {
+        let cuda = cuda();
+        let x = cuda.upload(&[1.0, value, 2.0]).unwrap();
+        assert!(!cuda.squared_norm(&x, 3).unwrap().is_finite());
+        assert!(cuda.squared_norm(&x, 1).unwrap() == 1.0);
+    }
+}
+
+#[test]
+fn a_complaint_is_heard_by_the_norm() {
+    let cuda = cuda();
+    let [weight, scale, offset] =
+        [[f32::NAN, 1.0], [1.0; 2], [0.0; 2]].map(|values| cuda.upload(&values).unwrap());
+    let (spec, low_rank) = (spec(2, 1, 4), None);
+    let args = FakeQuantizeArgs {
+        spec,
+        out_features: 1,
+        weight: &weight,
+        low_rank,
+        scale: &scale,
+        offset: &offset,
+    };
+    let mut output = cuda.zeros(2).unwrap();
+    cuda.fake_quantize(&args, &mut output, None).unwrap();
+    let refused = cuda.squared_norm(&scale, 2).unwrap_err().to_string();
+    assert_eq!(refused, "fake_quantize: weight is not finite: NaN at flat index 0");
+    assert_eq!(cuda.squared_norm(&scale, 2).unwrap(), 2.0);
+}
+
+/// The rows, then the table with their gradients added.
+fn looked_up<B: Embedding>(backend: &B, shape: EmbeddingShape, tokens: &[i32]) -> Result<Vec<f32>> {
+    let EmbeddingShape { tokens: count, vocab_size, hidden } = shape;
+    let mut table = backend.upload(&floats(1, vocab_size * hidden))?;
+    let d_output = backend.upload(&floats(2, count * hidden))?;
+    let tokens = backend.upload_tokens(tokens)?;
+    let mut output = backend.zeros(count * hidden)?;
+    backend.embedding(shape, &tokens, &table, &mut output)?;
+    let mut rows = backend.download(&output, count * hidden)?;
+    backend.embedding_backward(shape, &tokens, &d_output, &mut table)?;
+    rows.extend(backend.download(&table, vocab_size * hidden)?);
+    Ok(rows)
+}
+
+#[test]
+fn rows_of_tokens_and_their_gradients_have_the_bits_of_the_cpu() {
+    for (hidden, count) in [(1, 1), (5, 40), (300, 9), (257, 0)] {
+        // One token far more often than the others, and one that never occurs.
+        let mut tokens: Vec<i32> = (0..count).map(|t| [4, 0, 4, 2, 4, 1][t * t % 6]).collect();
+        tokens.push(-1); // beyond `count`: nobody reads it
+        let shape = EmbeddingShape { tokens: count, vocab_size: 5, hidden };
+        let expected = looked_up(&Cpu, shape, &tokens).unwrap();
+        assert_eq!(bits(&looked_up(&cuda(), shape, &tokens).unwrap()), bits(&expected));
+    }
+}
+
+#[test]
+fn tokens_without_a_row_are_refused_as_on_the_cpu() {
+    let shape = EmbeddingShape { tokens: 3, vocab_size: 5, hidden: 2 };
+    for tokens in [&[0, 5, -1][..], &[-1, 0, 0], &[1, 2]] {
+        let refused = |result: Result<Vec<f32>>| result.unwrap_err().to_string();
+        let expected = refused(looked_up(&Cpu, shape, tokens));
+        assert_eq!(refused(looked_up(&cuda(), shape, tokens)), expected);
+    }
+}
+
+/// `y`, `d_x` and `d_weight`, each with and without its old content.
+fn products<B: Linear>(backend: &B, args: LinearArgs) -> Vec<Vec<f32>> {
+    let LinearArgs { tokens, in_features, out_features, .. } = args;
+    let [of_x, of_weight, of_y] =
+        [tokens * in_features, out_features * in_features, tokens * out_features];
+    let up = |seed, len| backend.upload(&whole(seed, len)).unwrap();
+    let (x, weight, d_y) = (up(1, of_x), up(2, of_weight), up(3, of_y));
+    let mut results = Vec::new();
+    for args in [args, args.adding()] {
+        let (mut y, mut d_x, mut d_weight) = (up(4, of_y), up(5, of_x), up(6, of_weight));
+        backend.linear(args, &x, &weight, &mut y).unwrap();
+        backend.linear_input_gradient(args, &d_y, &weight, &mut d_x).unwrap();
+        backend.linear_weight_gradient(args, &d_y, &x, &mut d_weight).unwrap();
+        results.push(backend.download(&y, of_y).unwrap());
+        results.push(backend.download(&d_x, of_x).unwrap());
+        results.push(backend.download(&d_weight, of_weight).unwrap());
+    }
+    results
+}
+
+#[test]
+fn products_of_whole_numbers_are_those_of_the_cpu() {
+    for (tokens, in_features, out_features) in [(1, 1, 1), (3, 5, 2), (7, 4, 33), (40, 17, 9)] {
+        let args = LinearArgs::new(tokens, in_features, out_features);
+        for args in [args, args.scaled(-0.5)] {
+            // Whole numbers and halves of them: exact in any order, and equal whatever their zeros.
+            assert_eq!(products(&cuda(), args), products(&Cpu, args));
+        }
+    }
+}
