@@ -29,7 +29,10 @@ pub const FLAGS: &[&str] = &[
 ];
 
 /// What the kernels include.
-const HEADERS: &[(&CStr, &str)] = &[(c"kernels.cuh", include_str!("kernels.cuh"))];
+const HEADERS: &[(&CStr, &str)] = &[
+    (c"kernels.cuh", include_str!("kernels.cuh")),
+    (c"tiles.cuh", include_str!("../ops/attention/tiles.cuh")),
+];
 
 /// The first line of a compiled module: what it was made from.
 ///
@@ -94,7 +97,6 @@ pub fn compile(module: &Module) -> Result<String, String> {
 
 /// A program of the library, given back when dropped.
 struct Program(sys::nvrtcProgram);
-
 
 impl Program {
     fn text(

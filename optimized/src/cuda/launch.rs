@@ -4,7 +4,7 @@
 //! compiled kernels (`host`). Everything above this trait is one code path, so that grids, argument
 //! lists and shared-memory sizes are judged where there is no GPU.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// A source file of kernels and what the pinned compiler made of it.
 #[derive(Debug)]
@@ -49,6 +49,13 @@ impl Shape {
         Self::line(len.div_ceil(256).min(1 << 16), 256)
     }
 
+    /// A block per row, of whole warps whose threads take four columns each, or `most` threads that
+    /// take more.
+    pub fn rows(rows: usize, columns: usize, most: u32) -> Self {
+        let threads = columns.div_ceil(4).next_multiple_of(32).clamp(32, most as usize);
+        Self::line(rows, threads as u32)
+    }
+
     /// `columns` by `rows` blocks of `threads` threads in a row.
     pub fn plane(columns: usize, rows: usize, threads: u32) -> Self {
         let rows = u32::try_from(rows).expect("a grid has fewer than 2^32 blocks");
@@ -72,6 +79,18 @@ pub enum Argument<'a, B> {
     U64(u64),
     /// `float`.
     F32(f32),
+}
+
+impl<B> Argument<'_, B> {
+    /// A size as `unsigned`.
+    ///
+    /// # Errors
+    /// `Invalid` when it is 2^32 or more.
+    pub fn size(size: usize) -> Result<Self> {
+        let size = u32::try_from(size)
+            .map_err(|_| Error::Invalid(format!("a kernel takes sizes below 2^32, got {size}")))?;
+        Ok(Self::U32(size))
+    }
 }
 
 /// `out = multiplier * a @ b`, or added to `out`; every matrix is row-major and dense.

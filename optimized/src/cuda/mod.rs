@@ -49,12 +49,7 @@ impl<L: Launcher> Values<L> {
         Ok(&mut self.buffer)
     }
 
-    fn holds(
-        &self,
-        operation: &'static str,
-        tensor: &'static str,
-        expected: usize,
-    ) -> Result<()> {
+    fn holds(&self, operation: &'static str, tensor: &'static str, expected: usize) -> Result<()> {
         if self.len < expected {
             return Err(Error::Length { operation, tensor, expected, actual: self.len });
         }

@@ -15,5 +15,9 @@ macro_rules! modules {
 }
 
 modules! {
+    ATTENTION = "attention";
+    CROSS_ENTROPY = "cross_entropy";
+    RMS_NORM = "rms_norm";
+    ROPE = "rope";
     SWIGLU = "swiglu";
 }
