@@ -1,6 +1,6 @@
 # Two commands matter: `make demo` runs the main job, `make test` the tests. Each sets itself up.
 
-.PHONY: demo test lint doc check-golden bench peers openblas
+.PHONY: demo test lint doc check-golden bench peers ptx check-ptx registers openblas
 
 # Needs Rust and a linker, nothing else.
 demo:
@@ -28,6 +28,24 @@ bench: openblas
 peers: openblas
 	cargo build --release -p plumbline-benches
 	python3 benches/peers/l4q_linear.py
+
+# Compiles the CUDA kernels; needs neither a GPU nor a driver. check-ptx compares instead;
+# registers has them assembled for several devices and writes the table of what they use.
+CUDA_VENV = target/cuda
+CUDA_TOOLS = $$(echo $(CUDA_VENV)/lib/python3*/site-packages/nvidia/cu13)
+PTX = PATH=$(CUDA_TOOLS)/bin:$$PATH LD_LIBRARY_PATH=$(CUDA_TOOLS)/lib cargo run -q -p plumbline --example ptx
+ptx: $(CUDA_VENV)/installed
+	$(PTX)
+check-ptx: $(CUDA_VENV)/installed
+	$(PTX) -- --check
+registers: $(CUDA_VENV)/installed
+	$(PTX) -- --registers docs/results/registers.md
+
+# The pinned compiler and assembler, from the package registry's wheels.
+$(CUDA_VENV)/installed: optimized/src/cuda/requirements.txt
+	python3 -m venv $(CUDA_VENV)
+	$(CUDA_VENV)/bin/pip install -q --no-deps -r $<
+	touch $@
 
 # Installs OpenBLAS only when a program cannot be linked with it.
 openblas:

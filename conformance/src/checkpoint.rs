@@ -8,8 +8,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use ndarray::{Array2, ArrayD};
+use plumbline::backend::Backend;
 use plumbline::checkpoint::{LoadedModel, ModelFolder};
 use plumbline::cpu::Cpu;
+use plumbline::cuda::{Cuda, Gpu, Interpreter};
 use plumbline::eval::next_tokens;
 use plumbline::methods::LinearMethod;
 use plumbline::model::{Batch, Decoder, tensor_shapes};
@@ -35,7 +37,7 @@ pub struct Answer {
     pub greedy_from_bos: Vec<i32>,
 }
 
-/// Asks a full-precision checkpoint, through the reference or the cpu backend.
+/// Asks a full-precision checkpoint, through the reference or a backend of the optimized crate.
 ///
 /// # Errors
 /// `Usage` for a subject that has no whole model here, a folder that cannot be read, or a token
@@ -56,14 +58,22 @@ pub fn ask(
     match (subject, precision) {
         ("reference", Precision::F64) => reference::<f64>(&folder, question, start),
         ("reference", Precision::F32) => reference::<f32>(&folder, question, start),
-        ("cpu", Precision::F32) => match folder.load(Arc::new(Cpu)).map_err(usage)? {
-            LoadedModel::Dense(model) => optimized(&model, question, start),
-            LoadedModel::Merged(model) => optimized(&model, question, start),
-        },
+        ("cpu", Precision::F32) => optimized(Cpu, &folder, question, start),
+        ("cuda-host", Precision::F32) => {
+            optimized(Cuda::new(Interpreter::new()).map_err(usage)?, &folder, question, start)
+        }
+        ("cuda", Precision::F32) => {
+            let gpu = Gpu::new(0).and_then(Cuda::new);
+            let missing = |e: plumbline::error::Error| Error::Absent {
+                subject: "cuda",
+                why: e.to_string(),
+            };
+            optimized(gpu.map_err(missing)?, &folder, question, start)
+        }
         (subject, precision) => {
             let reason = format!(
                 "{subject} at {precision} has no whole model; there are reference \
-                 at f64 and f32, and cpu at f32"
+                 at f64 and f32, and cpu, cuda-host and cuda at f32"
             );
             Err(Error::Usage(reason))
         }
@@ -132,8 +142,20 @@ fn reference<T: Real>(
     Ok(Answer { mean_loss, greedy_from_bos: written })
 }
 
-fn optimized<L: LinearMethod<Cpu>>(
-    model: &plumbline::model::Llama<Cpu, L>,
+fn optimized<B: Backend>(
+    backend: B,
+    folder: &ModelFolder,
+    question: &Question,
+    bos: i32,
+) -> Result<Answer, Error> {
+    match folder.load(Arc::new(backend)).map_err(usage)? {
+        LoadedModel::Dense(model) => answer(&model, question, bos),
+        LoadedModel::Merged(model) => answer(&model, question, bos),
+    }
+}
+
+fn answer<B: Backend, L: LinearMethod<B>>(
+    model: &plumbline::model::Llama<B, L>,
     question: &Question,
     bos: i32,
 ) -> Result<Answer, Error> {

@@ -26,7 +26,7 @@ use crate::judge::{judge, run};
 use crate::ops::{self, Class, OPERATIONS, Operation};
 use crate::precision::Precision;
 use crate::report::{self, Run};
-use crate::subject::{self, ABSENT, BUILT_IN, Subject, SubjectError, Support};
+use crate::subject::{self, BUILT_IN, ON_HARDWARE, Subject, SubjectError, Support, absent};
 use crate::subjects::reference::Reference;
 use crate::teeth::{self, Score};
 
@@ -65,7 +65,7 @@ enum Command {
 
 #[derive(Args)]
 struct SubjectArgs {
-    /// reference, cpu, mutant:NAME (see teeth), or exec:COMMAND LINE for anything outside.
+    /// reference, cpu, cuda-host, cuda, mutant:NAME (see teeth), or exec:COMMAND LINE for anything outside.
     #[arg(long)]
     subject: String,
     /// Precision of the arithmetic; without it, the subject's first (see list).
@@ -364,13 +364,15 @@ fn operations(names: &[String]) -> Result<Vec<&'static Operation>, Error> {
 
 fn list(args: &List) -> Result<ExitCode, Error> {
     let mut subjects = Vec::new();
-    for name in BUILT_IN {
+    let absent = absent();
+    let present = |name: &&&str| !absent.iter().any(|(missing, _)| missing == *name);
+    for name in BUILT_IN.iter().chain(ON_HARDWARE).filter(present) {
         subjects.push(subject::select(name, Duration::from_secs(60))?);
     }
     if args.json {
         let operations: Vec<_> = OPERATIONS.iter().map(|op| list_json(op, &subjects)).collect();
         let absent: serde_json::Map<_, _> =
-            ABSENT.iter().map(|(name, why)| ((*name).to_owned(), json!(why))).collect();
+            absent.iter().map(|(name, why)| ((*name).to_owned(), json!(why))).collect();
         say(json!({ "format": FORMAT, "operations": operations, "absent": absent }));
         return Ok(ExitCode::SUCCESS);
     }
@@ -386,7 +388,7 @@ fn list(args: &List) -> Result<ExitCode, Error> {
         });
         say(format!("{:<28}{}", op.name, cells.collect::<String>().trim_end()));
     }
-    for (name, why) in ABSENT {
+    for (name, why) in &absent {
         say(format!("{name:<28}ignored: {why}"));
     }
     Ok(ExitCode::SUCCESS)
@@ -448,7 +450,7 @@ fn show_teeth(args: &Teeth) -> Result<ExitCode, Error> {
 }
 
 fn ask_checkpoint(args: &Checkpoint) -> Result<ExitCode, Error> {
-    let default = if args.subject == "cpu" { Precision::F32 } else { Precision::F64 };
+    let default = if args.subject == "reference" { Precision::F64 } else { Precision::F32 };
     let tokens = match &args.token_ids {
         Some(path) => checkpoint::read_token_ids(path)?,
         None => Vec::new(),

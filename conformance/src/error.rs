@@ -26,13 +26,13 @@ pub enum Error {
     /// A name on the command line means nothing.
     #[error("{0}")]
     Usage(String),
-    /// A subject of the protocol that this program was built without.
+    /// A subject whose hardware this machine does not have.
     #[error("IGNORED subject {subject}: {why}")]
     Absent {
         /// Its name.
         subject: &'static str,
         /// What it needs.
-        why: &'static str,
+        why: String,
     },
     /// The reference refused a case that the tool itself generated.
     #[error("generated case {case}: {problem}")]

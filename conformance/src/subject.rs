@@ -4,6 +4,7 @@ use crate::case::Request;
 use crate::error::Error;
 use crate::ops::Operation;
 use crate::precision::Precision;
+use crate::subjects::cuda::{cuda, cuda_host};
 use crate::subjects::{cpu::cpu, exec::Exec, reference::Reference};
 use crate::teeth::Faulty;
 use crate::tensor::Tensors;
@@ -56,19 +57,25 @@ pub enum SubjectError {
     Broken(String),
 }
 
-/// Names of the subjects inside this program.
-pub const BUILT_IN: &[&str] = &["reference", "cpu"];
+/// Names of the subjects that run wherever this program does.
+pub const BUILT_IN: &[&str] = &["reference", "cpu", "cuda-host"];
 
-/// Subjects of the protocol that this program was built without, and what they need.
-pub const ABSENT: &[(&str, &str)] = &[
-    ("cuda-host", "the compiled CUDA kernels, run by an interpreter, are not part of this version"),
-    ("cuda", "the CUDA backend is not part of this version"),
-];
+/// Names of the subjects that need hardware.
+pub const ON_HARDWARE: &[&str] = &["cuda"];
+
+/// The subjects of [`ON_HARDWARE`] that this machine cannot run, and what is missing.
+pub fn absent() -> Vec<(&'static str, String)> {
+    let select = |name: &&'static str| match select(name, Duration::ZERO) {
+        Err(Error::Absent { subject, why }) => Some((subject, why)),
+        _ => None,
+    };
+    ON_HARDWARE.iter().filter_map(select).collect()
+}
 
 /// The subject that a name on the command line selects.
 ///
 /// # Errors
-/// `Usage` for a name that selects nothing, `Absent` for one that this program was built without.
+/// `Usage` for a name that selects nothing, `Absent` for one whose hardware is not there.
 pub fn select(name: &str, timeout: Duration) -> Result<Box<dyn Subject>, Error> {
     if let Some(command) = name.strip_prefix("exec:") {
         return Ok(Box::new(Exec::new(command, timeout)?));
@@ -78,14 +85,16 @@ pub fn select(name: &str, timeout: Duration) -> Result<Box<dyn Subject>, Error> 
         let unknown = || Error::Usage(format!("there is no mutant {name:?} (conform teeth)"));
         return Ok(Box::new(mutant.ok_or_else(unknown)?));
     }
-    if let Some((subject, why)) = ABSENT.iter().find(|(absent, _)| *absent == name) {
-        return Err(Error::Absent { subject, why });
-    }
     match name {
         "reference" => Ok(Box::new(Reference)),
         "cpu" => Ok(Box::new(cpu())),
+        "cuda-host" => Ok(Box::new(cuda_host().map_err(|e| Error::Usage(e.to_string()))?)),
+        "cuda" => match cuda() {
+            Ok(subject) => Ok(Box::new(subject)),
+            Err(why) => Err(Error::Absent { subject: "cuda", why: why.to_string() }),
+        },
         _ => {
-            let known = BUILT_IN.join(", ");
+            let known = [BUILT_IN, ON_HARDWARE].concat().join(", ");
             Err(Error::Usage(format!(
                 "subject is {name:?}, expected {known}, mutant:NAME or exec:COMMAND LINE"
             )))

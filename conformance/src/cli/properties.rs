@@ -11,7 +11,7 @@ use crate::precision::Precision;
 
 #[derive(Args)]
 pub(super) struct Properties {
-    /// reference, cpu, mutant:NAME, or exec:COMMAND LINE for anything outside.
+    /// reference, cpu, cuda-host, cuda, mutant:NAME, or exec:COMMAND LINE for anything outside.
     #[arg(long, required_unless_present = "list")]
     subject: Option<String>,
     /// Precision of the arithmetic; without it, the subject's first (see list).

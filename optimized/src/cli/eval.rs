@@ -4,10 +4,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Result;
-use plumbline::checkpoint::LoadedModel;
-use plumbline::cpu::Cpu;
-use plumbline::eval::perplexity;
+use plumbline::backend::Backend;
+use plumbline::checkpoint::{LoadedModel, ModelFolder};
+use plumbline::eval::{Perplexity, perplexity};
 
+use super::device::{DeviceOption, Opened};
 use super::progress::{Progress, waiting};
 use super::source::{TextSource, open_model};
 
@@ -24,6 +25,8 @@ pub enum Eval {
         /// Tokens of a window; by default the longest the model was trained for
         #[arg(long)]
         context: Option<usize>,
+        #[command(flatten)]
+        on: DeviceOption,
         /// Print one JSON object
         #[arg(long)]
         json: bool,
@@ -32,18 +35,16 @@ pub enum Eval {
 
 /// Runs the command.
 pub fn eval(command: Eval) -> Result<()> {
-    let Eval::Perplexity { model, source, context, json } = command;
+    let Eval::Perplexity { model, source, context, on, json } = command;
+    let opened = on.device.open()?;
     let folder = open_model(model.as_deref())?;
     let (name, tokens) = source.tokens(&folder)?;
     let context = context.unwrap_or(folder.config().max_position_embeddings);
-    let loaded = waiting("loading the model", || folder.load(Arc::new(Cpu)))?;
-    let mut bar = Progress::new("perplexity", tokens.len() as u64);
-    let progress = |done| bar.at(done as u64, String::new);
-    let result = match loaded {
-        LoadedModel::Dense(model) => perplexity(&model, &tokens, context, progress)?,
-        LoadedModel::Merged(model) => perplexity(&model, &tokens, context, progress)?,
+    let result = match opened {
+        Opened::Cpu(backend) => measure(backend, &folder, &tokens, context)?,
+        Opened::Cuda(backend) => measure(backend, &folder, &tokens, context)?,
+        Opened::CudaHost(backend) => measure(backend, &folder, &tokens, context)?,
     };
-    drop(bar);
     if json {
         let mut value = serde_json::to_value(result)?;
         value["model"] = folder.path().display().to_string().into();
@@ -57,4 +58,19 @@ pub fn eval(command: Eval) -> Result<()> {
         );
     }
     Ok(())
+}
+
+fn measure<B: Backend>(
+    backend: Arc<B>,
+    folder: &ModelFolder,
+    tokens: &[i32],
+    context: usize,
+) -> Result<Perplexity> {
+    let loaded = waiting("loading the model", || folder.load(backend))?;
+    let mut bar = Progress::new("perplexity", tokens.len() as u64);
+    let progress = |done| bar.at(done as u64, String::new);
+    Ok(match loaded {
+        LoadedModel::Dense(model) => perplexity(&model, tokens, context, progress)?,
+        LoadedModel::Merged(model) => perplexity(&model, tokens, context, progress)?,
+    })
 }

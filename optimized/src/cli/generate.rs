@@ -7,13 +7,13 @@ use std::sync::Arc;
 use anyhow::{Result, bail};
 use plumbline::backend::Backend;
 use plumbline::checkpoint::{LoadedModel, ModelFolder, Tokenizer};
-use plumbline::cpu::Cpu;
 use plumbline::generate::{Sampling, generate as continue_text};
 use plumbline::methods::LinearMethod;
 use plumbline::model::{Decoder, Llama};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
+use super::device::{DeviceOption, Opened};
 use super::progress::waiting;
 use super::source::{open_model, parse_token_ids};
 
@@ -41,6 +41,8 @@ pub struct Generate {
     /// Seed of the sampling
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    #[command(flatten)]
+    on: DeviceOption,
     /// Print one JSON object with the new token ids (and the text, where there is a tokenizer)
     #[arg(long)]
     json: bool,
@@ -49,6 +51,7 @@ pub struct Generate {
 /// Runs the command.
 pub fn generate(arguments: &Generate) -> Result<()> {
     let sampling = Sampling::new(arguments.temperature, arguments.top_p)?;
+    let opened = arguments.on.device.open()?;
     let folder = open_model(arguments.model.as_deref())?;
     let config = folder.config();
     let tokenizer = match folder.tokenizer_bytes() {
@@ -61,43 +64,57 @@ pub fn generate(arguments: &Generate) -> Result<()> {
         (None, None, Some(bos)) => vec![bos as i32],
         (None, None, None) => bail!("the model has no BOS token: give --prompt or --prompt-ids"),
     };
-    match waiting("loading the model", || folder.load(Arc::new(Cpu)))? {
-        LoadedModel::Dense(model) => run(arguments, sampling, &folder, &model, tokenizer, &prompt),
-        LoadedModel::Merged(model) => run(arguments, sampling, &folder, &model, tokenizer, &prompt),
+    let task = Task { arguments, sampling, folder, tokenizer, prompt };
+    match opened {
+        Opened::Cpu(backend) => task.load_and_run(backend),
+        Opened::Cuda(backend) => task.load_and_run(backend),
+        Opened::CudaHost(backend) => task.load_and_run(backend),
     }
 }
 
-fn run<B: Backend, L: LinearMethod<B>>(
-    arguments: &Generate,
+/// What is read before a model is loaded.
+struct Task<'a> {
+    arguments: &'a Generate,
     sampling: Sampling,
-    folder: &ModelFolder,
-    model: &Llama<B, L>,
+    folder: ModelFolder,
     tokenizer: Option<Tokenizer>,
-    prompt: &[i32],
-) -> Result<()> {
-    let mut decoder = Decoder::new(model, prompt.len() + arguments.tokens)?;
-    let mut random = ChaCha8Rng::seed_from_u64(arguments.seed);
-    let mut stream = (!arguments.json).then(|| Stream::new(tokenizer.as_ref(), prompt));
-    if let Some(stream) = &mut stream {
-        stream.show()?;
-    }
-    let ends = &folder.config().eos_token_ids;
-    let count = arguments.tokens;
-    let each = |token| match &mut stream {
-        Some(stream) => stream.push(token),
-        None => Ok(()),
-    };
-    let new = continue_text(&mut decoder, prompt, count, sampling, ends, &mut random, each)?;
-    if arguments.json {
-        let mut value = serde_json::json!({ "prompt_ids": prompt, "new_ids": new });
-        if let Some(tokenizer) = &tokenizer {
-            value["text"] = tokenizer.decode(&new)?.into();
+    prompt: Vec<i32>,
+}
+
+impl Task<'_> {
+    fn load_and_run<B: Backend>(&self, backend: Arc<B>) -> Result<()> {
+        match waiting("loading the model", || self.folder.load(backend))? {
+            LoadedModel::Dense(model) => self.run(&model),
+            LoadedModel::Merged(model) => self.run(&model),
         }
-        println!("{value}");
-    } else {
-        println!();
     }
-    Ok(())
+
+    fn run<B: Backend, L: LinearMethod<B>>(&self, model: &Llama<B, L>) -> Result<()> {
+        let Self { arguments, tokenizer, prompt, .. } = self;
+        let mut decoder = Decoder::new(model, prompt.len() + arguments.tokens)?;
+        let mut random = ChaCha8Rng::seed_from_u64(arguments.seed);
+        let mut stream = (!arguments.json).then(|| Stream::new(tokenizer.as_ref(), prompt));
+        if let Some(stream) = &mut stream {
+            stream.show()?;
+        }
+        let ends = &self.folder.config().eos_token_ids;
+        let each = |token| match &mut stream {
+            Some(stream) => stream.push(token),
+            None => Ok(()),
+        };
+        let (count, sampling) = (arguments.tokens, self.sampling);
+        let new = continue_text(&mut decoder, prompt, count, sampling, ends, &mut random, each)?;
+        if arguments.json {
+            let mut value = serde_json::json!({ "prompt_ids": prompt, "new_ids": new });
+            if let Some(tokenizer) = tokenizer {
+                value["text"] = tokenizer.decode(&new)?.into();
+            }
+            println!("{value}");
+        } else {
+            println!();
+        }
+        Ok(())
+    }
 }
 
 /// Prints text as it grows; ids where there is no tokenizer.

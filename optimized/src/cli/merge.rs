@@ -5,15 +5,16 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
+use plumbline::backend::Backend;
 use plumbline::checkpoint::{
     LoadedModel, ModelFolder, QuantizationConfig, load_adapter, new_folder, save_merged,
 };
-use plumbline::cpu::Cpu;
 use plumbline::finetune::{
     Difference, MergedModel, Start, first_difference, l4q_model, merge as to_codes,
 };
 use plumbline::recipe::{self, MethodSettings, TrainRecipe};
 
+use super::device::{Device, Opened};
 use super::progress::waiting;
 use super::source::open_model;
 use super::train::latest_checkpoint;
@@ -22,7 +23,20 @@ use super::train::latest_checkpoint;
 const PROBE_TOKENS: usize = 256;
 
 /// Runs the command: exit code 1 when the merged model is not bit for bit the trained one.
-pub fn merge(run: &Path, out: &Path, json: bool) -> Result<ExitCode> {
+pub fn merge(run: &Path, out: &Path, device: Device, json: bool) -> Result<ExitCode> {
+    match device.open()? {
+        Opened::Cpu(backend) => merge_on(backend, run, out, json),
+        Opened::Cuda(backend) => merge_on(backend, run, out, json),
+        Opened::CudaHost(backend) => merge_on(backend, run, out, json),
+    }
+}
+
+fn merge_on<B: Backend>(
+    backend: Arc<B>,
+    run: &Path,
+    out: &Path,
+    json: bool,
+) -> Result<ExitCode> {
     if out.exists() {
         bail!("{}: already exists; choose another --out or remove it", out.display());
     }
@@ -47,8 +61,8 @@ pub fn merge(run: &Path, out: &Path, json: bool) -> Result<ExitCode> {
         );
     }
     let start = Start::Adapter(&adapter);
-    let model =
-        waiting("loading the trained model", || l4q_model(Arc::new(Cpu), &base, settings, start))?;
+    let load = || l4q_model(backend.clone(), &base, settings, start);
+    let model = waiting("loading the trained model", load)?;
     let probe = probe(&base);
     let mut workspace = model.evaluation_workspace(probe.len())?;
     let trained = model.logits(1, &probe, &mut workspace)?;
@@ -62,7 +76,7 @@ pub fn merge(run: &Path, out: &Path, json: bool) -> Result<ExitCode> {
     let quantization = QuantizationConfig { quant_method, bits: settings.bits, group_size };
     new_folder(out, |folder| save_merged(folder, &merged, &linears, &quantization, &base))?;
     // What was written, read again by the loader that serves it.
-    let LoadedModel::Merged(reloaded) = ModelFolder::open(out)?.load(Arc::new(Cpu))? else {
+    let LoadedModel::Merged(reloaded) = ModelFolder::open(out)?.load(backend)? else {
         bail!("{}: does not read as a merged model", out.display());
     };
     if let Some(difference) = first_difference(&trained, &reloaded, &probe)? {

@@ -1,6 +1,7 @@
 //! The command line: parses, calls, prints.
 
 mod demo;
+mod device;
 mod eval;
 mod generate;
 mod inspect;
@@ -33,6 +34,8 @@ enum Command {
     Train {
         /// The recipe, TOML
         recipe: PathBuf,
+        #[command(flatten)]
+        on: device::DeviceOption,
         /// Print one JSON object at the end
         #[arg(long)]
         json: bool,
@@ -41,6 +44,8 @@ enum Command {
     Pretrain {
         /// The recipe, TOML
         recipe: PathBuf,
+        #[command(flatten)]
+        on: device::DeviceOption,
     },
     /// Measure a model
     #[command(subcommand)]
@@ -52,6 +57,8 @@ enum Command {
         /// The folder to write, which must not exist
         #[arg(long)]
         out: PathBuf,
+        #[command(flatten)]
+        on: device::DeviceOption,
         /// Print one JSON object
         #[arg(long)]
         json: bool,
@@ -82,10 +89,12 @@ pub fn main() -> ExitCode {
 fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Demo(arguments) => return demo::demo(&arguments),
-        Command::Train { recipe, json } => train::train(&recipe, json)?,
-        Command::Pretrain { recipe } => pretrain::pretrain(&recipe)?,
+        Command::Train { recipe, on, json } => train::train(&recipe, on.device, json)?,
+        Command::Pretrain { recipe, on } => pretrain::pretrain(&recipe, on.device)?,
         Command::Eval(command) => eval::eval(command)?,
-        Command::Merge { run, out, json } => return merge::merge(&run, &out, json),
+        Command::Merge { run, out, on, json } => {
+            return merge::merge(&run, &out, on.device, json);
+        },
         Command::Generate(arguments) => generate::generate(&arguments)?,
         Command::Inspect { model, json } => inspect::inspect(model.as_deref(), json)?,
     }

@@ -4,15 +4,24 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
+use plumbline::backend::Backend;
 use plumbline::checkpoint::{Precision, Tokenizer, new_folder, save_dense};
-use plumbline::cpu::Cpu;
 use plumbline::recipe::{self, PretrainRecipe, resolve};
 use plumbline::train::{TokenWindows, Trainer, new_model};
 
+use super::device::{Device, Opened};
 use super::run::{EvalText, Watch, read_text, start_run};
 
 /// Runs a recipe and writes `model/` into its output folder.
-pub fn pretrain(recipe_path: &Path) -> Result<()> {
+pub fn pretrain(recipe_path: &Path, device: Device) -> Result<()> {
+    match device.open()? {
+        Opened::Cpu(backend) => pretrain_on(backend, recipe_path),
+        Opened::Cuda(backend) => pretrain_on(backend, recipe_path),
+        Opened::CudaHost(backend) => pretrain_on(backend, recipe_path),
+    }
+}
+
+fn pretrain_on<B: Backend>(backend: Arc<B>, recipe_path: &Path) -> Result<()> {
     let mut recipe: PretrainRecipe = recipe::read(recipe_path)?;
     let folder = recipe_path.parent().unwrap_or(Path::new("."));
     for path in recipe.data.train.iter_mut().chain(&mut recipe.data.eval) {
@@ -56,7 +65,7 @@ pub fn pretrain(recipe_path: &Path) -> Result<()> {
             * recipe.training.accumulation) as f64
             / data.windows_per_epoch() as f64
     );
-    let mut model = new_model(Arc::new(Cpu), &config, recipe.training.seed)?;
+    let mut model = new_model(backend, &config, recipe.training.seed)?;
     let settings = recipe.training.clone();
     let schedule = recipe.schedule;
     let mut trainer = Trainer::new(&model, data, context, settings, &recipe.optimizer, schedule)?;

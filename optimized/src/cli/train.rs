@@ -4,14 +4,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
+use plumbline::backend::Backend;
 use plumbline::checkpoint::{ModelFolder, save_adapter};
-use plumbline::cpu::Cpu;
 use plumbline::finetune::{Start, l4q_model, lora_model};
 use plumbline::methods::{L4q, LinearMethod};
 use plumbline::model::Llama;
 use plumbline::recipe::{self, MethodSettings, TrainRecipe, resolve};
 use plumbline::train::{TokenWindows, Trainer};
 
+use super::device::{Device, Opened};
 use super::progress::waiting;
 use super::run::{EvalText, Watch, encode_files, start_run};
 use super::source::open_model;
@@ -82,10 +83,17 @@ fn check_vocabulary(tokens: &[i32], vocab_size: usize, texts: &[PathBuf]) -> Res
 const LOADING: &str = "loading the model";
 
 /// Runs a recipe.
-pub fn train(path: &Path, json: bool) -> Result<()> {
-    let prepared = prepare(path)?;
+pub fn train(path: &Path, device: Device, json: bool) -> Result<()> {
+    // A device that is not there is said before files are read for minutes.
+    match device.open()? {
+        Opened::Cpu(backend) => train_on(backend, prepare(path)?, json),
+        Opened::Cuda(backend) => train_on(backend, prepare(path)?, json),
+        Opened::CudaHost(backend) => train_on(backend, prepare(path)?, json),
+    }
+}
+
+fn train_on<B: Backend>(backend: Arc<B>, prepared: Prepared, json: bool) -> Result<()> {
     let seed = prepared.recipe.training.seed;
-    let backend = Arc::new(Cpu);
     match &prepared.recipe.method {
         MethodSettings::L4q(settings) => {
             let start = Start::Fresh(seed);
@@ -99,11 +107,11 @@ pub fn train(path: &Path, json: bool) -> Result<()> {
     }
 }
 
-fn fit<L: LinearMethod<Cpu>>(
+fn fit<B: Backend, L: LinearMethod<B>>(
     prepared: Prepared,
-    mut model: Llama<Cpu, L>,
+    mut model: Llama<B, L>,
     json: bool,
-    after: impl FnOnce(&Llama<Cpu, L>) -> Result<()>,
+    after: impl FnOnce(&Llama<B, L>) -> Result<()>,
 ) -> Result<()> {
     let Prepared { recipe, base, data, eval } = prepared;
     let settings = recipe.training.clone();
@@ -135,7 +143,7 @@ fn fit<L: LinearMethod<Cpu>>(
     Ok(())
 }
 
-fn warn_of_floored_scales(model: &Llama<Cpu, L4q<Cpu>>) -> Result<()> {
+fn warn_of_floored_scales<B: Backend>(model: &Llama<B, L4q<B>>) -> Result<()> {
     for (name, layer) in model.linears() {
         let (floored, groups) = layer.floored_scales(model.backend())?;
         if floored > 0 {

@@ -31,6 +31,7 @@ pub const FLAGS: &[&str] = &[
 /// What the kernels include.
 const HEADERS: &[(&CStr, &str)] = &[
     (c"kernels.cuh", include_str!("kernels.cuh")),
+    (c"quantizer.cuh", include_str!("../ops/fake_quantize/quantizer.cuh")),
     (c"tiles.cuh", include_str!("../ops/attention/tiles.cuh")),
 ];
 

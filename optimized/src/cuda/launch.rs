@@ -4,7 +4,7 @@
 //! compiled kernels (`host`). Everything above this trait is one code path, so that grids, argument
 //! lists and shared-memory sizes are judged where there is no GPU.
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// A source file of kernels and what the pinned compiler made of it.
 #[derive(Debug)]
@@ -82,14 +82,9 @@ pub enum Argument<'a, B> {
 }
 
 impl<B> Argument<'_, B> {
-    /// A size as `unsigned`.
-    ///
-    /// # Errors
-    /// `Invalid` when it is 2^32 or more.
-    pub fn size(size: usize) -> Result<Self> {
-        let size = u32::try_from(size)
-            .map_err(|_| Error::Invalid(format!("a kernel takes sizes below 2^32, got {size}")))?;
-        Ok(Self::U32(size))
+    /// A side of a tensor, `unsigned`.
+    pub(crate) fn side(size: usize) -> Self {
+        Self::U32(u32::try_from(size).expect("a side of a tensor is below 2^32"))
     }
 }
 

@@ -2,10 +2,13 @@
 //! GPU, or an interpreter of the same compiled kernels.
 
 pub mod compile;
+mod device;
 mod launch;
 mod modules;
 mod status;
+mod workspace;
 
+pub use device::Gpu;
 pub use launch::{Argument, Kernel, Launcher, Module, Product, Shape};
 pub use modules::MODULES;
 pub(crate) use modules::*;
@@ -13,11 +16,13 @@ pub(crate) use modules::*;
 use crate::backend::Storage;
 use crate::error::{Error, Result};
 use status::Status;
+use workspace::Workspace;
 
 /// A backend whose operations are CUDA kernels.
 pub struct Cuda<L: Launcher> {
     pub(crate) launcher: L,
     pub(crate) status: Status<L>,
+    pub(crate) workspace: Workspace<L>,
 }
 
 /// A buffer and the number of its elements.
@@ -70,10 +75,10 @@ impl<L: Launcher> Cuda<L> {
     /// # Errors
     /// When the machine has no room for a word.
     pub fn new(launcher: L) -> Result<Self> {
-        Ok(Self { status: Status::new(&launcher)?, launcher })
+        Ok(Self { status: Status::new(&launcher)?, workspace: Workspace::new(), launcher })
     }
 
-    fn uploaded(&self, bytes: &[u8], element_bytes: usize) -> Result<Values<L>> {
+    pub(crate) fn uploaded(&self, bytes: &[u8], element_bytes: usize) -> Result<Values<L>> {
         let len = bytes.len() / element_bytes;
         let mut buffer = self.launcher.zeros(len, element_bytes)?;
         self.launcher.write(bytes, &mut buffer, 0)?;

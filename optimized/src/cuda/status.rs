@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 const OPERATIONS: &[(&str, [&str; TENSORS])] = &[
     ("fake_quantize", QUANTIZER),
     ("fake_quantize_backward", QUANTIZER),
-    ("init_scale", ["weight", "scale", "offset", "", "", "", "", ""]),
+    ("init_scale", ["weight", "", "", "", "", "", "", ""]),
 ];
 
 const QUANTIZER: [&str; TENSORS] =

@@ -1,6 +1,6 @@
 use rayon::prelude::*;
 
-use super::{AdamW, AdamWArgs, AdamWTensors};
+use super::{AdamW, AdamWArgs, AdamWTensors, Constants};
 use crate::cpu::{Cpu, simd::vectorized};
 use crate::error::Result;
 use crate::ops::{prefix, prefix_mut};
@@ -15,15 +15,7 @@ impl AdamW for Cpu {
         let gradient = prefix("adamw", "gradient", tensors.gradient, len)?;
         let first = prefix_mut("adamw", "first_moment", tensors.first_moment, len)?;
         let second = prefix_mut("adamw", "second_moment", tensors.second_moment, len)?;
-        // Everything that depends on the step alone is computed in f64 and rounded once.
-        let exponent = args.step.min(i32::MAX as u64) as i32;
-        let (beta1, beta2) = (args.spec.beta1, args.spec.beta2);
-        let keep = (1.0 - args.learning_rate * args.weight_decay) as f32;
-        let rate = (args.learning_rate / (1.0 - beta1.powi(exponent))) as f32;
-        let correction = (1.0 - beta2.powi(exponent)).sqrt() as f32;
-        let eps = args.spec.eps as f32;
-        let (old1, new1) = (beta1 as f32, (1.0 - beta1) as f32);
-        let (old2, new2) = (beta2 as f32, (1.0 - beta2) as f32);
+        let Constants { keep, rate, correction, eps, old1, new1, old2, new2 } = args.constants();
         (
             parameter.par_chunks_mut(CHUNK),
             first.par_chunks_mut(CHUNK),

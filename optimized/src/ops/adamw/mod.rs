@@ -1,6 +1,7 @@
 //! `adamw`: one optimizer step with decoupled weight decay. Eq. (T1).
 
 mod cpu;
+mod cuda;
 
 use plumbline_reference::spec::AdamWSpec;
 
@@ -22,6 +23,43 @@ pub struct AdamWArgs {
     pub gradient_multiplier: f32,
     /// The first step is 1.
     pub step: u64,
+}
+
+/// What depends on the step alone, computed in f64 and rounded once, the same on every backend.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Constants {
+    /// `1 - lr * weight_decay`
+    pub(crate) keep: f32,
+    /// `lr / (1 - beta1^step)`
+    pub(crate) rate: f32,
+    /// `sqrt(1 - beta2^step)`
+    pub(crate) correction: f32,
+    pub(crate) eps: f32,
+    /// `beta1`
+    pub(crate) old1: f32,
+    /// `1 - beta1`
+    pub(crate) new1: f32,
+    /// `beta2`
+    pub(crate) old2: f32,
+    /// `1 - beta2`
+    pub(crate) new2: f32,
+}
+
+impl AdamWArgs {
+    pub(crate) fn constants(&self) -> Constants {
+        let exponent = self.step.min(i32::MAX as u64) as i32;
+        let (beta1, beta2) = (self.spec.beta1, self.spec.beta2);
+        Constants {
+            keep: (1.0 - self.learning_rate * self.weight_decay) as f32,
+            rate: (self.learning_rate / (1.0 - beta1.powi(exponent))) as f32,
+            correction: (1.0 - beta2.powi(exponent)).sqrt() as f32,
+            eps: self.spec.eps as f32,
+            old1: beta1 as f32,
+            new1: (1.0 - beta1) as f32,
+            old2: beta2 as f32,
+            new2: (1.0 - beta2) as f32,
+        }
+    }
 }
 
 /// What one step reads and changes.

@@ -1,6 +1,7 @@
 //! `add`: the residual connection. Eq. (N8).
 
 mod cpu;
+mod cuda;
 
 use crate::backend::Storage;
 use crate::error::Result;

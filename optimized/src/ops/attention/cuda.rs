@@ -62,29 +62,30 @@ impl<L: Launcher> Attention for Cuda<L> {
         let d_q = gradients.d_q.first_mut(NAME, "d_q", queries)?;
         let d_k = gradients.d_k.first_mut(NAME, "d_k", keys)?;
         let d_v = gradients.d_v.first_mut(NAME, "d_v", keys)?;
-        let mut delta = self.launcher.zeros(rows, 4)?;
-        let tensors = vec![
-            Argument::In(q),
-            Argument::In(k),
-            Argument::In(v),
-            Argument::In(output),
-            Argument::In(log_sum_exp),
-            Argument::In(d_output),
-            Argument::Out(d_q),
-            Argument::Out(&mut delta),
-        ];
-        launch(self, layout, D_ROWS, args.queries * layout.group, tensors)?;
-        let tensors = vec![
-            Argument::In(q),
-            Argument::In(k),
-            Argument::In(v),
-            Argument::In(log_sum_exp),
-            Argument::In(&delta),
-            Argument::In(d_output),
-            Argument::Out(d_k),
-            Argument::Out(d_v),
-        ];
-        launch(self, layout, D_KEYS, args.keys, tensors)
+        self.workspace.with(&self.launcher, rows.div_ceil(2), |delta| {
+            let tensors = vec![
+                Argument::In(q),
+                Argument::In(k),
+                Argument::In(v),
+                Argument::In(output),
+                Argument::In(log_sum_exp),
+                Argument::In(d_output),
+                Argument::Out(d_q),
+                Argument::Out(delta),
+            ];
+            launch(self, layout, D_ROWS, args.queries * layout.group, tensors)?;
+            let tensors = vec![
+                Argument::In(q),
+                Argument::In(k),
+                Argument::In(v),
+                Argument::In(log_sum_exp),
+                Argument::In(delta),
+                Argument::In(d_output),
+                Argument::Out(d_k),
+                Argument::Out(d_v),
+            ];
+            launch(self, layout, D_KEYS, args.keys, tensors)
+        })
     }
 }
 
@@ -103,10 +104,8 @@ fn launch<L: Launcher>(
             "attention kernels take heads of up to {most} values, got head_dim {head_dim}"
         )));
     };
-    // The kernels count rows in the same type as the sizes.
-    Argument::<L::Buffer>::size(queries * layout.group)?;
     for size in [batch, queries, keys, heads, kv_heads, head_dim] {
-        arguments.push(Argument::size(size)?);
+        arguments.push(Argument::side(size));
     }
     arguments.push(Argument::F32(layout.factor));
     cuda.launcher.launch(

@@ -1,6 +1,6 @@
 // cross_entropy, cross_entropy_backward: Eqs. (N7), (N7b). Twin: ops/cross_entropy/cpu.rs.
 // Class: bounded. logits [tokens, vocab_size] f32, targets [tokens] i32 -> losses [tokens] f64,
-// sum f64; backward also logits = gradient_multiplier * (softmax(logits) - one_hot(targets)).
+// which the host adds; backward also replaces the logits by their gradient.
 // A block per row. Forward reads 4 B per element once: the largest logit and the sum of the
 // exponentials are kept together. Backward reads them again (of the L2 cache: a row is at most
 // half a MiB for 128 Ki words) and writes 4 B.
@@ -103,19 +103,4 @@ extern "C" __global__ void cross_entropy_backward(float* logits,       // [token
     } else {
         replace<1>(row, vocab_size, target, normalizer.max, factor, gradient_multiplier);
     }
-}
-
-// One block of 256 threads: each adds every 256th loss in ascending order, then a tree joins them.
-extern "C" __global__ void cross_entropy_total(const double* losses,  // [tokens]
-                                               double* sum,           // [1]
-                                               unsigned tokens) {
-    __shared__ double partial[256];
-    double own = 0.0;
-    for (unsigned t = threadIdx.x; t < tokens; t += 256) own += losses[t];
-    partial[threadIdx.x] = own;
-    for (unsigned width = 128; width > 0; width /= 2) {
-        __syncthreads();  // the round before has written what this one reads
-        if (threadIdx.x < width) partial[threadIdx.x] += partial[threadIdx.x + width];
-    }
-    if (threadIdx.x == 0) *sum = partial[0];
 }

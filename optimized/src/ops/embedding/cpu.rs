@@ -1,16 +1,7 @@
-use super::{Embedding, EmbeddingShape};
+use super::{Embedding, EmbeddingShape, table_row};
 use crate::cpu::Cpu;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::ops::{prefix, prefix_mut};
-
-/// The row of the table that a token names.
-fn row(token: i32, position: usize, vocab_size: usize) -> Result<usize> {
-    usize::try_from(token).ok().filter(|row| *row < vocab_size).ok_or(Error::TokenOutOfRange {
-        token: i64::from(token),
-        position,
-        vocab_size,
-    })
-}
 
 impl Embedding for Cpu {
     fn embedding(
@@ -26,7 +17,7 @@ impl Embedding for Cpu {
         let output = prefix_mut("embedding", "output", output, count * hidden)?;
         for (position, (token, y)) in tokens.iter().zip(output.chunks_exact_mut(hidden)).enumerate()
         {
-            let row = row(*token, position, vocab_size)?;
+            let row = table_row(*token, position, vocab_size)?;
             y.copy_from_slice(&table[row * hidden..][..hidden]);
         }
         Ok(())
@@ -45,7 +36,7 @@ impl Embedding for Cpu {
         let d_table = prefix_mut("embedding_backward", "d_table", d_table, vocab_size * hidden)?;
         for (position, (token, d_y)) in tokens.iter().zip(d_output.chunks_exact(hidden)).enumerate()
         {
-            let row = row(*token, position, vocab_size)?;
+            let row = table_row(*token, position, vocab_size)?;
             for (d_row, d_y) in d_table[row * hidden..][..hidden].iter_mut().zip(d_y) {
                 *d_row += d_y;
             }

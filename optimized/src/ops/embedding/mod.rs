@@ -1,9 +1,10 @@
 //! `embedding`: the row of each token. Eq. (N6).
 
 mod cpu;
+mod cuda;
 
 use crate::backend::Storage;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Sizes of an embedding.
 #[derive(Debug, Clone, Copy)]
@@ -47,4 +48,13 @@ pub trait Embedding: Storage {
         d_output: &Self::Floats,
         d_table: &mut Self::Floats,
     ) -> Result<()>;
+}
+
+/// The row of the table that a token names.
+pub(crate) fn table_row(token: i32, position: usize, vocab_size: usize) -> Result<usize> {
+    usize::try_from(token).ok().filter(|row| *row < vocab_size).ok_or(Error::TokenOutOfRange {
+        token: i64::from(token),
+        position,
+        vocab_size,
+    })
 }

@@ -2,6 +2,7 @@
 //! Eqs. (Q2) to (Q4), (M1).
 
 mod cpu;
+pub(crate) mod cuda;
 
 use plumbline_reference::spec::QuantSpec;
 

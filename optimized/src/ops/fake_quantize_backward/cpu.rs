@@ -1,7 +1,7 @@
 use plumbline_reference::spec::{GradScale, QuantSpec, SCALE_FLOOR};
 use rayon::prelude::*;
 
-use super::{FakeQuantizeBackward, FakeQuantizeGradients};
+use super::{FakeQuantizeBackward, FakeQuantizeGradients, factor};
 use crate::cpu::{
     Cpu,
     gemm::{Matrix, Threads, product},
@@ -108,17 +108,4 @@ fn group_sums(spec: QuantSpec, argument: &[f32], d_group: &mut [f32]) -> (f32, f
         add(lane, *v, d);
     }
     (add_lanes(scale), add_lanes(offset))
-}
-
-/// The constant factor on the gradients of scale and offset. Eq. (Q7).
-fn factor(spec: QuantSpec, grad_scale: GradScale) -> f32 {
-    let qmax = f64::from(spec.qmax());
-    let (group_size, groups) = (spec.group_size() as f64, spec.groups() as f64);
-    let factor = match grad_scale {
-        GradScale::None => 1.0,
-        GradScale::Lsq => 1.0 / (group_size * qmax).sqrt(),
-        GradScale::LitGpt => 1.0 / (groups * qmax).sqrt(),
-        GradScale::Peft => 1.0 / (group_size.sqrt() * qmax),
-    };
-    factor as f32
 }

@@ -1,8 +1,9 @@
 //! `fake_quantize_backward`: straight-through gradients of the grid. Eqs. (Q5) to (Q7), (M2).
 
 mod cpu;
+mod cuda;
 
-use plumbline_reference::spec::GradScale;
+use plumbline_reference::spec::{GradScale, QuantSpec};
 
 use super::fake_quantize::FakeQuantizeArgs;
 use crate::backend::Storage;
@@ -41,4 +42,17 @@ pub trait FakeQuantizeBackward: Storage {
         d_output: &mut Self::Floats,
         gradients: FakeQuantizeGradients<'_, Self::Floats>,
     ) -> Result<()>;
+}
+
+/// The constant factor on the gradients of scale and offset. Eq. (Q7).
+fn factor(spec: QuantSpec, grad_scale: GradScale) -> f32 {
+    let qmax = f64::from(spec.qmax());
+    let (group_size, groups) = (spec.group_size() as f64, spec.groups() as f64);
+    let factor = match grad_scale {
+        GradScale::None => 1.0,
+        GradScale::Lsq => 1.0 / (group_size * qmax).sqrt(),
+        GradScale::LitGpt => 1.0 / (groups * qmax).sqrt(),
+        GradScale::Peft => 1.0 / (group_size.sqrt() * qmax),
+    };
+    factor as f32
 }

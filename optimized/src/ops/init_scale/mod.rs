@@ -1,6 +1,7 @@
 //! `init_scale`: scale and offset of every group before training. Eq. (Q8).
 
 mod cpu;
+mod cuda;
 
 use plumbline_reference::spec::{InitScaleRule, QuantSpec};
 

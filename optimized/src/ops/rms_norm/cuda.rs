@@ -36,7 +36,7 @@ impl<L: Launcher> RmsNorm for Cuda<L> {
                 Argument::In(weight.first(NAME, "weight", hidden)?),
                 Argument::Out(output.first_mut(NAME, "output", tokens * hidden)?),
                 Argument::Out(inverse_rms.first_mut(NAME, "inverse_rms", tokens)?),
-                Argument::size(hidden)?,
+                Argument::side(hidden),
                 Argument::F32(eps),
             ],
         )
@@ -71,7 +71,7 @@ impl<L: Launcher> RmsNorm for Cuda<L> {
                 Argument::In(inverse_rms),
                 Argument::In(d_output),
                 Argument::Out(d_x),
-                Argument::size(hidden)?,
+                Argument::side(hidden),
                 Argument::U32((gradients.write_d_x == Write::Add).into()),
             ],
         )?;
@@ -93,27 +93,28 @@ fn add_d_weight<L: Launcher>(
 ) -> Result<()> {
     let slabs = tokens.div_ceil(SLAB);
     let columns = hidden.div_ceil(COLUMNS as usize);
-    let mut partial = cuda.launcher.zeros(slabs * hidden, 4)?;
-    cuda.launcher.launch(
-        D_WEIGHT_PARTIAL,
-        Shape::plane(slabs, columns, COLUMNS),
-        &mut [
-            Argument::In(x),
-            Argument::In(inverse_rms),
-            Argument::In(d_output),
-            Argument::Out(&mut partial),
-            Argument::size(tokens)?,
-            Argument::size(hidden)?,
-        ],
-    )?;
-    cuda.launcher.launch(
-        D_WEIGHT,
-        Shape::line(columns, COLUMNS),
-        &mut [
-            Argument::In(&partial),
-            Argument::Out(d_weight),
-            Argument::size(slabs)?,
-            Argument::size(hidden)?,
-        ],
-    )
+    cuda.workspace.with(&cuda.launcher, (slabs * hidden).div_ceil(2), |partial| {
+        cuda.launcher.launch(
+            D_WEIGHT_PARTIAL,
+            Shape::plane(slabs, columns, COLUMNS),
+            &mut [
+                Argument::In(x),
+                Argument::In(inverse_rms),
+                Argument::In(d_output),
+                Argument::Out(partial),
+                Argument::side(tokens),
+                Argument::side(hidden),
+            ],
+        )?;
+        cuda.launcher.launch(
+            D_WEIGHT,
+            Shape::line(columns, COLUMNS),
+            &mut [
+                Argument::In(partial),
+                Argument::Out(d_weight),
+                Argument::side(slabs),
+                Argument::side(hidden),
+            ],
+        )
+    })
 }

@@ -1,6 +1,7 @@
 //! `squared_norm`: for clipping by the global norm, and the guard against non-finite gradients.
 
 mod cpu;
+mod cuda;
 
 use crate::backend::Storage;
 use crate::error::Result;

@@ -1,0 +1,275 @@
+//! Faults in compiled kernels, and the campaign that must find them on a machine without a GPU.
+//!
+//! A [`Slip`] is a small edit of PTX: a barrier dropped, a neighbouring lane read, a bound off by
+//! one. It is tried at every place of every kernel where it can be made, one at a time, and the
+//! golden cases of the operations that run the kernel must reject the result, by its numbers or
+//! because the interpreter saw a rule broken.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use plumbline::cuda::{Cuda, Interpreter, MODULES, Module};
+
+use crate::case::{Case, Expected};
+use crate::judge::judge;
+use crate::judge::report::Status;
+use crate::precision::Precision;
+use crate::subject::Subject;
+use crate::subjects::cuda::interpreted;
+
+/// A kind of mistake in compiled kernels.
+#[derive(Debug)]
+pub struct Slip {
+    /// Its name.
+    pub name: &'static str,
+    /// The mistake in words.
+    pub what: &'static str,
+    /// Modules whose numbers forbid it; empty for all.
+    pub modules: &'static [&'static str],
+    /// What a line becomes, where the mistake can be made there. The lines before it are given too.
+    edit: fn(&[&str], &str) -> Option<String>,
+}
+
+/// Modules whose results are equal to the reference's in every bit.
+const EXACT: &[&str] =
+    &["fake_quantize", "fake_quantize_backward", "init_scale", "dequantize", "lr_qat", "affine"];
+
+/// Every kind.
+pub const SLIPS: &[Slip] = &[
+    Slip {
+        name: "no_barrier",
+        what: "the threads of a block do not wait for each other",
+        modules: &[],
+        edit: |_, line| is(line, "bar.sync").then(String::new),
+    },
+    Slip {
+        name: "nothing_staged",
+        what: "shared memory keeps what was there before",
+        modules: &[],
+        edit: |_, line| is(line, "st.shared").then(String::new),
+    },
+    Slip {
+        name: "wrong_lane",
+        what: "a lane reads from half as far away",
+        modules: &[],
+        edit: |_, line| {
+            let (head, distance, tail) = operand(is(line, "shfl.sync").then_some(line)?, 2)?;
+            let distance: u32 = distance.parse().ok()?;
+            Some(format!("{head}{}{tail}", distance / 2))
+        },
+    },
+    Slip {
+        name: "bound_off_by_one",
+        what: "a bound is reached, or not quite",
+        modules: &[],
+        edit: |_, line| {
+            let compared = is(line, "setp.") && !line.contains(".f32") && !line.contains(".f64");
+            let swaps = [(".lt.", ".le."), (".le.", ".lt."), (".gt.", ".ge."), (".ge.", ".gt.")];
+            let (from, to) = swaps.iter().find(|(from, _)| compared && line.contains(from))?;
+            Some(line.replacen(from, to, 1))
+        },
+    },
+    Slip {
+        name: "no_guard",
+        what: "a condition is not asked: a tail is not masked, a loop runs once",
+        modules: &[],
+        edit: |_, line| (line.trim_start().starts_with('@') && line.contains("bra")).then(String::new),
+    },
+    Slip {
+        name: "truncated_codes",
+        what: "codes are rounded towards zero",
+        modules: &[],
+        edit: |_, line| line.contains("cvt.rni.").then(|| line.replace("cvt.rni.", "cvt.rzi.")),
+    },
+    Slip {
+        name: "reciprocal",
+        what: "a quotient is a product with a reciprocal",
+        modules: EXACT,
+        edit: |_, line| {
+            let [to, from, by] = operands(is(line, "div.rn.f32").then_some(line)?)?;
+            (to != from).then(|| format!("rcp.rn.f32 {to}, {by}; mul.rn.f32 {to}, {from}, {to};"))
+        },
+    },
+    Slip {
+        name: "contraction",
+        what: "a product and a sum share a rounding",
+        modules: EXACT,
+        edit: |before, line| {
+            let [to, a, b] = operands(is(line, "add.rn.f32").then_some(line)?)?;
+            let product = |of: &str| {
+                let made = before.iter().rev().take_while(|line| !line.ends_with(':'));
+                let [_, x, y] =
+                    made.filter(|line| is(line, "mul.rn.f32")).find_map(|line| {
+                        operands(line).filter(|[to, ..]| to == of)
+                    })?;
+                Some((x, y))
+            };
+            let ((x, y), other) = product(&a).zip(Some(&b)).or_else(|| product(&b).zip(Some(&a)))?;
+            Some(format!("fma.rn.f32 {to}, {x}, {y}, {other};"))
+        },
+    },
+    Slip {
+        name: "narrow_sum",
+        what: "a sum keeps eight bits of fraction",
+        modules: &[],
+        edit: |_, line| {
+            let sums = ["add.rn.f32", "fma.rn.f32"];
+            let sums = sums.iter().any(|sum| is(line, sum));
+            let to = line.split_whitespace().nth(1).filter(|_| sums)?.trim_end_matches(',');
+            Some(format!("{line} and.b32 {to}, {to}, 0xffff0000;"))
+        },
+    },
+];
+
+/// Whether a line holds this instruction, with or without a guard.
+fn is(line: &str, instruction: &str) -> bool {
+    let line = line.trim_start();
+    let line = if line.starts_with('@') { line.split_once(char::is_whitespace).map_or("", |l| l.1) } else { line };
+    line.trim_start().starts_with(instruction)
+}
+
+/// The three operands of an instruction without a guard.
+fn operands(line: &str) -> Option<[String; 3]> {
+    let (_, operands) = line.trim().trim_end_matches(';').split_once(char::is_whitespace)?;
+    let operands: Vec<_> = operands.split(',').map(|operand| operand.trim().to_owned()).collect();
+    operands.try_into().ok()
+}
+
+/// What stands before an operand, the operand, and what stands after.
+fn operand(line: &str, place: usize) -> Option<(&str, &str, &str)> {
+    let start = line.match_indices(',').nth(place - 1)?.0 + 1;
+    let end = start + line[start..].find([',', ';'])?;
+    Some((&line[..start], line[start..end].trim(), &line[end..]))
+}
+
+/// One mistake at one place.
+#[derive(Debug)]
+pub struct Mutant {
+    /// The mistake.
+    pub slip: &'static Slip,
+    /// The module that has it.
+    pub module: &'static Module,
+    /// The kernel.
+    pub entry: String,
+    /// Line of the `.ptx` file, from 1.
+    pub ptx_line: usize,
+    /// Line of the `.cu` file or header that the compiler made it from.
+    pub source: String,
+    /// The instruction as it was.
+    pub instruction: String,
+    ptx: String,
+}
+
+/// Every mistake at every place.
+pub fn mutants() -> Vec<Mutant> {
+    MODULES.iter().copied().flat_map(of_module).collect()
+}
+
+fn of_module(module: &'static Module) -> Vec<Mutant> {
+    let lines: Vec<&str> = module.ptx.lines().collect();
+    let files = files(&lines);
+    let (mut entry, mut source, mut found) = (String::new(), String::new(), Vec::new());
+    for (place, line) in lines.iter().enumerate() {
+        if let Some((_, name)) = line.split_once(".entry ") {
+            name.trim_end_matches('(').clone_into(&mut entry);
+        }
+        if let Some(location) = line.trim().strip_prefix(".loc") {
+            let mut words = location.split_whitespace();
+            let file = words.next().and_then(|file| files.get(file)).map_or("", String::as_str);
+            source = format!("{file}:{}", words.next().unwrap_or_default());
+        }
+        for slip in SLIPS {
+            if !slip.modules.is_empty() && !slip.modules.contains(&module.name) {
+                continue;
+            }
+            let Some(edited) = (slip.edit)(&lines[..place], line) else { continue };
+            let mut ptx = lines.clone();
+            ptx[place] = &edited;
+            let (ptx, instruction) = (ptx.join("\n"), line.trim().to_owned());
+            let (entry, source) = (entry.clone(), source.clone());
+            let ptx_line = place + 1;
+            found.push(Mutant { slip, module, entry, ptx_line, source, instruction, ptx });
+        }
+    }
+    found
+}
+
+/// The names of `.file` directives by their numbers.
+fn files<'a>(lines: &[&'a str]) -> BTreeMap<&'a str, String> {
+    let directives = lines.iter().filter_map(|line| line.trim().strip_prefix(".file"));
+    let named = directives.filter_map(|directive| {
+        let (number, name) = directive.trim().split_once(char::is_whitespace)?;
+        let name = name.trim().trim_matches('"').rsplit('/').next()?;
+        Some((number, name.to_owned()))
+    });
+    named.collect()
+}
+
+/// What became of a mistake.
+#[derive(Debug)]
+pub struct Fate {
+    /// The mistake.
+    pub mutant: Mutant,
+    /// Cases that it was run on, up to the one that rejected it.
+    pub cases: usize,
+    /// The case that rejected it, and its first words.
+    pub killer: Option<String>,
+}
+
+impl fmt::Display for Fate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { mutant, cases, killer } = self;
+        let verdict = if killer.is_some() { "killed" } else { "SURVIVED" };
+        let killer = killer.as_deref().unwrap_or("");
+        let at = format!("{}.ptx:{} ({})", mutant.module.name, mutant.ptx_line, mutant.source);
+        write!(f, "{verdict:<9}{:<18}{:<30}{at:<50} {cases:>3}  {killer}", mutant.slip.name, mutant.entry)
+    }
+}
+
+/// The cases that run each kernel, by module and entry, the cheapest first.
+pub struct Reach<'a> {
+    by_kernel: BTreeMap<(String, String), Vec<&'a Case>>,
+}
+
+impl<'a> Reach<'a> {
+    /// Runs every case once on the unharmed kernels.
+    pub fn of(cases: &'a [Case]) -> Self {
+        let mut by_kernel: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for case in cases.iter().filter(|case| matches!(case.expected, Expected::Outputs(_))) {
+            let interpreter = Interpreter::new();
+            let launched = interpreter.launched();
+            let mut subject = interpreted(interpreter);
+            let report = judge(case, subject.as_mut(), Precision::F32);
+            if !matches!(report.status, Status::Pass) {
+                continue;
+            }
+            for kernel in launched.kernels() {
+                by_kernel.entry(kernel).or_default().push(case);
+            }
+        }
+        Self { by_kernel }
+    }
+
+    /// Kernels that some case runs.
+    pub fn kernels(&self) -> impl Iterator<Item = &(String, String)> {
+        self.by_kernel.keys()
+    }
+
+    /// Tries a mistake on the cases of its kernel until one rejects it.
+    pub fn fate(&self, mutant: Mutant) -> Fate {
+        let key = (mutant.module.name.to_owned(), mutant.entry.clone());
+        let mut fate = Fate { mutant, cases: 0, killer: None };
+        for case in self.by_kernel.get(&key).into_iter().flatten() {
+            fate.cases += 1;
+            let edited = Interpreter::with_module(fate.mutant.module.name, &fate.mutant.ptx);
+            let report = judge(case, interpreted(edited).as_mut(), Precision::F32);
+            if let Status::Fail { failures } = &report.status {
+                let why = failures.first().map(ToString::to_string).unwrap_or_default();
+                let why = why.lines().next().unwrap_or_default().to_owned();
+                fate.killer = Some(format!("{}: {why}", case.id));
+                break;
+            }
+        }
+        fate
+    }
+}

@@ -1,0 +1,41 @@
+//! Memory that the kernels of one call hand on to each other.
+
+use std::sync::Mutex;
+
+use super::launch::Launcher;
+use crate::error::Result;
+
+/// One buffer for all operations; it grows to the largest need and stays.
+///
+/// Work is done in the order of the calls, so an operation's kernels are done with the buffer
+/// before those of the next one start. What it holds at first is left over from another operation.
+pub struct Workspace<L: Launcher> {
+    words: Mutex<Option<(L::Buffer, usize)>>,
+}
+
+impl<L: Launcher> Workspace<L> {
+    pub(super) fn new() -> Self {
+        Self { words: Mutex::new(None) }
+    }
+
+    /// Runs `launches` with a buffer of at least `words` times 8 bytes that nobody else uses
+    /// meanwhile.
+    ///
+    /// # Errors
+    /// When there is no room; those of `launches`.
+    pub(crate) fn with<R>(
+        &self,
+        launcher: &L,
+        words: usize,
+        launches: impl FnOnce(&mut L::Buffer) -> Result<R>,
+    ) -> Result<R> {
+        let mut kept = self.words.lock().expect("no launch panics");
+        if kept.as_ref().is_none_or(|(_, len)| *len < words) {
+            // The old one goes before the new one comes.
+            *kept = None;
+            *kept = Some((launcher.zeros(words, 8)?, words));
+        }
+        let (buffer, _) = kept.as_mut().expect("it was just filled");
+        launches(buffer)
+    }
+}

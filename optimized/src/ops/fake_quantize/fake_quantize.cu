@@ -1,0 +1,100 @@
+// fake_quantize, dequantize: Eqs. (Q2) to (Q4), (M1). Twin: ops/fake_quantize/cpu.rs. Class: exact.
+// weight [out, in], lora_a [rank, in], lora_b [out, rank], scale, offset [out, groups]
+// -> output [out, in], codes [out, in] i8.
+// A block per tile of 32 rows, see quantizer.cuh. Reads 4 B and writes 4 B per element, 1 B more
+// for a code; 2 * rank operations and about 30 more. lora_a is read again for every tile of rows,
+// lora_b for every tile of columns, mostly from the second cache.
+// dequantize: a block per row and 256 * C columns. Reads 1 B and writes 4 B per element.
+// Host guarantees: width % groups == 0.
+#include "quantizer.cuh"
+
+template <unsigned C>
+__device__ __forceinline__ void store_codes(signed char* to, const float (&codes)[C]) {
+    if constexpr (C == 4) {
+        auto narrow = [](float code) { return static_cast<signed char>(code); };
+        *reinterpret_cast<char4*>(to) =
+            make_char4(narrow(codes[0]), narrow(codes[1]), narrow(codes[2]), narrow(codes[3]));
+    } else {
+        *to = static_cast<signed char>(codes[0]);
+    }
+}
+
+template <unsigned C>
+__device__ __forceinline__ void load_codes(const signed char* from, signed char (&to)[C]) {
+    if constexpr (C == 4) {
+        char4 four = *reinterpret_cast<const char4*>(from);
+        to[0] = four.x, to[1] = four.y, to[2] = four.z, to[3] = four.w;
+    } else {
+        to[0] = *from;
+    }
+}
+
+template <unsigned C>
+__device__ __forceinline__ void quantize_tile(const Quantizer& q, float* output,
+                                              signed char* codes, unsigned wants_codes,
+                                              word* status, unsigned first) {
+    Tile<C> tile(q);
+    Arguments<C> arguments(q, tile);
+    for (unsigned i = 0; i < ROWS; ++i) {
+        if (!tile.has(q, i)) continue;
+        float code[C], y[C];
+        for (unsigned c = 0; c < C; ++c) {
+            code[c] = q.code(arguments.v[i][c]);
+            y[c] = code[c] * arguments.scale[i] + arguments.offset[i];
+            arguments.finite &= isfinite(y[c]);
+        }
+        store(output + tile.at(q, i), y);
+        if (wants_codes) store_codes(codes + tile.at(q, i), code);
+    }
+    arguments.report(q, tile, output, status, first);
+}
+
+template <unsigned C>
+__device__ __forceinline__ void dequantize_row(const signed char* codes, const float* scale,
+                                               const float* offset, float* output,
+                                               unsigned width, unsigned groups) {
+    unsigned across = (width + blockDim.x * C - 1) / (blockDim.x * C);
+    unsigned column = (blockIdx.x % across * blockDim.x + threadIdx.x) * C;
+    if (column >= width) return;
+    word row = blockIdx.x / across;
+    word group = row * groups + column / (width / groups);
+    signed char code[C];
+    load_codes(codes + row * width + column, code);
+    float y[C];
+    for (unsigned c = 0; c < C; ++c) {
+        y[c] = static_cast<float>(code[c]) * scale[group] + offset[group];
+    }
+    store(output + row * width + column, y);
+}
+
+extern "C" __global__ void fake_quantize(const float* weight,  // [out, in]
+                                         const float* lora_a,  // [rank, in]
+                                         const float* lora_b,  // [out, rank]
+                                         const float* scale,   // [out, groups]
+                                         const float* offset,  // [out, groups]
+                                         unsigned out, unsigned width, unsigned groups,
+                                         unsigned rank, float lora_scaling, float qmin, float qmax,
+                                         float* output,        // [out, in]
+                                         signed char* codes,   // [out, in]
+                                         unsigned wants_codes,  // else codes is nothing
+                                         word* status, unsigned first) {
+    Quantizer q = {weight, lora_a, lora_b, scale,        offset, out,
+                   width,  groups, rank,   lora_scaling, qmin,   qmax};
+    if (by_four(width / groups)) {
+        quantize_tile<4>(q, output, codes, wants_codes, status, first);
+    } else {
+        quantize_tile<1>(q, output, codes, wants_codes, status, first);
+    }
+}
+
+extern "C" __global__ void dequantize(const signed char* codes,  // [out, in]
+                                      const float* scale,        // [out, groups]
+                                      const float* offset,       // [out, groups]
+                                      float* output,             // [out, in]
+                                      unsigned width, unsigned groups) {
+    if (by_four(width / groups)) {
+        dequantize_row<4>(codes, scale, offset, output, width, groups);
+    } else {
+        dequantize_row<1>(codes, scale, offset, output, width, groups);
+    }
+}

@@ -1,0 +1,197 @@
+// What fake_quantize and its backward share: the quantizer argument of a tile. Eqs. (Q2), (M1).
+//
+// A block of 8 warps takes a tile of 32 rows by 32 * C columns: a warp takes 4 of the rows, a lane
+// C neighbouring columns. C is 4 where a group is a multiple of 4 long, so that a lane's columns
+// share their group and are read at once, and 1 elsewhere. DEPTH ranks at a time, the tile's parts
+// of lora_a and lora_b go through shared memory; a lane reads C + 4 values there for 4 * C products.
+#pragma once
+#include "kernels.cuh"
+
+constexpr unsigned WARPS = 8;   // of a block
+constexpr unsigned ROWS = 4;    // of a warp
+constexpr unsigned TILE_ROWS = WARPS * ROWS;
+constexpr unsigned DEPTH = 16;  // ranks in shared memory together
+constexpr float SCALE_FLOOR = 1e-8f;
+
+// Places in the list of tensors that status.rs keeps for both operations.
+enum Complaint { SCALE, OFFSET, WEIGHT, LORA_A, LORA_B, ARGUMENT, OUTPUT };
+
+// Whether a lane takes four columns or one. The host counts tiles by the same rule.
+__device__ __forceinline__ bool by_four(unsigned group_size) { return group_size % 4 == 0; }
+
+struct Quantizer {
+    const float* weight;  // [out, in]
+    const float* lora_a;  // [rank, in]
+    const float* lora_b;  // [out, rank]
+    const float* scale;   // [out, groups]
+    const float* offset;  // [out, groups]
+    unsigned out, width, groups, rank;
+    float lora_scaling, qmin, qmax;
+
+    // round_half_even(clamp(v, qmin, qmax)), still a float. Adding zero makes a negative zero
+    // positive: a code is an integer and has one zero.
+    __device__ __forceinline__ float code(float v) const {
+        return rintf(fminf(fmaxf(v, qmin), qmax)) + 0.0f;
+    }
+};
+
+__device__ __forceinline__ float floored(float scale) {
+    return scale < SCALE_FLOOR ? SCALE_FLOOR : scale;  // a NaN stays one
+}
+
+// N neighbouring floats, four at a time where N is a multiple of four and so is their place.
+template <unsigned N>
+__device__ __forceinline__ void load(const float* from, float (&to)[N]) {
+    if constexpr (N % 4 == 0) {
+        for (unsigned k = 0; k < N; k += 4) {
+            float4 four = *reinterpret_cast<const float4*>(from + k);
+            to[k] = four.x, to[k + 1] = four.y, to[k + 2] = four.z, to[k + 3] = four.w;
+        }
+    } else {
+        for (unsigned k = 0; k < N; ++k) to[k] = from[k];
+    }
+}
+
+template <unsigned N>
+__device__ __forceinline__ void store(float* to, const float (&from)[N]) {
+    if constexpr (N % 4 == 0) {
+        for (unsigned k = 0; k < N; k += 4) {
+            *reinterpret_cast<float4*>(to + k) =
+                make_float4(from[k], from[k + 1], from[k + 2], from[k + 3]);
+        }
+    } else {
+        for (unsigned k = 0; k < N; ++k) to[k] = from[k];
+    }
+}
+
+// One lane's part of a tile. Rows and columns beyond the weight stand in for its last ones, so that
+// loads need no condition; `has` tells them apart.
+template <unsigned C>
+struct Tile {
+    unsigned index;         // among the tiles of its rows
+    unsigned first_row;     // of the block
+    unsigned first_column;  // of the block
+    unsigned row;           // first of the warp
+    unsigned column;        // first of the lane
+    bool inside;            // whether the lane's columns exist
+    unsigned group;         // of the lane's columns
+
+    __device__ __forceinline__ explicit Tile(const Quantizer& q) {
+        unsigned across = (q.width + 32 * C - 1) / (32 * C);
+        index = blockIdx.x % across;
+        first_row = blockIdx.x / across * TILE_ROWS;
+        first_column = index * 32 * C;
+        row = first_row + threadIdx.x / 32 * ROWS;
+        column = first_column + threadIdx.x % 32 * C;
+        inside = column < q.width;
+        column = inside ? column : q.width - C;
+        group = column / (q.width / q.groups);
+    }
+
+    __device__ __forceinline__ bool has(const Quantizer& q, unsigned i) const {
+        return inside && row + i < q.out;
+    }
+    __device__ __forceinline__ unsigned row_of(const Quantizer& q, unsigned i) const {
+        return min(row + i, q.out - 1);
+    }
+    __device__ __forceinline__ word at(const Quantizer& q, unsigned i) const {
+        return (word)row_of(q, i) * q.width + column;
+    }
+    __device__ __forceinline__ word group_at(const Quantizer& q, unsigned i) const {
+        return (word)row_of(q, i) * q.groups + group;
+    }
+};
+
+// sum = lora_b @ lora_a on the tile, from zero in ascending order of the rank.
+template <unsigned C>
+__device__ __forceinline__ void low_rank_sums(const Quantizer& q, const Tile<C>& tile,
+                                              float (&sum)[ROWS][C]) {
+    __shared__ __align__(16) float a[DEPTH][32 * C];
+    __shared__ __align__(16) float b[DEPTH][TILE_ROWS + 4];  // 4 spread its columns over the banks
+    for (unsigned i = 0; i < ROWS; ++i)
+        for (unsigned c = 0; c < C; ++c) sum[i][c] = 0.0f;
+    for (unsigned start = 0; start < q.rank; start += DEPTH) {
+        unsigned depth = min(DEPTH, q.rank - start);
+        __syncthreads();  // every warp is done with the ranks before
+        for (unsigned r = threadIdx.x / 32; r < depth; r += WARPS) {
+            float part[C] = {};
+            if (tile.inside) load(q.lora_a + (word)(start + r) * q.width + tile.column, part);
+            store(&a[r][threadIdx.x % 32 * C], part);
+        }
+        for (unsigned e = threadIdx.x; e < TILE_ROWS * DEPTH; e += WARPS * 32) {
+            unsigned r = e % DEPTH, row = tile.first_row + e / DEPTH;
+            if (r < depth) {
+                word from = (word)row * q.rank + start + r;
+                b[r][e / DEPTH] = row < q.out ? q.lora_b[from] : 0.0f;
+            }
+        }
+        __syncthreads();  // the ranks are there
+#pragma unroll 2
+        for (unsigned r = 0; r < depth; ++r) {
+            float a_r[C], b_r[ROWS];
+            load(&a[r][threadIdx.x % 32 * C], a_r);
+            load(&b[r][threadIdx.x / 32 * ROWS], b_r);
+            for (unsigned i = 0; i < ROWS; ++i)
+                for (unsigned c = 0; c < C; ++c) sum[i][c] += b_r[i] * a_r[c];
+        }
+    }
+}
+
+// The lane's arguments v = (weight + lora_scaling * (lora_b @ lora_a) - offset) / floored(scale).
+template <unsigned C>
+struct Arguments {
+    float v[ROWS][C];
+    float scale[ROWS];  // floored
+    float offset[ROWS];
+    bool finite;        // inputs and arguments; a kernel adds its results
+    bool undefined;     // an argument is NaN
+
+    __device__ __forceinline__ Arguments(const Quantizer& q, const Tile<C>& tile)
+        : finite(true), undefined(false) {
+        low_rank_sums<C>(q, tile, v);
+        // All loads before the arithmetic, so that they wait together.
+        float w[ROWS][C];
+        for (unsigned i = 0; i < ROWS; ++i) {
+            load(q.weight + tile.at(q, i), w[i]);
+            scale[i] = q.scale[tile.group_at(q, i)];
+            offset[i] = q.offset[tile.group_at(q, i)];
+        }
+        for (unsigned i = 0; i < ROWS; ++i) {
+            // Looked at itself: an infinite scale hides in a quotient of zero.
+            finite &= isfinite(scale[i]);
+            scale[i] = floored(scale[i]);
+            for (unsigned c = 0; c < C; ++c) {
+                float combined = q.rank > 0 ? w[i][c] + q.lora_scaling * v[i][c] : w[i][c];
+                v[i][c] = (combined - offset[i]) / scale[i];
+                finite &= isfinite(v[i][c]);
+                undefined |= isnan(v[i][c]) && tile.has(q, i);
+            }
+        }
+    }
+
+    // Tells the host what is not finite, in the order of the cpu backend: the inputs; a NaN from
+    // finite inputs; the output, where there is one. An argument that overflows saturates.
+    __device__ __forceinline__ void report(const Quantizer& q, const Tile<C>& tile,
+                                           const float* output, word* status,
+                                           unsigned first) const {
+        if (undefined) complain(status, first + ARGUMENT, 0, nanf(""));
+        if (finite || !tile.inside) return;
+        auto look = [&](const float* values, word index, unsigned tensor) {
+            if (!isfinite(values[index])) complain(status, first + tensor, index, values[index]);
+        };
+#pragma unroll 1
+        for (unsigned e = 0; e < ROWS * C; ++e) {
+            word row = tile.row + e / C, column = tile.column + e % C;
+            if (row >= q.out) return;
+            look(q.scale, row * q.groups + tile.group, SCALE);
+            look(q.offset, row * q.groups + tile.group, OFFSET);
+            look(q.weight, row * q.width + column, WEIGHT);
+#pragma unroll 1
+            for (unsigned r = 0; r < q.rank; ++r) {
+                look(q.lora_a, (word)r * q.width + column, LORA_A);
+                look(q.lora_b, row * q.rank + r, LORA_B);
+            }
+            if (output) look(output, row * q.width + column, OUTPUT);
+        }
+    }
+};

@@ -1,0 +1,122 @@
+use plumbline_reference::spec::GradScale;
+
+use super::{FakeQuantizeBackward, FakeQuantizeGradients, factor};
+use crate::cuda::{
+    Argument, Cuda, FAKE_QUANTIZE_BACKWARD, Kernel, Launcher, Product, Shape, Values,
+};
+use crate::error::Result;
+use crate::ops::fake_quantize::{FakeQuantizeArgs, LowRank, cuda as quantizer};
+
+const NAME: &str = "fake_quantize_backward";
+const MASK: Kernel = Kernel { module: &FAKE_QUANTIZE_BACKWARD, entry: NAME };
+const SCALE: Kernel = Kernel { module: &FAKE_QUANTIZE_BACKWARD, entry: "scale_gradient" };
+const OFFSET: Kernel = Kernel { module: &FAKE_QUANTIZE_BACKWARD, entry: "offset_gradient" };
+
+impl<L: Launcher> FakeQuantizeBackward for Cuda<L> {
+    fn fake_quantize_backward(
+        &self,
+        args: &FakeQuantizeArgs<'_, Values<L>>,
+        grad_scale: GradScale,
+        d_output: &mut Values<L>,
+        gradients: FakeQuantizeGradients<'_, Values<L>>,
+    ) -> Result<()> {
+        let (spec, out) = (args.spec, args.out_features);
+        let groups = out * spec.groups();
+        let parts = quantizer::tiles_across(spec) - 1 + spec.groups();
+        self.workspace.with(&self.launcher, out * parts, |partial| {
+            self.mask(args, d_output, partial)?;
+            let factor = factor(spec, grad_scale);
+            if let Some(d_scale) = gradients.d_scale {
+                let scale = args.scale.first(NAME, "scale", groups)?;
+                let d_scale = d_scale.first_mut(NAME, "d_scale", groups)?;
+                let to = vec![Argument::In(scale), Argument::Out(d_scale)];
+                self.add_group_sums(SCALE, args, partial, to, factor)?;
+            }
+            if let Some(d_offset) = gradients.d_offset {
+                let d_offset = d_offset.first_mut(NAME, "d_offset", groups)?;
+                let to = vec![Argument::Out(d_offset)];
+                self.add_group_sums(OFFSET, args, partial, to, factor)?;
+            }
+            Ok(())
+        })?;
+        match (&args.low_rank, gradients.d_low_rank) {
+            (Some(low_rank), Some(to)) if low_rank.rank > 0 => {
+                self.add_low_rank(args, low_rank, d_output, to)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl<L: Launcher> Cuda<L> {
+    /// Masks the gradient and leaves the parts of its groups' sums.
+    fn mask(
+        &self,
+        args: &FakeQuantizeArgs<'_, Values<L>>,
+        d_output: &mut Values<L>,
+        partial: &mut L::Buffer,
+    ) -> Result<()> {
+        let mut arguments = quantizer::quantizer_arguments(NAME, args)?;
+        let len = args.out_features * args.spec.in_features();
+        arguments.push(Argument::Out(d_output.first_mut(NAME, "d_output", len)?));
+        arguments.push(Argument::Out(partial));
+        self.status.with(NAME, |status, first| {
+            let mut arguments = arguments;
+            arguments.extend([Argument::Out(status), Argument::U32(first)]);
+            self.launcher.launch(MASK, quantizer::shape(args), &mut arguments)
+        })
+    }
+
+    /// Adds the parts up and the sums, times the factor, to a gradient.
+    fn add_group_sums(
+        &self,
+        kernel: Kernel,
+        args: &FakeQuantizeArgs<'_, Values<L>>,
+        partial: &L::Buffer,
+        to: Vec<Argument<'_, L::Buffer>>,
+        factor: f32,
+    ) -> Result<()> {
+        let (spec, groups) = (args.spec, args.out_features * args.spec.groups());
+        let mut arguments = vec![Argument::In(partial)];
+        arguments.extend(to);
+        arguments.extend([
+            Argument::F32(factor),
+            Argument::side(spec.in_features()),
+            Argument::side(spec.groups()),
+            Argument::U64(groups as u64),
+        ]);
+        self.launcher.launch(kernel, Shape::elements(groups), &mut arguments)
+    }
+
+    /// `d_lora_a += lora_scaling * lora_b^T @ d_weight`, `d_lora_b += lora_scaling * d_weight @ lora_a^T`.
+    fn add_low_rank(
+        &self,
+        args: &FakeQuantizeArgs<'_, Values<L>>,
+        low_rank: &LowRank<'_, Values<L>>,
+        d_weight: &Values<L>,
+        (d_lora_a, d_lora_b): (&mut Values<L>, &mut Values<L>),
+    ) -> Result<()> {
+        let (out, width, rank) = (args.out_features, args.spec.in_features(), low_rank.rank);
+        let d_lora_a = d_lora_a.first_mut(NAME, "d_lora_a", rank * width)?;
+        let d_lora_b = d_lora_b.first_mut(NAME, "d_lora_b", out * rank)?;
+        let to_a = Product {
+            rows: rank,
+            columns: width,
+            inner: out,
+            a_transposed: true,
+            b_transposed: false,
+            multiplier: low_rank.lora_scaling,
+            add: true,
+        };
+        let to_b = Product {
+            rows: out,
+            columns: rank,
+            inner: width,
+            a_transposed: false,
+            b_transposed: true,
+            ..to_a
+        };
+        self.launcher.product(to_a, &low_rank.lora_b.buffer, &d_weight.buffer, d_lora_a)?;
+        self.launcher.product(to_b, &d_weight.buffer, &low_rank.lora_a.buffer, d_lora_b)
+    }
+}
