@@ -64,10 +64,8 @@ pub fn ask(
         }
         ("cuda", Precision::F32) => {
             let gpu = Gpu::new(0).and_then(Cuda::new);
-            let missing = |e: plumbline::error::Error| Error::Absent {
-                subject: "cuda",
-                why: e.to_string(),
-            };
+            let missing =
+                |e: plumbline::error::Error| Error::Absent { subject: "cuda", why: e.to_string() };
             optimized(gpu.map_err(missing)?, &folder, question, start)
         }
         (subject, precision) => {

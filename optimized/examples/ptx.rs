@@ -32,7 +32,8 @@ fn main() -> ExitCode {
 fn each(verb: &str, done: impl Fn(&Module, &str) -> Result<(), String>) -> Result<(), String> {
     let fixtures = fixtures();
     let ops = MODULES.iter().map(|module| (*module, file(module)));
-    let all: Vec<_> = ops.chain(fixtures.iter().map(|fixture| (fixture, fixture_file(fixture)))).collect();
+    let all: Vec<_> =
+        ops.chain(fixtures.iter().map(|fixture| (fixture, fixture_file(fixture)))).collect();
     let problems: Vec<String> = all
         .iter()
         .filter_map(|(module, file)| {
@@ -152,5 +153,9 @@ fn assemble(module: &Module, device: &str) -> Result<Vec<(String, Usage)>, Strin
             kernels.push((std::mem::take(&mut kernel), usage));
         }
     }
-    if kernels.is_empty() { Err(format!("ptxas says nothing of {}", module.name)) } else { Ok(kernels) }
+    if kernels.is_empty() {
+        Err(format!("ptxas says nothing of {}", module.name))
+    } else {
+        Ok(kernels)
+    }
 }

@@ -31,12 +31,7 @@ pub fn merge(run: &Path, out: &Path, device: Device, json: bool) -> Result<ExitC
     }
 }
 
-fn merge_on<B: Backend>(
-    backend: Arc<B>,
-    run: &Path,
-    out: &Path,
-    json: bool,
-) -> Result<ExitCode> {
+fn merge_on<B: Backend>(backend: Arc<B>, run: &Path, out: &Path, json: bool) -> Result<ExitCode> {
     if out.exists() {
         bail!("{}: already exists; choose another --out or remove it", out.display());
     }

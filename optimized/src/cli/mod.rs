@@ -94,7 +94,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Eval(command) => eval::eval(command)?,
         Command::Merge { run, out, on, json } => {
             return merge::merge(&run, &out, on.device, json);
-        },
+        }
         Command::Generate(arguments) => generate::generate(&arguments)?,
         Command::Inspect { model, json } => inspect::inspect(model.as_deref(), json)?,
     }

@@ -32,6 +32,7 @@ pub const FLAGS: &[&str] = &[
 const HEADERS: &[(&CStr, &str)] = &[
     (c"kernels.cuh", include_str!("kernels.cuh")),
     (c"quantizer.cuh", include_str!("../ops/fake_quantize/quantizer.cuh")),
+    (c"tiles.cuh", include_str!("../ops/attention/tiles.cuh")),
 ];
 
 /// The first line of a compiled module: what it was made from.

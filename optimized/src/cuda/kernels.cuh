@@ -17,3 +17,37 @@ __device__ __forceinline__ word first_element() {
 }
 
 __device__ __forceinline__ word all_threads() { return (word)gridDim.x * blockDim.x; }
+
+// WIDTH neighbours that one instruction reads or writes; 4 need an address aligned to 16 bytes.
+template <unsigned WIDTH>
+struct alignas(4 * WIDTH) Pack {
+    float at[WIDTH];
+};
+
+template <unsigned WIDTH>
+__device__ __forceinline__ Pack<WIDTH> pack(const float* from) {
+    return *reinterpret_cast<const Pack<WIDTH>*>(from);
+}
+
+template <unsigned WIDTH>
+__device__ __forceinline__ void store(float* to, Pack<WIDTH> values) {
+    *reinterpret_cast<Pack<WIDTH>*>(to) = values;
+}
+
+// The sum over a warp in every lane of it, as a tree: the order is fixed.
+__device__ __forceinline__ float warp_sum(float value) {
+    for (unsigned distance = 16; distance > 0; distance /= 2) {
+        value += __shfl_xor_sync(0xffffffffu, value, distance);
+    }
+    return value;
+}
+
+// The sum over a block of whole warps in every thread of it, as a tree. Every thread calls.
+__device__ __forceinline__ float block_sum(float value) {
+    __shared__ float of_warp[32];
+    value = warp_sum(value);
+    __syncthreads();  // an earlier call may still be reading
+    if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = value;
+    __syncthreads();
+    return warp_sum(threadIdx.x % 32 < blockDim.x / 32 ? of_warp[threadIdx.x % 32] : 0.0f);
+}

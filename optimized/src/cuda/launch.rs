@@ -49,6 +49,13 @@ impl Shape {
         Self::line(len.div_ceil(256).min(1 << 16), 256)
     }
 
+    /// A block per row, of whole warps whose threads take four columns each, or `most` threads that
+    /// take more.
+    pub fn rows(rows: usize, columns: usize, most: u32) -> Self {
+        let threads = columns.div_ceil(4).next_multiple_of(32).clamp(32, most as usize);
+        Self::line(rows, threads as u32)
+    }
+
     /// `columns` by `rows` blocks of `threads` threads in a row.
     pub fn plane(columns: usize, rows: usize, threads: u32) -> Self {
         let rows = u32::try_from(rows).expect("a grid has fewer than 2^32 blocks");

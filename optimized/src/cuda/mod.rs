@@ -17,7 +17,7 @@ pub use launch::{Argument, Kernel, Launcher, Module, Product, Shape};
 pub use modules::MODULES;
 pub(crate) use modules::*;
 
-use crate::backend::Storage;
+use crate::backend::{Backend, Storage};
 use crate::error::{Error, Result};
 use status::Status;
 use workspace::Workspace;
@@ -160,4 +160,8 @@ impl<L: Launcher> Storage for Cuda<L> {
         let values = self.uploaded(bytemuck::cast_slice(tokens), 4)?;
         Ok(Ids { values, host: tokens.to_vec() })
     }
+}
+
+impl<L: Launcher> Backend for Cuda<L> {
+    const NAME: &'static str = L::NAME;
 }

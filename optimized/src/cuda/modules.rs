@@ -17,10 +17,14 @@ macro_rules! modules {
 modules! {
     ADAMW = "adamw";
     ADD = "add";
+    ATTENTION = "attention";
+    CROSS_ENTROPY = "cross_entropy";
     EMBEDDING = "embedding";
     FAKE_QUANTIZE = "fake_quantize";
     FAKE_QUANTIZE_BACKWARD = "fake_quantize_backward";
     INIT_SCALE = "init_scale";
+    RMS_NORM = "rms_norm";
+    ROPE = "rope";
     SQUARED_NORM = "squared_norm";
     SWIGLU = "swiglu";
 }

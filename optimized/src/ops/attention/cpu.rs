@@ -14,28 +14,29 @@ const QUERIES: usize = 64;
 
 /// Where the parts of one key head lie, and the factor on its scores.
 #[derive(Clone, Copy)]
-struct Layout {
-    args: AttentionArgs,
+pub(super) struct Layout {
+    pub(super) args: AttentionArgs,
     /// Query heads of a key head.
-    group: usize,
+    pub(super) group: usize,
     /// 1 / sqrt(head_dim).
-    factor: f32,
+    pub(super) factor: f32,
 }
 
 impl Layout {
-    fn new(args: AttentionArgs) -> Result<Self> {
-        if args.queries > args.keys || !args.heads.is_multiple_of(args.kv_heads) {
+    pub(super) fn new(args: AttentionArgs) -> Result<Self> {
+        let grouped = args.kv_heads > 0 && args.heads.is_multiple_of(args.kv_heads);
+        if args.queries > args.keys || !grouped || args.head_dim == 0 {
             return Err(Error::Invalid(format!("attention cannot run with {args:?}")));
         }
         let factor = (1.0 / (args.head_dim as f64).sqrt()) as f32;
         Ok(Self { args, group: args.heads / args.kv_heads, factor })
     }
 
-    fn query_len(self) -> usize {
+    pub(super) fn query_len(self) -> usize {
         self.args.batch * self.args.queries * self.args.heads * self.args.head_dim
     }
 
-    fn key_len(self) -> usize {
+    pub(super) fn key_len(self) -> usize {
         self.args.batch * self.args.keys * self.args.kv_heads * self.args.head_dim
     }
 

@@ -1,6 +1,7 @@
 //! `attention`: causal grouped-query attention without a tokens x tokens buffer. Eq. (N4).
 
 mod cpu;
+mod cuda;
 
 use crate::backend::Storage;
 use crate::error::Result;
@@ -58,7 +59,8 @@ pub trait Attention: Storage {
     /// `output` like `q`, `log_sum_exp [batch, heads, queries]` (saved for the backward)
     ///
     /// # Errors
-    /// `Length`; `Invalid` when there are more queries than keys.
+    /// `Length`; `Invalid` when there are more queries than keys, when `kv_heads` does not divide
+    /// `heads`, or when a head is wider than the device takes.
     fn attention(
         &self,
         args: AttentionArgs,

@@ -63,7 +63,7 @@ impl CrossEntropy for Cpu {
 }
 
 /// The column of each counted target.
-fn columns(args: CrossEntropyArgs, targets: &[i32]) -> Result<Vec<Option<usize>>> {
+pub(super) fn columns(args: CrossEntropyArgs, targets: &[i32]) -> Result<Vec<Option<usize>>> {
     let targets = prefix("cross_entropy", "targets", targets, args.tokens)?;
     let column = |(position, target): (usize, &i32)| {
         if *target == args.ignore_index {

@@ -1,6 +1,7 @@
 //! `cross_entropy`: the loss of next-token prediction, with its gradient in one pass. Eq. (N7).
 
 mod cpu;
+mod cuda;
 
 use crate::backend::Storage;
 use crate::error::Result;

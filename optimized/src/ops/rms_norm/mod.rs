@@ -1,6 +1,7 @@
 //! `rms_norm`: root-mean-square normalisation. Eq. (N2).
 
 mod cpu;
+mod cuda;
 
 use super::Write;
 use crate::backend::Storage;

@@ -2,7 +2,7 @@ use rayon::prelude::*;
 
 use super::{Rope, RopeArgs, RopeTable};
 use crate::cpu::{Cpu, simd::vectorized};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::ops::{prefix, prefix_mut};
 
 /// Tokens one task handles.
@@ -32,14 +32,7 @@ fn rotate(
 ) -> Result<()> {
     let RopeArgs { batch, length, heads, head_dim, first_position } = args;
     let half = head_dim / 2;
-    if first_position + length > table.positions {
-        return Err(Error::Length {
-            operation: "rope",
-            tensor: "table positions",
-            expected: first_position + length,
-            actual: table.positions,
-        });
-    }
+    args.reached_by(table.positions)?;
     let cosine = prefix("rope", "cosine", &table.cosine, table.positions * half)?;
     let sine = prefix("rope", "sine", &table.sine, table.positions * half)?;
     let width = heads * head_dim;

@@ -1,9 +1,10 @@
 //! `rope`: rotary positions, half-split pairing as in Hugging Face LLaMA. Eq. (N3).
 
 mod cpu;
+mod cuda;
 
 use crate::backend::Storage;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Sizes of a rotation and the place of its first token.
 #[derive(Debug, Clone, Copy)]
@@ -18,6 +19,22 @@ pub struct RopeArgs {
     pub head_dim: usize,
     /// Position of each sequence's first token.
     pub first_position: usize,
+}
+
+impl RopeArgs {
+    /// Whether a table of `positions` reaches the last token.
+    fn reached_by(&self, positions: usize) -> Result<()> {
+        let expected = self.first_position + self.length;
+        if expected > positions {
+            return Err(Error::Length {
+                operation: "rope",
+                tensor: "table positions",
+                expected,
+                actual: positions,
+            });
+        }
+        Ok(())
+    }
 }
 
 /// Cosines and sines `[positions, head_dim / 2]`, one buffer each.

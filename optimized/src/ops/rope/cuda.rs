@@ -1,0 +1,50 @@
+use super::{Rope, RopeArgs, RopeTable};
+use crate::cuda::{Argument, Cuda, Kernel, Launcher, ROPE, Shape, Values};
+use crate::error::Result;
+
+const ROTATE: Kernel = Kernel { module: &ROPE, entry: "rope" };
+
+/// Threads of a token, at most.
+const THREADS: u32 = 256;
+
+impl<L: Launcher> Rope for Cuda<L> {
+    fn rope(&self, args: RopeArgs, table: &RopeTable<Values<L>>, x: &mut Values<L>) -> Result<()> {
+        rotate(self, args, table, x, 1.0)
+    }
+
+    fn rope_backward(
+        &self,
+        args: RopeArgs,
+        table: &RopeTable<Values<L>>,
+        d_x: &mut Values<L>,
+    ) -> Result<()> {
+        rotate(self, args, table, d_x, -1.0)
+    }
+}
+
+/// Rotates by `direction` times the table's angles.
+fn rotate<L: Launcher>(
+    cuda: &Cuda<L>,
+    args: RopeArgs,
+    table: &RopeTable<Values<L>>,
+    x: &mut Values<L>,
+    direction: f32,
+) -> Result<()> {
+    let RopeArgs { batch, length, heads, head_dim, first_position } = args;
+    args.reached_by(table.positions)?;
+    let (half, tokens) = (head_dim / 2, batch * length);
+    cuda.launcher.launch(
+        ROTATE,
+        Shape::rows(tokens, heads * half, THREADS),
+        &mut [
+            Argument::In(table.cosine.first("rope", "cosine", table.positions * half)?),
+            Argument::In(table.sine.first("rope", "sine", table.positions * half)?),
+            Argument::Out(x.first_mut("rope", "x", tokens * heads * head_dim)?),
+            Argument::side(length),
+            Argument::side(heads),
+            Argument::side(head_dim),
+            Argument::side(first_position),
+            Argument::F32(direction),
+        ],
+    )
+}
