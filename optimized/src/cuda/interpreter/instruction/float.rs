@@ -112,12 +112,24 @@ fn double(opcode: &str) -> Option<Arithmetic> {
         "mul.f64" | "mul.rn.f64" => lanewise!(Two a: f64, b: f64 => a * b),
         "div.rn.f64" => lanewise!(Two a: f64, b: f64 => a / b),
         "rcp.rn.f64" => lanewise!(One a: f64 => 1.0 / a),
+        "rcp.approx.ftz.f64" => lanewise!(One a: f64 => coarse_reciprocal(a)),
         "sqrt.rn.f64" => lanewise!(One a: f64 => a.sqrt()),
         "neg.f64" => lanewise!(One a: f64 => -a),
         "abs.f64" => lanewise!(One a: f64 => a.abs()),
         "fma.rn.f64" => lanewise!(Three a: f64, b: f64, c: f64 => fused(a, b, c)),
         _ => return None,
     })
+}
+
+/// `1 / a` of the upper halves: this instruction reads and writes no lower one, and knows no
+/// subnormal.
+fn coarse_reciprocal(a: f64) -> f64 {
+    let upper = |x: f64| match x {
+        x if x.is_nan() => x,
+        x if x.is_subnormal() => 0f64.copysign(x),
+        x => f64::from_bits(x.to_bits() >> 32 << 32),
+    };
+    upper(1.0 / upper(a))
 }
 
 #[allow(clippy::disallowed_methods)] // one rounding is what this instruction is
@@ -200,5 +212,8 @@ mod tests {
         let bits = |value: f64| value.to_bits();
         assert_eq!(apply("add.f64", &[bits(1.0), bits(1e-9)]), bits(1.0 + 1e-9));
         assert_eq!(apply("fma.rn.f64", &[bits(3.0), bits(2.0), bits(1.0)]), bits(7.0));
+        let third = apply("rcp.approx.ftz.f64", &[bits(3.0)]);
+        assert_eq!(third, bits(1.0 / 3.0) >> 32 << 32);
+        assert_eq!(apply("rcp.approx.ftz.f64", &[1]), bits(f64::INFINITY));
     }
 }
