@@ -18,7 +18,7 @@ use rand_chacha::ChaCha8Rng;
 
 /// A fresh one each time, so that no buffer is larger than its shape asks for.
 fn cuda() -> Cuda<Interpreter> {
-    Cuda::new(Interpreter::default()).unwrap()
+    Cuda::new(Interpreter::with_orders(3)).unwrap()
 }
 
 fn floats(seed: u64, len: usize) -> Vec<f32> {

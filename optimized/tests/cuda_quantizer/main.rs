@@ -12,7 +12,7 @@ use plumbline_reference::spec::GradScale;
 
 /// A fresh one each time, so that no buffer is larger than its shape asks for.
 fn cuda() -> Cuda<Interpreter> {
-    Cuda::new(Interpreter::default()).unwrap()
+    Cuda::new(Interpreter::with_orders(3)).unwrap()
 }
 
 #[test]
