@@ -66,42 +66,87 @@ impl Warp {
 
     fn load(&mut self, block: &mut Block<'_>, transfer: &Transfer, mask: u32) -> Outcome {
         let addresses = self.addresses(transfer.address, mask)?;
-        let Transfer { bytes, count, .. } = *transfer;
+        let mut done = 0;
+        if let Transfer { space: Space::Shared, bytes: 4, count: 1, values, .. } = *transfer {
+            let (actor, mut out) = (self.actor(block, 0), [0; 32]);
+            done = block.shared.read_words(&actor, &addresses, mask, &mut out);
+            self.registers.write(values[0], done, &out);
+            if done == mask {
+                return Ok(());
+            }
+        }
+        let mask = mask & !done;
         let mut out = [[0; 32]; 4];
-        for lane in lanes(mask) {
-            let actor = self.actor(block, lane);
-            let mut take = |i: usize, value| out[i][lane] = value;
-            let wrong = |wrong: Wrong| Broken::new(lane as u32, wrong);
-            match place(transfer.space, addresses[lane]) {
-                (Space::Shared, address) => {
-                    let place = block.shared.access(&actor, address, bytes * count, Want::Read);
-                    let place = place.map_err(wrong)?;
-                    (0..count).for_each(|i| take(i, block.shared.load(place + i * bytes, bytes)));
+        // One loop for each space, so that what the lanes share is looked up once.
+        match transfer.space {
+            Space::Shared => {
+                for lane in lanes(mask) {
+                    let address = addresses[lane];
+                    self.load_lane(block, transfer, (Space::Shared, address), lane, &mut out)?;
                 }
-                (Space::Local, address) => {
-                    let start = self.own(block, lane, address, bytes * count).map_err(wrong)?;
-                    for i in 0..count {
-                        let mut value = [0; 8];
-                        let from = start + i * bytes;
-                        value[..bytes].copy_from_slice(&self.local[from..from + bytes]);
-                        take(i, u64::from_le_bytes(value));
-                    }
+            }
+            Space::Global => {
+                for lane in lanes(mask) {
+                    let address = addresses[lane];
+                    self.load_lane(block, transfer, (Space::Global, address), lane, &mut out)?;
                 }
-                (_, address) => {
-                    let spot = block.global.access(&actor, address, bytes * count, Intent::Read);
-                    let spot = spot.map_err(wrong)?;
-                    (0..count).for_each(|i| take(i, spot.load(i * bytes, bytes)));
+            }
+            space => {
+                for lane in lanes(mask) {
+                    let place = place(space, addresses[lane]);
+                    self.load_lane(block, transfer, place, lane, &mut out)?;
                 }
             }
         }
-        for (values, register) in out[..count].iter_mut().zip(transfer.values) {
+        for (values, register) in out[..transfer.count].iter_mut().zip(transfer.values) {
             if let Some(bits) = transfer.extend {
-                let shift = 64 - 8 * bytes as u32;
+                let shift = 64 - 8 * transfer.bytes as u32;
                 for value in values.iter_mut() {
                     *value = ((*value << shift) as i64 >> shift) as u64 & (u64::MAX >> (64 - bits));
                 }
             }
             self.registers.write(register, mask, values);
+        }
+        Ok(())
+    }
+
+    /// One lane's load.
+    #[inline(always)]
+    fn load_lane(
+        &self,
+        block: &mut Block<'_>,
+        transfer: &Transfer,
+        (space, address): (Space, u64),
+        lane: usize,
+        out: &mut [Lanes; 4],
+    ) -> Outcome {
+        let Transfer { bytes, count, .. } = *transfer;
+        let actor = self.actor(block, lane);
+        let wrong = |wrong: Wrong| Broken::new(lane as u32, wrong);
+        let values = out[..count].iter_mut().enumerate();
+        match space {
+            Space::Shared => {
+                let place = block.shared.access(&actor, address, bytes * count, Want::Read);
+                let place = place.map_err(wrong)?;
+                for (i, values) in values {
+                    values[lane] = block.shared.load(place + i * bytes, bytes);
+                }
+            }
+            Space::Local => {
+                let start = self.own(block, lane, address, bytes * count).map_err(wrong)?;
+                for (i, values) in values {
+                    let (mut raw, from) = ([0; 8], start + i * bytes);
+                    raw[..bytes].copy_from_slice(&self.local[from..from + bytes]);
+                    values[lane] = u64::from_le_bytes(raw);
+                }
+            }
+            Space::Global | Space::Generic => {
+                let spot = block.global.access(&actor, address, bytes * count, Intent::Read);
+                let spot = spot.map_err(wrong)?;
+                for (i, values) in values {
+                    values[lane] = spot.load(i * bytes, bytes);
+                }
+            }
         }
         Ok(())
     }

@@ -8,9 +8,10 @@ use std::collections::HashMap;
 use super::code::{
     ALWAYS, Address, Code, Instruction, Op, Parameter, Predicate, Register, Special,
 };
+use super::declare::{Declared, immediate, split};
 use super::decode_memory;
 use super::instruction::{Arithmetic, arithmetic, combine, compare};
-use super::parse::{Declared, Entry, Statement, Text, split};
+use super::parse::{Entry, Statement, Text};
 use super::shared::Variable;
 
 /// Added to an address in shared memory to make it one of the generic space.
@@ -455,23 +456,6 @@ pub(super) fn exactly<'b, const N: usize>(operands: &[&'b str]) -> Result<[&'b s
     operands.try_into().map_err(|_| format!("{} operands, expected {N}", operands.len()))
 }
 
-/// A number: decimal, `0x...`, `0f...` (bits of an f32) or `0d...` (of an f64).
-pub(super) fn immediate(text: &str) -> Option<u64> {
-    if let Some(hex) = text.strip_prefix("0f").or_else(|| text.strip_prefix("0F")) {
-        return u32::from_str_radix(hex, 16).ok().map(u64::from);
-    }
-    if let Some(hex) = text.strip_prefix("0d").or_else(|| text.strip_prefix("0D")) {
-        return u64::from_str_radix(hex, 16).ok();
-    }
-    let (negative, digits) = text.strip_prefix('-').map_or((false, text), |digits| (true, digits));
-    let digits = digits.trim_end_matches('U');
-    let value = match digits.strip_prefix("0x") {
-        Some(hex) => u64::from_str_radix(hex, 16).ok()?,
-        None => digits.parse().ok()?,
-    };
-    Some(if negative { value.wrapping_neg() } else { value })
-}
-
 fn special(name: &str) -> Option<Special> {
     let axis = |name: &str| ["x", "y", "z"].iter().position(|axis| *axis == name);
     if let Some((family, name)) = name.split_once('.') {
@@ -554,16 +538,6 @@ mod tests {
         // Two parameters, the special, three constants, %r1 and %f1.
         assert_eq!(code.registers, 8);
         assert_eq!(code.instructions.len(), 3);
-    }
-
-    #[test]
-    fn immediates_of_every_form() {
-        assert_eq!(immediate("-2"), Some(u64::MAX - 1));
-        assert_eq!(immediate("0x1F"), Some(31));
-        assert_eq!(immediate("4294967295U"), Some(0xFFFF_FFFF));
-        assert_eq!(immediate("0f3F800000"), Some(0x3F80_0000));
-        assert_eq!(immediate("0d3FF0000000000000"), Some(1f64.to_bits()));
-        assert_eq!(immediate("name"), None);
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Decoding what touches memory and what the lanes of a warp do together.
 
 use super::code::{Op, Register, Shuffle, Space, Transfer, Update, Vote};
-use super::decode::{Decoder, LOCAL_WINDOW, SHARED_WINDOW, exactly, immediate};
+use super::declare::immediate;
+use super::decode::{Decoder, LOCAL_WINDOW, SHARED_WINDOW, exactly};
 use super::instruction::{Arithmetic, Product, arithmetic};
 
 /// Hints about caches, and orders that the interpreter keeps anyway.

@@ -232,7 +232,7 @@ impl<'a> Global<'a> {
         let view = ((address >> PLACE_BITS) as usize)
             .checked_sub(1)
             .and_then(|index| self.views.get(index))
-            .filter(|view| place + bytes <= view.buffer.bytes && place % bytes == 0);
+            .filter(|view| place + bytes <= view.buffer.bytes && place & (bytes - 1) == 0);
         let Some(view) = view else {
             return Err(self.outside(address, bytes, intent));
         };

@@ -9,6 +9,7 @@ mod block;
 mod code;
 mod collective;
 mod copies;
+mod declare;
 mod decode;
 mod decode_memory;
 mod fault;

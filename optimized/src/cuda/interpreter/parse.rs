@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use super::declare::{Declared, declared, head_of_entry, split};
+
 /// A compiled module.
 #[derive(Debug, Default)]
 pub(super) struct Text {
@@ -28,19 +30,6 @@ pub(super) struct Entry {
     /// Index of the statement after each label.
     pub(super) labels: HashMap<String, usize>,
     pub(super) statements: Vec<Statement>,
-}
-
-/// A variable in memory.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Declared {
-    /// `shared`, `global`, `const` or `local`.
-    pub(super) space: String,
-    pub(super) name: String,
-    pub(super) align: usize,
-    /// `None`: open, the launch gives the size.
-    pub(super) bytes: Option<usize>,
-    /// Content, where the text gives one.
-    pub(super) content: Vec<u8>,
 }
 
 /// An instruction.
@@ -344,103 +333,6 @@ fn label(text: &str) -> Option<(&str, &str)> {
     (end > 0).then(|| (&text[..end], after.trim_start()))
 }
 
-/// Operands, split at the commas that no bracket encloses.
-pub(super) fn split(operands: &str) -> Vec<String> {
-    let (mut depth, mut all, mut one) = (0, Vec::new(), String::new());
-    for c in operands.chars() {
-        depth += i32::from(matches!(c, '{' | '[')) - i32::from(matches!(c, '}' | ']'));
-        if c == ',' && depth == 0 {
-            all.push(std::mem::take(&mut one));
-        } else {
-            one.push(c);
-        }
-    }
-    all.push(one);
-    all.iter().map(|one| one.trim().to_owned()).filter(|one| !one.is_empty()).collect()
-}
-
-/// `.visible .entry NAME(.param .TYPE NAME, ...) .maxntid X, Y, Z`
-fn head_of_entry(head: &str) -> Result<Entry, String> {
-    let (_, head) = head.split_once(".entry").ok_or("no .entry")?;
-    let (name, rest) = head.split_once('(').unwrap_or((head, ")"));
-    let (parameters, directives) = rest.split_once(')').ok_or("parameters without an end")?;
-    let mut entry = Entry { name: name.trim().to_owned(), ..Entry::default() };
-    for parameter in split(parameters) {
-        let words: Vec<&str> = parameter.split_whitespace().collect();
-        let [".param", kind, .., name] = words[..] else {
-            return Err(format!("not a parameter: {parameter}"));
-        };
-        // `.ptr .global .align 4` says nothing that a check would need.
-        entry.parameters.push((name.to_owned(), kind.trim_start_matches('.').to_owned()));
-    }
-    let numbers = |text: &str| -> Vec<u32> {
-        let text = text.split('.').next().unwrap_or(text);
-        text.split(',').filter_map(|number| number.trim().parse().ok()).collect()
-    };
-    if let Some((_, limit)) = directives.split_once(".maxntid") {
-        entry.most_threads = Some(numbers(limit).iter().product());
-    }
-    if let Some((_, sizes)) = directives.split_once(".reqntid") {
-        let sizes = numbers(sizes);
-        let size = |axis| sizes.get(axis).copied().unwrap_or(1);
-        entry.exact_threads = Some([size(0), size(1), size(2)]);
-    }
-    Ok(entry)
-}
-
-/// `.extern .shared .align 16 .b8 name[64]`, perhaps ` = {1, 2}`
-fn declared(text: &str) -> Result<Declared, String> {
-    let (text, content) = match text.split_once('=') {
-        None => (text, ""),
-        Some((text, content)) => (text, content.trim().trim_matches(['{', '}'])),
-    };
-    let mut declared = Declared {
-        space: String::new(),
-        name: String::new(),
-        align: 1,
-        bytes: Some(0),
-        content: Vec::new(),
-    };
-    let mut element_bytes = 1;
-    let mut words = text.split_whitespace();
-    while let Some(word) = words.next() {
-        match word {
-            ".visible" | ".extern" | ".weak" | ".common" => {}
-            ".shared" | ".global" | ".const" | ".local" => declared.space = word[1..].to_owned(),
-            ".align" => {
-                let align = words.next().and_then(|align| align.parse().ok());
-                declared.align = align.ok_or_else(|| format!("no alignment: {text}"))?;
-            }
-            _ if word.starts_with('.') => {
-                let bits: usize = word[2..].parse().map_err(|_| format!("unknown: {text}"))?;
-                element_bytes = bits / 8;
-            }
-            name => {
-                let (name, len) = name.split_once('[').map_or((name, "1]"), |parts| parts);
-                let len = len.trim_end_matches(']');
-                declared.name = name.to_owned();
-                declared.bytes = match len {
-                    "" => None,
-                    len => {
-                        let len: usize = len.parse().map_err(|_| format!("unknown: {text}"))?;
-                        Some(len * element_bytes)
-                    }
-                };
-            }
-        }
-    }
-    declared.align = declared.align.max(element_bytes);
-    for number in content.split(',').filter(|number| !number.trim().is_empty()) {
-        let number = number.trim();
-        let value: i64 = number.parse().map_err(|_| format!("unknown content {number}"))?;
-        declared.content.extend(&value.to_le_bytes()[..element_bytes]);
-    }
-    if declared.space.is_empty() || declared.name.is_empty() {
-        return Err(format!("not understood: {text}"));
-    }
-    Ok(declared)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -512,12 +404,6 @@ $L__BB0_2:
         assert_eq!(source(1), "scale.cu:8 (inlined kernels.cuh:9)");
         assert_eq!(source(2), "scale.cu:8 (inlined kernels.cuh:4)");
         assert_eq!(text.entries[0].statements[0].place.ptx_line, 14);
-    }
-
-    #[test]
-    fn constants_have_content() {
-        let table = declared(".global .align 4 .u32 table[2] = {1, 258}").unwrap();
-        assert_eq!(table.content, [1, 0, 0, 0, 2, 1, 0, 0]);
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! Shared memory of one block: bounds by variable, writes before reads, races, copies on their way.
 
+use super::instruction::Lanes;
 use super::race::{self, Access, Actor, Cell};
+use super::registers::lanes;
 
 /// A shared variable of a kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,8 +65,57 @@ impl Shared {
         Self { variables, bytes: vec![0; len], shadow, shift, last: 0 }
     }
 
-    /// Checks an access and notes it; the place of its first byte.
+    /// Makes `last` the variable that an access lies in, if there is one.
+    #[inline(always)]
+    fn locate(&mut self, place: usize, bytes: usize) -> bool {
+        let inside = |variable: &Variable| {
+            place >= variable.start && place + bytes <= variable.start + variable.bytes
+        };
+        if self.variables.get(self.last).is_some_and(inside) {
+            return true;
+        }
+        let found = self.variables.iter().position(inside);
+        self.last = found.unwrap_or(self.last);
+        found.is_some()
+    }
+
+    /// Reads words for the lanes of a warp whose reads are plainly in order; which they are.
+    ///
+    /// Most of what kernels do with shared memory is to read what was written before a barrier.
+    /// `actor` is the warp's first lane.
     #[inline]
+    pub(super) fn read_words(
+        &mut self,
+        actor: &Actor,
+        addresses: &Lanes,
+        mask: u32,
+        out: &mut Lanes,
+    ) -> u32 {
+        let first = addresses[mask.trailing_zeros() as usize & 31] as u32 as usize;
+        if self.shift != 2 || !self.locate(first, 4) {
+            return 0;
+        }
+        let variable = &self.variables[self.last];
+        let (start, end) = (variable.start, variable.start + variable.bytes);
+        let mut done = 0;
+        for lane in lanes(mask) {
+            let place = addresses[lane] as u32 as usize;
+            if place < start || place + 4 > end || place & 3 != 0 {
+                continue;
+            }
+            let cell = &mut self.shadow[place / 4];
+            let reader = Actor { thread: actor.thread + lane as u32, ..*actor };
+            if let Some(read) = reader.quick_read(cell.write(), cell.read()) {
+                cell.read = read.0;
+                out[lane] = self.load(place, 4);
+                done |= 1 << lane;
+            }
+        }
+        done
+    }
+
+    /// Checks an access and notes it; the place of its first byte.
+    #[inline(always)]
     pub(super) fn access(
         &mut self,
         actor: &Actor,
@@ -73,18 +124,12 @@ impl Shared {
         want: Want,
     ) -> Result<usize, String> {
         let place = address as u32 as usize;
-        let inside = |variable: &Variable| {
-            place >= variable.start && place + bytes <= variable.start + variable.bytes
-        };
-        if !self.variables.get(self.last).is_some_and(inside) {
-            match self.variables.iter().position(inside) {
-                Some(index) => self.last = index,
-                None => return Err(self.outside(place, bytes)),
-            }
+        if !self.locate(place, bytes) {
+            return Err(self.outside(place, bytes));
         }
-        if place % bytes != 0 {
-            let what = self.name(place);
-            return Err(format!("misaligned access of {bytes} bytes to shared {what}"));
+        // A power of two; a division would cost more than all the rest.
+        if place & (bytes - 1) != 0 {
+            return Err(self.askew(place, bytes));
         }
         for index in place >> self.shift..=(place + bytes - 1) >> self.shift {
             let cell = &mut self.shadow[index];
@@ -97,26 +142,14 @@ impl Shared {
                 cell.read = 0;
             }
             let result = match want {
-                Want::Read | Want::Atomic if unwritten => {
-                    return Err(format!(
-                        "use of shared {} before it was written",
-                        self.name(place)
-                    ));
-                }
+                Want::Read | Want::Atomic if unwritten => return Err(self.unwritten(place)),
                 Want::Read => race::read(cell, actor),
                 Want::Write => race::write(cell, actor),
                 Want::Atomic => race::atomic(cell, actor),
                 Want::StartCopy => race::start_copy(cell, actor),
             };
             if let Err(race) = result {
-                let verb = match want {
-                    Want::Read => "read",
-                    Want::Write => "write",
-                    Want::Atomic => "atomic operation",
-                    Want::StartCopy => "asynchronous write",
-                };
-                let (name, race) = (self.name(index << self.shift), race.describe(actor));
-                return Err(format!("{verb} of shared {name}: {race}"));
+                return Err(self.describe(index << self.shift, want, &race.describe(actor)));
             }
         }
         Ok(place)
@@ -147,6 +180,27 @@ impl Shared {
     #[inline]
     pub(super) fn store(&mut self, place: usize, bytes: usize, value: u64) {
         self.bytes[place..place + bytes].copy_from_slice(&value.to_le_bytes()[..bytes]);
+    }
+
+    #[cold]
+    fn askew(&self, place: usize, bytes: usize) -> String {
+        format!("misaligned access of {bytes} bytes to shared {}", self.name(place))
+    }
+
+    #[cold]
+    fn unwritten(&self, place: usize) -> String {
+        format!("use of shared {} before it was written", self.name(place))
+    }
+
+    #[cold]
+    fn describe(&self, place: usize, want: Want, race: &str) -> String {
+        let verb = match want {
+            Want::Read => "read",
+            Want::Write => "write",
+            Want::Atomic => "atomic operation",
+            Want::StartCopy => "asynchronous write",
+        };
+        format!("{verb} of shared {}: {race}", self.name(place))
     }
 
     /// A place in words.

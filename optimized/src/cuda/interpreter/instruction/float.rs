@@ -115,9 +115,18 @@ fn double(opcode: &str) -> Option<Arithmetic> {
         "sqrt.rn.f64" => lanewise!(One a: f64 => a.sqrt()),
         "neg.f64" => lanewise!(One a: f64 => -a),
         "abs.f64" => lanewise!(One a: f64 => a.abs()),
+        "rcp.approx.ftz.f64" => lanewise!(One a: f64 => upper(1.0 / upper(a))),
+        "rsqrt.approx.ftz.f64" => lanewise!(One a: f64 => upper(1.0 / upper(a).sqrt())),
         "fma.rn.f64" => lanewise!(Three a: f64, b: f64, c: f64 => fused(a, b, c)),
         _ => return None,
     })
+}
+
+/// The upper half of the bits, and zeros: what approximations in f64 read and write. Values that are
+/// not normal are flushed.
+fn upper(a: f64) -> f64 {
+    let kept = f64::from_bits(a.to_bits() >> 32 << 32);
+    if kept.abs() < f64::MIN_POSITIVE { 0.0f64.copysign(a) } else { kept }
 }
 
 #[allow(clippy::disallowed_methods)] // one rounding is what this instruction is
@@ -199,6 +208,9 @@ mod tests {
     fn doubles_keep_their_bits() {
         let bits = |value: f64| value.to_bits();
         assert_eq!(apply("add.f64", &[bits(1.0), bits(1e-9)]), bits(1.0 + 1e-9));
+        let third = apply("rcp.approx.ftz.f64", &[bits(3.0)]);
+        assert_eq!(third, bits(1.0 / 3.0) >> 32 << 32);
+        assert_eq!(apply("rcp.approx.ftz.f64", &[0]), bits(f64::INFINITY));
         assert_eq!(apply("fma.rn.f64", &[bits(3.0), bits(2.0), bits(1.0)]), bits(7.0));
     }
 }
