@@ -95,7 +95,6 @@ pub fn compile(module: &Module) -> Result<String, String> {
 /// A program of the library, given back when dropped.
 struct Program(sys::nvrtcProgram);
 
-
 impl Program {
     fn text(
         &mut self,

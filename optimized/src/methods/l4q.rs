@@ -3,12 +3,12 @@
 //! What the backward needs is `x` and the parameters; the combined weight, the quantizer argument,
 //! the mask and the quantized weight are recomputed.
 
-use plumbline_reference::spec::{GradScale, InitScaleRule, QuantSpec, SCALE_FLOOR};
+use plumbline_reference::spec::{GradScale, InitScaleRule, QuantSpec};
 use rand::Rng;
 
 use super::{
     BackwardCall, LinearMethod, MergedTensors, Parameter, ParameterKind, Scratch, ScratchNeed,
-    Trainable, kaiming_uniform,
+    Trainable, initial_grid, kaiming_uniform,
 };
 use crate::backend::Backend;
 use crate::error::Result;
@@ -56,16 +56,8 @@ impl<B: Backend> L4q<B> {
         random: &mut impl Rng,
     ) -> Result<Self> {
         let (rank, spec) = (options.rank, options.spec);
-        let (width, groups) = (spec.in_features(), spec.groups());
-        let lora_a = kaiming_uniform(rank * width, width, random);
-        let mut scale = backend.zeros(out_features * groups)?;
-        let mut offset = backend.zeros(out_features * groups)?;
-        let device_weight = backend.upload(weight)?;
-        let rule = options.init;
-        backend.init_scale(spec, rule, out_features, &device_weight, &mut scale, &mut offset)?;
-        drop(device_weight);
-        let scale = backend.download(&scale, out_features * groups)?;
-        let offset = backend.download(&offset, out_features * groups)?;
+        let lora_a = kaiming_uniform(rank * spec.in_features(), spec.in_features(), random);
+        let (scale, offset) = initial_grid(backend, spec, options.init, out_features, weight)?;
         let start = L4qTensors { lora_a, lora_b: vec![0.0; out_features * rank], scale, offset };
         Self::from_tensors(backend, weight, out_features, options, &start)
     }
@@ -114,8 +106,7 @@ impl<B: Backend> L4q<B> {
     /// # Errors
     /// When the device failed.
     pub fn floored_scales(&self, backend: &B) -> Result<(usize, usize)> {
-        let scale = self.scale.to_host(backend)?;
-        Ok((scale.iter().filter(|s| **s < SCALE_FLOOR as f32).count(), scale.len()))
+        self.scale.below_floor(backend)
     }
 
     fn args(&self) -> FakeQuantizeArgs<'_, B::Floats> {
@@ -155,7 +146,7 @@ pub struct L4qTensors {
 impl<B: Backend> LinearMethod<B> for L4q<B> {
     fn scratch_need(&self) -> ScratchNeed {
         let len = self.weight.len();
-        ScratchNeed { effective: len, d_weight: len, rank: 0 }
+        ScratchNeed { effective: len, d_weight: len, ..ScratchNeed::default() }
     }
 
     fn forward(

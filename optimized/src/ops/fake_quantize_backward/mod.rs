@@ -2,6 +2,8 @@
 
 mod cpu;
 
+pub(crate) use cpu::low_rank_gradients;
+
 use plumbline_reference::spec::GradScale;
 
 use super::fake_quantize::FakeQuantizeArgs;
