@@ -59,6 +59,7 @@ pub fn ask(
         ("cpu", Precision::F32) => match folder.load(Arc::new(Cpu)).map_err(usage)? {
             LoadedModel::Dense(model) => optimized(&model, question, start),
             LoadedModel::Merged(model) => optimized(&model, question, start),
+            LoadedModel::Affine(model) => optimized(&model, question, start),
         },
         (subject, precision) => {
             let reason = format!(

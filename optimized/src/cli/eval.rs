@@ -42,6 +42,7 @@ pub fn eval(command: Eval) -> Result<()> {
     let result = match loaded {
         LoadedModel::Dense(model) => perplexity(&model, &tokens, context, progress)?,
         LoadedModel::Merged(model) => perplexity(&model, &tokens, context, progress)?,
+        LoadedModel::Affine(model) => perplexity(&model, &tokens, context, progress)?,
     };
     drop(bar);
     if json {

@@ -64,6 +64,7 @@ pub fn generate(arguments: &Generate) -> Result<()> {
     match waiting("loading the model", || folder.load(Arc::new(Cpu)))? {
         LoadedModel::Dense(model) => run(arguments, sampling, &folder, &model, tokenizer, &prompt),
         LoadedModel::Merged(model) => run(arguments, sampling, &folder, &model, tokenizer, &prompt),
+        LoadedModel::Affine(model) => run(arguments, sampling, &folder, &model, tokenizer, &prompt),
     }
 }
 

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use plumbline::checkpoint::{ModelFolder, save_adapter};
 use plumbline::cpu::Cpu;
-use plumbline::finetune::{Start, l4q_model, lora_model};
-use plumbline::methods::{L4q, LinearMethod};
+use plumbline::finetune::{Method, Start, method_model};
+use plumbline::methods::LinearMethod;
 use plumbline::model::Llama;
 use plumbline::recipe::{self, MethodSettings, TrainRecipe, resolve};
 use plumbline::train::{TokenWindows, Trainer};
@@ -84,28 +84,21 @@ const LOADING: &str = "loading the model";
 /// Runs a recipe.
 pub fn train(path: &Path, json: bool) -> Result<()> {
     let prepared = prepare(path)?;
-    let seed = prepared.recipe.training.seed;
-    let backend = Arc::new(Cpu);
-    match &prepared.recipe.method {
-        MethodSettings::L4q(settings) => {
-            let start = Start::Fresh(seed);
-            let model = waiting(LOADING, || l4q_model(backend, &prepared.base, settings, start))?;
-            fit(prepared, model, json, warn_of_floored_scales)
-        }
-        MethodSettings::Lora(settings) => {
-            let model = waiting(LOADING, || lora_model(backend, &prepared.base, settings, seed))?;
-            fit(prepared, model, json, |_| Ok(()))
-        }
+    match &prepared.recipe.method.clone() {
+        MethodSettings::L4q(settings) => fit(prepared, settings, json),
+        MethodSettings::Lora(settings) => fit(prepared, settings, json),
+        MethodSettings::LrQat(settings) => fit(prepared, settings, json),
+        MethodSettings::Peqa(settings) => fit(prepared, settings, json),
+        MethodSettings::QaLora(settings) => fit(prepared, settings, json),
+        MethodSettings::Qat(settings) => fit(prepared, settings, json),
+        MethodSettings::QatLora(settings) => fit(prepared, settings, json),
     }
 }
 
-fn fit<L: LinearMethod<Cpu>>(
-    prepared: Prepared,
-    mut model: Llama<Cpu, L>,
-    json: bool,
-    after: impl FnOnce(&Llama<Cpu, L>) -> Result<()>,
-) -> Result<()> {
+fn fit<M: Method>(prepared: Prepared, method: &M, json: bool) -> Result<()> {
     let Prepared { recipe, base, data, eval } = prepared;
+    let start = Start::Fresh(recipe.training.seed);
+    let mut model = waiting(LOADING, || method_model(Arc::new(Cpu), &base, method, start))?;
     let settings = recipe.training.clone();
     let context = recipe.data.context;
     let schedule = recipe.schedule;
@@ -120,7 +113,7 @@ fn fit<L: LinearMethod<Cpu>>(
     drop(watch);
     let checkpoint = recipe.output.dir.join("checkpoints").join(format!("step-{steps}"));
     save_adapter(&checkpoint, &mut model, steps, &fingerprint)?;
-    after(&model)?;
+    warn_of_floored_scales(&model)?;
     if json {
         let perplexity: serde_json::Map<_, _> =
             results.iter().map(|(text, result)| (text.clone(), result.perplexity.into())).collect();
@@ -135,9 +128,10 @@ fn fit<L: LinearMethod<Cpu>>(
     Ok(())
 }
 
-fn warn_of_floored_scales(model: &Llama<Cpu, L4q<Cpu>>) -> Result<()> {
+fn warn_of_floored_scales<L: LinearMethod<Cpu>>(model: &Llama<Cpu, L>) -> Result<()> {
     for (name, layer) in model.linears() {
-        let (floored, groups) = layer.floored_scales(model.backend())?;
+        let Some(scale) = layer.trained_scale() else { continue };
+        let (floored, groups) = scale.below_floor(model.backend())?;
         if floored > 0 {
             eprintln!("warning: {name}: {floored} of {groups} scales are at the floor");
         }

@@ -101,14 +101,6 @@ impl<B: Backend> L4q<B> {
         MergedTensors::quantize(backend, &self.args())
     }
 
-    /// Groups whose scale lies below the floor, and groups in all.
-    ///
-    /// # Errors
-    /// When the device failed.
-    pub fn floored_scales(&self, backend: &B) -> Result<(usize, usize)> {
-        self.scale.below_floor(backend)
-    }
-
     fn args(&self) -> FakeQuantizeArgs<'_, B::Floats> {
         FakeQuantizeArgs {
             spec: self.options.spec,
@@ -194,6 +186,10 @@ impl<B: Backend> LinearMethod<B> for L4q<B> {
         self.lora_a.gradient = d_lora_a;
         self.lora_b.gradient = d_lora_b;
         done
+    }
+
+    fn trained_scale(&self) -> Option<&Parameter<B>> {
+        Some(&self.scale)
     }
 
     fn trainable(&mut self) -> Vec<Trainable<'_, B>> {

@@ -176,14 +176,6 @@ impl<B: Backend> LrQat<B> {
         })
     }
 
-    /// Groups whose scale lies below the floor, and groups in all.
-    ///
-    /// # Errors
-    /// When the device failed.
-    pub fn floored_scales(&self, backend: &B) -> Result<(usize, usize)> {
-        self.scale.below_floor(backend)
-    }
-
     fn args(&self) -> LrQatArgs<'_, B> {
         LrQatArgs {
             spec: self.options.spec,
@@ -248,6 +240,10 @@ impl<B: Backend> LinearMethod<B> for LrQat<B> {
         self.lora_a.gradient = d_lora_a;
         self.lora_b.gradient = d_lora_b;
         done
+    }
+
+    fn trained_scale(&self) -> Option<&Parameter<B>> {
+        Some(&self.scale)
     }
 
     fn trainable(&mut self) -> Vec<Trainable<'_, B>> {

@@ -4,6 +4,7 @@
 //! are not its own: all layers share one [`Scratch`], because only one layer runs at a time.
 
 mod affine;
+mod codes;
 mod dense;
 mod l4q;
 mod lora;
@@ -16,6 +17,7 @@ mod qat;
 mod qat_lora;
 
 pub use affine::{Affine, AffineTensors};
+pub use codes::{CodeTensors, IntoCodes};
 pub use dense::Dense;
 pub use l4q::{L4q, L4qOptions, L4qTensors};
 pub use lora::{Lora, LoraOptions};
@@ -225,6 +227,11 @@ pub trait LinearMethod<B: Backend>: Sized + Send {
         call: BackwardCall<'_, B>,
         scratch: &mut Scratch<B>,
     ) -> Result<()>;
+
+    /// The scale that is trained, where one is: a group that falls below its floor stands still.
+    fn trained_scale(&self) -> Option<&Parameter<B>> {
+        None
+    }
 
     /// The trained tensors; names are relative to the layer.
     fn trainable(&mut self) -> Vec<Trainable<'_, B>>;

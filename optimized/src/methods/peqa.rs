@@ -58,14 +58,6 @@ impl<B: Backend> Peqa<B> {
         })
     }
 
-    /// Groups whose scale lies below the floor, and groups in all.
-    ///
-    /// # Errors
-    /// When the device failed.
-    pub fn floored_scales(&self, backend: &B) -> Result<(usize, usize)> {
-        self.scale.below_floor(backend)
-    }
-
     fn grid(&self) -> AffineGrid<'_, B> {
         AffineGrid {
             spec: self.spec,
@@ -118,6 +110,10 @@ impl<B: Backend> LinearMethod<B> for Peqa<B> {
             });
         self.scale.gradient = Some(d_scale);
         done
+    }
+
+    fn trained_scale(&self) -> Option<&Parameter<B>> {
+        Some(&self.scale)
     }
 
     fn trainable(&mut self) -> Vec<Trainable<'_, B>> {

@@ -105,14 +105,6 @@ impl<B: Backend> Qat<B> {
         MergedTensors::quantize(backend, &self.args())
     }
 
-    /// Groups whose scale lies below the floor, and groups in all.
-    ///
-    /// # Errors
-    /// When the device failed.
-    pub fn floored_scales(&self, backend: &B) -> Result<(usize, usize)> {
-        self.scale.below_floor(backend)
-    }
-
     fn args(&self) -> FakeQuantizeArgs<'_, B::Floats> {
         FakeQuantizeArgs {
             spec: self.options.spec,
@@ -181,6 +173,10 @@ impl<B: Backend> LinearMethod<B> for Qat<B> {
             Some(gradient) => backend.add(&scratch.d_weight, gradient, len),
             None => Ok(()),
         }
+    }
+
+    fn trained_scale(&self) -> Option<&Parameter<B>> {
+        Some(&self.scale)
     }
 
     fn trainable(&mut self) -> Vec<Trainable<'_, B>> {

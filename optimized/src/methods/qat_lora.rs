@@ -75,14 +75,6 @@ impl<B: Backend> QatLora<B> {
         })
     }
 
-    /// Groups whose scale lies below the floor, and groups in all.
-    ///
-    /// # Errors
-    /// When the device failed.
-    pub fn floored_scales(&self, backend: &B) -> Result<(usize, usize)> {
-        self.scale.below_floor(backend)
-    }
-
     fn args(&self) -> FakeQuantizeArgs<'_, B::Floats> {
         FakeQuantizeArgs {
             spec: self.options.spec,
@@ -149,6 +141,10 @@ impl<B: Backend> LinearMethod<B> for QatLora<B> {
         done?;
         let call = BackwardCall { write: Write::Add, ..call };
         self.path.backward(backend, call, &mut scratch.low_rank, &mut scratch.d_low_rank)
+    }
+
+    fn trained_scale(&self) -> Option<&Parameter<B>> {
+        Some(&self.scale)
     }
 
     fn trainable(&mut self) -> Vec<Trainable<'_, B>> {

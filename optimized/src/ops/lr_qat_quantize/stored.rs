@@ -211,3 +211,100 @@ fn pack_nibbles(len: usize, width: usize, nibble: impl Fn(usize) -> u8) -> Vec<i
     })
     .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use plumbline_reference::spec::Bits;
+
+    use super::*;
+
+    fn spec(bits: u32, in_features: usize) -> QuantSpec {
+        QuantSpec::new(Bits::new(bits).unwrap(), None, in_features).unwrap()
+    }
+
+    /// Bytes of what is kept.
+    fn bytes(stored: &StoredWeight<Cpu>) -> usize {
+        match stored {
+            StoredWeight::F32(values) => 4 * values.len(),
+            StoredWeight::Bf16(halves) | StoredWeight::F16(halves) => 2 * halves.len(),
+            StoredWeight::Fixed8(bytes) | StoredWeight::Int(bytes) => bytes.len(),
+        }
+    }
+
+    #[test]
+    fn a_type_takes_its_bytes_and_no_more() {
+        // Rows of five inputs: the last nibble of each is padding.
+        let weight = vec![0.25; 15];
+        for (kind, expected) in [
+            (Downcast::F32, 60),
+            (Downcast::Bf16, 30),
+            (Downcast::F16, 30),
+            (Downcast::Fixed8, 15),
+            (Downcast::Int, 9),
+        ] {
+            let stored = StoredWeight::downcast(&weight, &[1.0; 3], None, spec(4, 5), kind);
+            assert_eq!(bytes(&stored.unwrap()), expected, "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn example_of_m4() {
+        let weight = [0.609375, -6.0, 3.65625];
+        let run = |zero_point: Option<&[f32]>, kind| {
+            let stored = StoredWeight::downcast(&weight, &[0.5], zero_point, spec(4, 3), kind);
+            let stored = stored.unwrap();
+            let phi = stored.phi(spec(4, 3), zero_point).unwrap();
+            let bytes = match stored {
+                StoredWeight::Fixed8(bytes) | StoredWeight::Int(bytes) => bytes,
+                _ => vec![],
+            };
+            (bytes, phi)
+        };
+        assert_eq!(run(None, Downcast::Fixed8), (vec![20, -128, 112], vec![1.25, -8.0, 7.0]));
+        let packed = [0x81_u8, 0x07].map(|byte| byte as i8).to_vec();
+        assert_eq!(run(None, Downcast::Int), (packed, vec![1.0, -8.0, 7.0]));
+        let shifted = (vec![-60, -128, 37], vec![1.25, -3.0, 7.3125]);
+        assert_eq!(run(Some(&[3.0]), Downcast::Fixed8), shifted);
+        for kind in [Downcast::F32, Downcast::Bf16, Downcast::F16] {
+            assert_eq!(run(None, kind), (vec![], vec![1.21875, -12.0, 7.3125]));
+        }
+    }
+
+    #[test]
+    fn every_nibble_comes_back_from_either_half_of_its_byte() {
+        for zero_point in [None, Some([0.0]), Some([5.0]), Some([15.0])] {
+            let zero_point = zero_point.as_ref().map(|z| &z[..]);
+            let low = zero_point.map_or(-8.0, |z| -z[0]);
+            let codes: Vec<f32> = (0..17).map(|i| low + (i % 16) as f32).collect();
+            let spec = spec(4, codes.len());
+            let stored =
+                StoredWeight::downcast(&codes, &[1.0], zero_point, spec, Downcast::Int).unwrap();
+            assert_eq!(stored.phi(spec, zero_point).unwrap(), codes);
+            let shifted: Vec<f32> = codes.iter().rev().copied().collect();
+            let stored =
+                StoredWeight::downcast(&shifted, &[1.0], zero_point, spec, Downcast::Int).unwrap();
+            assert_eq!(stored.phi(spec, zero_point).unwrap(), shifted);
+        }
+    }
+
+    #[test]
+    fn what_a_type_does_not_hold_is_refused() {
+        let run = |weight: f32, zero_point: Option<f32>, bits, kind| {
+            let zero_point = zero_point.map(|z| [z]);
+            let zero_point = zero_point.as_ref().map(|z| &z[..]);
+            StoredWeight::downcast(&[weight], &[1.0], zero_point, spec(bits, 1), kind)
+                .map(|_| ())
+                .map_err(|error| error.to_string())
+        };
+        assert!(run(7e4, None, 4, Downcast::F16).unwrap_err().contains("phi"));
+        assert!(run(3e38, None, 4, Downcast::Bf16).is_ok());
+        assert!(run(3.4e38, None, 4, Downcast::Bf16).unwrap_err().contains("phi"));
+        assert!(run(7e4, None, 4, Downcast::Int).is_ok(), "integers clip");
+        assert!(run(f32::NAN, None, 4, Downcast::Int).unwrap_err().contains("weight"));
+        assert!(run(1.0, None, 5, Downcast::Int).unwrap_err().contains("bits is 5"));
+        assert!(run(1.0, None, 8, Downcast::Fixed8).unwrap_err().contains("bits is 8"));
+        assert!(run(1.0, Some(2.5), 4, Downcast::F32).unwrap_err().contains("zero_point is 2.5"));
+        assert!(run(1.0, Some(16.0), 4, Downcast::F32).unwrap_err().contains("0 to 15"));
+        assert!(run(1.0, Some(0.0), 8, Downcast::F32).unwrap_err().contains("bits is 8"));
+    }
+}
