@@ -149,6 +149,7 @@ fn optimized<B: Backend>(
     match folder.load(Arc::new(backend)).map_err(usage)? {
         LoadedModel::Dense(model) => answer(&model, question, bos),
         LoadedModel::Merged(model) => answer(&model, question, bos),
+        LoadedModel::Affine(model) => answer(&model, question, bos),
     }
 }
 

@@ -11,7 +11,7 @@ use plumbline::backend::Storage;
 use plumbline::checkpoint::{ModelFolder, Precision, dense_tensors, save_dense};
 use plumbline::cpu::Cpu;
 use plumbline::eval::next_tokens;
-use plumbline::finetune::{Start, l4q_model};
+use plumbline::finetune::{Start, method_model};
 use plumbline::methods::L4q as L4qLayer;
 use plumbline::model::{Batch, Llama, Projection, Recompute, tensor_shapes};
 use plumbline::recipe::L4qSettings;
@@ -100,7 +100,7 @@ fn loss_and_every_gradient_agree_with_the_reference() {
             init_steps: None,
             grad_scale,
         };
-        let mut model = l4q_model(Arc::new(Cpu), &folder, &settings, Start::Fresh(1)).unwrap();
+        let mut model = method_model(Arc::new(Cpu), &folder, &settings, Start::Fresh(1)).unwrap();
         let trained = disturb(&mut model);
 
         let (batch, length) = (2, 11);

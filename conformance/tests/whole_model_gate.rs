@@ -280,7 +280,8 @@ gate!(reference_f64: "reference" F64,
     [lora l4q lr_qat qa_lora qat qat_lora peqa], merging [l4q lr_qat qa_lora qat peqa]);
 gate!(reference_f32: "reference" F32,
     [lora l4q lr_qat qa_lora qat qat_lora peqa], merging [l4q lr_qat qa_lora qat peqa]);
-gate!(cpu_f32: "cpu" F32, [lora l4q], merging [l4q]);
+gate!(cpu_f32: "cpu" F32,
+    [lora l4q lr_qat qa_lora qat qat_lora peqa], merging [l4q lr_qat qa_lora qat peqa]);
 
 /// The gate can fail: what a resumed run forgets is in every tensor that it leaves.
 #[test]

@@ -13,8 +13,10 @@ use crate::ops;
 pub trait Storage: Send + Sync {
     /// 32-bit floats.
     type Floats: Send + Sync;
-    /// Codes of a signed grid.
+    /// Codes, a byte each; of an unsigned grid, or packed, the byte is what counts and not its sign.
     type Codes: Send + Sync;
+    /// The bits of 16-bit floats, read by nothing but the operations that they are made for.
+    type Halves: Send + Sync;
     /// Token ids.
     type Tokens: Send + Sync;
 
@@ -70,6 +72,11 @@ pub trait Storage: Send + Sync {
     /// # Errors
     /// When the device failed.
     fn download_codes(&self, codes: &Self::Codes) -> Result<Vec<i8>>;
+    /// Copies the bits of 16-bit floats to the device.
+    ///
+    /// # Errors
+    /// When the device has no room.
+    fn upload_halves(&self, halves: &[u16]) -> Result<Self::Halves>;
     /// Copies token ids to the device.
     ///
     /// # Errors
@@ -82,15 +89,19 @@ pub trait Backend:
     Storage
     + ops::adamw::AdamW
     + ops::add::Add
+    + ops::affine::Affine
     + ops::attention::Attention
     + ops::cross_entropy::CrossEntropy
     + ops::embedding::Embedding
     + ops::fake_quantize::FakeQuantize
     + ops::fake_quantize_backward::FakeQuantizeBackward
+    + ops::group_pool::GroupPool
     + ops::init_scale::InitScale
     + ops::linear::Linear
+    + ops::lr_qat_quantize::LrQatQuantize
     + ops::rms_norm::RmsNorm
     + ops::rope::Rope
+    + ops::rtn::Rtn
     + ops::squared_norm::SquaredNorm
     + ops::swiglu::Swiglu
 {

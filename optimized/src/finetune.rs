@@ -1,5 +1,7 @@
 //! From a model folder to a model in training, and from a trained model to codes.
 
+mod layers;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -10,12 +12,11 @@ use rand_chacha::ChaCha8Rng;
 use crate::backend::Backend;
 use crate::checkpoint::{Adapter, ModelFolder};
 use crate::error::{Error, Result};
-use crate::methods::{
-    L4q, L4qOptions, L4qTensors, LinearMethod, Lora, LoraOptions, Merged, MergedTensors,
-};
+use crate::methods::{CodeTensors, IntoCodes, LinearMethod, Merged, MergedTensors};
 use crate::model::{Llama, Projection};
 use crate::ops::fake_quantize::FakeQuantizeArgs;
-use crate::recipe::{L4qSettings, LoraSettings};
+
+pub use layers::Method;
 
 /// Where the trained tensors start.
 #[derive(Clone, Copy)]
@@ -26,81 +27,66 @@ pub enum Start<'a> {
     Adapter(&'a Adapter),
 }
 
-/// An L4Q model on a full-precision checkpoint; embeddings, norms and output projection stay as
-/// they are.
+/// What a layer begins with.
+pub struct LayerStart<'a> {
+    /// Which layer, and its sizes.
+    pub linear: &'a Projection,
+    /// Its place among the linear layers of the model.
+    pub index: usize,
+    /// Weight of the base model, `[out, in]`.
+    pub weight: Vec<f32>,
+    /// Fresh or from a checkpoint.
+    pub start: Start<'a>,
+}
+
+impl LayerStart<'_> {
+    /// Every layer draws from its own stream, so its start does not depend on the others.
+    pub fn random(&self) -> ChaCha8Rng {
+        let seed = match self.start {
+            Start::Fresh(seed) => seed,
+            Start::Adapter(_) => 0,
+        };
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        random.set_stream(self.index as u64);
+        random
+    }
+}
+
+/// A model on a full-precision checkpoint, its linear layers under a method; embeddings, norms and
+/// output projection stay as they are.
 ///
 /// # Errors
 /// `Invalid` listing the layers that the group size does not divide; `File`.
-pub fn l4q_model<B: Backend>(
+pub fn method_model<B: Backend, M: Method>(
     backend: Arc<B>,
     base: &ModelFolder,
-    settings: &L4qSettings,
+    method: &M,
     start: Start<'_>,
-) -> Result<Llama<B, L4q<B>>> {
-    let specs = base.specs(settings.bits, settings.group_size)?;
-    let init = settings.rule()?;
-    let (rank, lora_scaling, grad_scale) =
-        (settings.rank, settings.lora_scaling, settings.grad_scale);
+) -> Result<Llama<B, M::Layer<B>>> {
+    if let Some((bits, group_size)) = method.grid() {
+        base.specs(bits, group_size)?;
+    }
     let device = backend.clone();
     build(backend, base, |index, linear, weight| {
-        let spec = specs[index];
-        let options = L4qOptions { spec, rank, lora_scaling, init, grad_scale };
-        let (out, width) = (linear.out_features, linear.in_features);
-        match start {
-            Start::Fresh(seed) => {
-                L4q::new(&*device, weight, out, options, &mut layer_random(seed, index))
-            }
-            Start::Adapter(adapter) => {
-                let name = |tensor: &str| format!("{}.{tensor}", linear.name);
-                let grid = [out, spec.groups()];
-                let tensors = L4qTensors {
-                    lora_a: adapter.tensor(&name("lora_a"), &[rank, width])?,
-                    lora_b: adapter.tensor(&name("lora_b"), &[out, rank])?,
-                    scale: adapter.tensor(&name("scale"), &grid)?,
-                    offset: adapter.tensor(&name("offset"), &grid)?,
-                };
-                L4q::from_tensors(&*device, weight, out, options, &tensors)
-            }
-        }
-    })
-}
-
-/// A LoRA model on a full-precision checkpoint.
-///
-/// # Errors
-/// `File` naming the tensor that cannot be used.
-pub fn lora_model<B: Backend>(
-    backend: Arc<B>,
-    base: &ModelFolder,
-    settings: &LoraSettings,
-    seed: u64,
-) -> Result<Llama<B, Lora<B>>> {
-    let options = LoraOptions { rank: settings.rank, lora_scaling: settings.lora_scaling };
-    let device = backend.clone();
-    build(backend, base, |index, linear, weight| {
-        let shape = (linear.out_features, linear.in_features);
-        Lora::new(&*device, weight, shape, options, &mut layer_random(seed, index))
+        method.layer(&*device, LayerStart { linear, index, weight, start })
     })
 }
 
 /// Round-to-nearest: every linear layer on the grid of a rule, nothing trained.
 ///
 /// # Errors
-/// As [`l4q_model`].
+/// `NonFinite` for a bad weight; `File`.
 pub fn round_to_nearest<B: Backend>(
     backend: Arc<B>,
     base: &ModelFolder,
     specs: &[QuantSpec],
     rule: InitScaleRule,
-) -> Result<Llama<B, Merged<B>>>
-where
-    B::Codes: Send,
-{
+) -> Result<Llama<B, Merged<B>>> {
     let device = backend.clone();
     build(backend, base, |index, linear, weight| {
         let (spec, out) = (specs[index], linear.out_features);
         let groups = out * spec.groups();
-        let weight = device.upload(weight)?;
+        let weight = device.upload(&weight)?;
         let (mut scale, mut offset) = (device.zeros(groups)?, device.zeros(groups)?);
         device.init_scale(spec, rule, out, &weight, &mut scale, &mut offset)?;
         let args = FakeQuantizeArgs {
@@ -116,26 +102,25 @@ where
 }
 
 /// A merged model and what it is made of.
-pub struct MergedModel<B: Backend> {
+pub struct MergedModel<B: Backend, T: CodeTensors> {
     /// Runs on the codes.
-    pub model: Llama<B, Merged<B>>,
+    pub model: Llama<B, T::Layer<B>>,
     /// Codes and grid of every linear layer by name, on the host.
-    pub linears: BTreeMap<String, MergedTensors>,
+    pub linears: BTreeMap<String, T>,
 }
 
 /// Turns every layer into codes. The adapters are gone.
 ///
 /// # Errors
 /// `NonFinite` naming the tensor.
-pub fn merge<B: Backend>(model: Llama<B, L4q<B>>) -> Result<MergedModel<B>>
-where
-    B::Codes: Send,
-{
+pub fn merge<B: Backend, L: IntoCodes<B>>(
+    model: Llama<B, L>,
+) -> Result<MergedModel<B, L::Tensors>> {
     let backend = model.shared_backend();
     let mut linears = BTreeMap::new();
     let model = model.map_linears(|linear, layer| {
-        let tensors = layer.merge(&*backend)?;
-        let merged = Merged::new(&*backend, &tensors)?;
+        let tensors = layer.into_codes(&*backend)?;
+        let merged = tensors.layer(&*backend)?;
         linears.insert(linear.name.clone(), tensors);
         Ok(merged)
     })?;
@@ -180,17 +165,10 @@ pub fn first_difference<B: Backend, L: LinearMethod<B>>(
     }))
 }
 
-/// Every layer draws from its own stream, so its start does not depend on the others.
-fn layer_random(seed: u64, index: usize) -> ChaCha8Rng {
-    let mut random = ChaCha8Rng::seed_from_u64(seed);
-    random.set_stream(index as u64);
-    random
-}
-
 fn build<B: Backend, L: LinearMethod<B>>(
     backend: Arc<B>,
     base: &ModelFolder,
-    mut layer: impl FnMut(usize, &Projection, &[f32]) -> Result<L>,
+    mut layer: impl FnMut(usize, &Projection, Vec<f32>) -> Result<L>,
 ) -> Result<Llama<B, L>> {
     let mut index = 0;
     Llama::build(
@@ -199,7 +177,7 @@ fn build<B: Backend, L: LinearMethod<B>>(
         false,
         |name, shape| base.tensor(name, shape),
         |linear| {
-            let made = layer(index, linear, &base.weight(linear)?);
+            let made = layer(index, linear, base.weight(linear)?);
             index += 1;
             made
         },

@@ -1,13 +1,20 @@
 //! Recipes: one TOML file says everything about a run. Unknown fields are refused.
 
+mod method;
+
 use std::path::{Path, PathBuf};
 
-use plumbline_reference::spec::{Bits, GradScale, InitScaleRule, LlamaConfig};
+use plumbline_reference::spec::LlamaConfig;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::train::{OptimizerSettings, Schedule, TrainingSettings};
+
+pub use method::{
+    L4qSettings, LoraSettings, LrQatSettings, MethodSettings, PeqaSettings, QaLoraSettings,
+    QatLoraSettings, QatSettings,
+};
 
 /// `plumbline train`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -114,97 +121,6 @@ impl ModelShape {
         value["max_position_embeddings"] = context.into();
         value["tie_word_embeddings"] = true.into();
         Ok(LlamaConfig::from_value(&value)?)
-    }
-}
-
-/// A method and its own settings.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "name", rename_all = "snake_case", deny_unknown_fields)]
-pub enum MethodSettings {
-    /// Low-rank update inside the quantizer.
-    L4q(L4qSettings),
-    /// Low-rank update of a full-precision weight.
-    Lora(LoraSettings),
-}
-
-/// `[method] name = "l4q"`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct L4qSettings {
-    /// Width of a code.
-    pub bits: Bits,
-    /// Consecutive inputs that share a scale; absent for one group per row.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub group_size: Option<usize>,
-    /// Inner dimension of the update.
-    pub rank: usize,
-    /// Final multiplier of the update, alpha / rank.
-    #[serde(default = "two")]
-    pub lora_scaling: f32,
-    /// How scale and offset begin.
-    #[serde(default = "l4q_rule")]
-    pub init: String,
-    /// Exponent, with `init = "lp"`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub init_p: Option<f64>,
-    /// Ranges tried, with `init = "lp"`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub init_steps: Option<usize>,
-    /// Factor on the gradients of scale and offset.
-    #[serde(default)]
-    pub grad_scale: GradScale,
-}
-
-/// `[method] name = "lora"`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct LoraSettings {
-    /// Inner dimension of the update.
-    pub rank: usize,
-    /// Final multiplier of the update, alpha / rank.
-    #[serde(default = "two")]
-    pub lora_scaling: f32,
-}
-
-fn two() -> f32 {
-    2.0
-}
-
-fn l4q_rule() -> String {
-    "l4q".into()
-}
-
-impl L4qSettings {
-    /// The initialisation rule.
-    ///
-    /// # Errors
-    /// `Spec` naming the field.
-    pub fn rule(&self) -> Result<InitScaleRule> {
-        Ok(InitScaleRule::from_name(&self.init, self.init_p, self.init_steps)?)
-    }
-}
-
-impl MethodSettings {
-    /// Checks what the types do not.
-    ///
-    /// # Errors
-    /// `Invalid` or `Spec` naming the field.
-    pub fn check(&self) -> Result<()> {
-        let (rank, scaling) = match self {
-            Self::L4q(settings) => {
-                settings.rule()?;
-                (settings.rank, settings.lora_scaling)
-            }
-            Self::Lora(settings) => (settings.rank, settings.lora_scaling),
-        };
-        if rank == 0 {
-            return Err(Error::Invalid("method.rank is 0, expected at least 1".into()));
-        }
-        if !scaling.is_finite() {
-            let reason = format!("method.lora_scaling is {scaling}, expected a number");
-            return Err(Error::Invalid(reason));
-        }
-        Ok(())
     }
 }
 

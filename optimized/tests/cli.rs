@@ -131,6 +131,56 @@ fn a_run_is_trained_merged_reloaded_and_measured() {
     refused(&plumbline(at, &["merge", "run", "--out", "merged"]), &["merged", "already exists"]);
 }
 
+/// Every method from its recipe to a merged folder that measures as the trained model did.
+#[test]
+fn every_method_is_a_recipe_and_merges_where_it_can() {
+    let qa_lora = "name = \"qa_lora\"\nbits = 4\ngroup_size = 16\nrank = 2";
+    for (method, bitwise) in [
+        (
+            "name = \"lr_qat\"\nbits = 4\ngroup_size = 16\nrank = 2\nlora_scaling = 4.0\n\
+          downcast = \"int\"",
+            Some(true),
+        ),
+        (
+            "name = \"lr_qat\"\nbits = 3\nrank = 2\nlora_scaling = 4.0\ndowncast = \"f32\"\n\
+          inner_scale = \"live\"",
+            Some(true),
+        ),
+        ("name = \"qat\"\nbits = 4\ngroup_size = 16\nquantizer = \"lsq\"", Some(true)),
+        ("name = \"peqa\"\nbits = 4\nrange = \"lp\"\nrange_p = 2.0\nrange_steps = 10", Some(true)),
+        (qa_lora, Some(false)),
+        ("name = \"qat_lora\"\nbits = 4\ngroup_size = 16\nrank = 2", None),
+        ("name = \"lora\"\nrank = 2", None),
+    ] {
+        let place = Place::new();
+        let at = place.path();
+        let l4q = "name = \"l4q\"\nbits = 4\ngroup_size = 16\nrank = 2";
+        place.recipe(|recipe| recipe.replace(l4q, method));
+        let trained = json(&plumbline(at, &["train", "recipe.toml", "--json"]));
+        let merge = plumbline(at, &["merge", "run", "--out", "merged", "--json"]);
+        let Some(bitwise) = bitwise else {
+            refused(&merge, &["recipe.toml", "beside the weight"]);
+            continue;
+        };
+        let merged = json(&merge);
+        assert_eq!(merged["bitwise_equal"], bitwise, "{method}");
+        let apart = merged["largest_difference"].as_f64().unwrap();
+        assert!(if bitwise { apart == 0.0 } else { apart < 1e-4 }, "{method}: {apart}");
+        let eval =
+            ["eval", "perplexity", "--model", "merged", "--text", "text.txt", "--context", "24"];
+        let measured = json(&plumbline(at, &[&eval[..], &["--json"]].concat()));
+        let (measured, trained) = (&measured["perplexity"], &trained["perplexity"]["text.txt"]);
+        if bitwise {
+            assert_eq!(measured, trained, "{method}");
+        } else {
+            let ratio = measured.as_f64().unwrap() / trained.as_f64().unwrap();
+            assert!((ratio - 1.0).abs() < 1e-4, "{method}: {ratio}");
+        }
+        let human = plumbline(at, &["inspect", "merged"]);
+        assert!(String::from_utf8_lossy(&human.stdout).contains("% high"), "{method}");
+    }
+}
+
 #[test]
 fn a_merge_refuses_another_base_and_a_damaged_checkpoint() {
     let place = Place::new();

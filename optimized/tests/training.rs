@@ -7,14 +7,20 @@ use std::sync::Arc;
 use plumbline::checkpoint::ModelFolder;
 use plumbline::cpu::Cpu;
 use plumbline::eval::next_tokens;
-use plumbline::finetune::{MergedModel, Start, first_difference, l4q_model, lora_model, merge};
-use plumbline::methods::{L4q, LinearMethod};
+use plumbline::finetune::{MergedModel, Method, Start, first_difference, merge, method_model};
+use plumbline::methods::{IntoCodes, L4q, LinearMethod};
 use plumbline::model::{Batch, Decoder, Llama, Recompute};
-use plumbline::recipe::{L4qSettings, LoraSettings};
+use plumbline::recipe::{
+    L4qSettings, LoraSettings, LrQatSettings, PeqaSettings, QaLoraSettings, QatLoraSettings,
+    QatSettings,
+};
 use plumbline::train::{
     Observer, OptimizerSettings, Schedule, StepRecord, TokenWindows, Trainer, TrainingSettings,
 };
-use plumbline_reference::spec::{Bits, GradScale};
+use plumbline_reference::spec::{
+    Bits, Downcast, GradScale, LrQatDialect, LrQatMask, Pool, QaLoraDialect, QatQuantizer,
+    SymmetricScale,
+};
 
 fn base() -> (tempfile::TempDir, ModelFolder) {
     let root = tempfile::tempdir().unwrap();
@@ -34,6 +40,65 @@ fn l4q(bits: u32) -> L4qSettings {
         init_p: None,
         init_steps: None,
         grad_scale: GradScale::None,
+    }
+}
+
+/// A factor on the update that moves codes within eight steps: it is in units of the grid.
+const IN_STEPS: f32 = 8.0;
+
+fn lr_qat(bits: u32, downcast: Downcast, inner_scale: &str) -> LrQatSettings {
+    LrQatSettings {
+        bits: Bits::new(bits).unwrap(),
+        group_size: Some(16),
+        rank: 3,
+        lora_scaling: IN_STEPS,
+        downcast,
+        inner_scale: inner_scale.into(),
+        mask: LrQatMask::Rounded,
+        dialect: LrQatDialect::Paper,
+        init: "min_max".into(),
+        init_p: None,
+        init_steps: None,
+    }
+}
+
+fn qat(bits: u32, quantizer: QatQuantizer) -> QatSettings {
+    QatSettings {
+        bits: Bits::new(bits).unwrap(),
+        group_size: Some(16),
+        quantizer,
+        init: "l4q".into(),
+        init_p: None,
+        init_steps: None,
+        grad_scale: GradScale::None,
+    }
+}
+
+fn peqa(bits: u32) -> PeqaSettings {
+    PeqaSettings {
+        bits: Bits::new(bits).unwrap(),
+        group_size: Some(16),
+        symmetric: false,
+        range: "min_max".into(),
+        range_p: None,
+        range_steps: None,
+        convention: SymmetricScale::Paper,
+    }
+}
+
+fn qa_lora(bits: u32, pool: Pool) -> QaLoraSettings {
+    QaLoraSettings {
+        bits: Bits::new(bits).unwrap(),
+        group_size: Some(16),
+        rank: 3,
+        lora_scaling: 2.0,
+        pool,
+        dialect: QaLoraDialect::Paper,
+        symmetric: false,
+        range: "min_max".into(),
+        range_p: None,
+        range_steps: None,
+        convention: SymmetricScale::Paper,
     }
 }
 
@@ -80,18 +145,21 @@ fn trained_bits<L: LinearMethod<Cpu>>(model: &mut Llama<Cpu, L>) -> Vec<(String,
     model.trained_values().unwrap().into_iter().map(|t| (t.name, bits(t.values))).collect()
 }
 
-fn fresh(folder: &ModelFolder, bits: u32) -> Llama<Cpu, L4q<Cpu>> {
-    l4q_model(Arc::new(Cpu), folder, &l4q(bits), Start::Fresh(3)).unwrap()
+fn begun<M: Method>(folder: &ModelFolder, method: &M) -> Llama<Cpu, M::Layer<Cpu>> {
+    method_model(Arc::new(Cpu), folder, method, Start::Fresh(3)).unwrap()
 }
 
-#[test]
-fn a_rerun_one_thread_and_recomputed_activations_have_the_same_bits() {
+fn fresh(folder: &ModelFolder, bits: u32) -> Llama<Cpu, L4q<Cpu>> {
+    begun(folder, &l4q(bits))
+}
+
+fn has_one_trajectory<M: Method + Sync>(method: &M) {
     let (_root, folder) = base();
     let text = tokens(&folder);
     let run = |threads, recompute| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
-            let mut model = fresh(&folder, 3);
+            let mut model = begun(&folder, method);
             let losses = train(&mut model, text.clone(), (2, 2), recompute);
             (losses.into_iter().map(f64::to_bits).collect::<Vec<_>>(), trained_bits(&mut model))
         })
@@ -101,6 +169,16 @@ fn a_rerun_one_thread_and_recomputed_activations_have_the_same_bits() {
     assert!(first == run(1, Recompute::None), "one thread differs");
     assert!(first == run(3, Recompute::None), "three threads differ");
     assert!(first == run(2, Recompute::Blocks), "recomputing activations differs");
+}
+
+#[test]
+fn a_rerun_one_thread_and_recomputed_activations_have_the_same_bits() {
+    has_one_trajectory(&l4q(3));
+    has_one_trajectory(&lr_qat(3, Downcast::Fixed8, "frozen"));
+    has_one_trajectory(&qa_lora(3, Pool::Sum));
+    has_one_trajectory(&qat(3, QatQuantizer::LsqPlus));
+    has_one_trajectory(&QatLoraSettings(l4q(3)));
+    has_one_trajectory(&peqa(3));
 }
 
 #[test]
@@ -133,34 +211,58 @@ fn micro_batches_add_up_to_one_big_batch() {
     assert!(nonzero("lora_b") && nonzero("scale"), "the comparison is vacuous");
 }
 
-#[test]
-fn training_lowers_the_loss_of_every_method() {
-    let (_root, folder) = base();
-    let text = tokens(&folder);
-    let drop = |losses: Vec<f64>| losses[0] - losses[losses.len() - 1];
-    for bits in [2, 3, 4, 8] {
-        let mut model = fresh(&folder, bits);
-        let fell = drop(train(&mut model, text.clone(), (4, 1), Recompute::None));
-        assert!(fell > 0.3, "L4Q at {bits} bits: the loss fell by {fell}");
-    }
-    let settings = LoraSettings { rank: 3, lora_scaling: 2.0 };
-    let mut model = lora_model(Arc::new(Cpu), &folder, &settings, 3).unwrap();
-    let fell = drop(train(&mut model, text, (4, 1), Recompute::None));
-    assert!(fell > 0.3, "LoRA: the loss fell by {fell}");
+/// By how much eight steps lower the loss.
+fn fall<M: Method>(folder: &ModelFolder, method: &M) -> f64 {
+    let losses = train(&mut begun(folder, method), tokens(folder), (4, 1), Recompute::None);
+    losses[0] - losses[losses.len() - 1]
 }
 
 #[test]
-fn the_merged_model_is_the_trained_model_bit_for_bit() {
+fn training_lowers_the_loss_of_every_method() {
+    let (_root, folder) = base();
+    for bits in [2, 3, 4, 8] {
+        let fell = fall(&folder, &l4q(bits));
+        assert!(fell > 0.3, "L4Q at {bits} bits: the loss fell by {fell}");
+    }
+    for (name, fell) in [
+        ("LoRA", fall(&folder, &LoraSettings { rank: 3, lora_scaling: 2.0 })),
+        ("LR-QAT", fall(&folder, &lr_qat(4, Downcast::Fixed8, "frozen"))),
+        ("LR-QAT live", fall(&folder, &lr_qat(4, Downcast::F32, "live"))),
+        ("QA-LoRA", fall(&folder, &qa_lora(4, Pool::Sum))),
+        ("QAT", fall(&folder, &qat(4, QatQuantizer::LsqPlus))),
+        ("LSQ", fall(&folder, &qat(4, QatQuantizer::Lsq))),
+        ("QAT-LoRA", fall(&folder, &QatLoraSettings(l4q(4)))),
+        ("PEQA", fall(&folder, &peqa(4))),
+    ] {
+        assert!(fell > 0.3, "{name}: the loss fell by {fell}");
+    }
+}
+
+/// Trains, merges, and holds the merged model's logits against the trained one's.
+fn merged_and_trained<M: Method>(method: &M) -> (MergedModel<Cpu, Codes<M>>, Vec<f32>, Vec<i32>)
+where
+    M::Layer<Cpu>: IntoCodes<Cpu>,
+{
     let (_root, folder) = base();
     let text = tokens(&folder);
+    let mut model = begun(&folder, method);
+    let before = trained_bits(&mut model);
+    train(&mut model, text.clone(), (2, 1), Recompute::None);
+    assert!(before != trained_bits(&mut model), "nothing moved");
+    let probe = text[..40].to_vec();
+    let mut workspace = model.evaluation_workspace(probe.len()).unwrap();
+    let trained = model.logits(1, &probe, &mut workspace).unwrap();
+    (merge(model).unwrap(), trained, probe)
+}
+
+type Codes<M> = <<M as Method>::Layer<Cpu> as IntoCodes<Cpu>>::Tensors;
+
+#[test]
+fn the_merged_model_is_the_trained_model_bit_for_bit() {
     for bits in [2, 3, 4, 8] {
-        let mut model = fresh(&folder, bits);
-        train(&mut model, text.clone(), (2, 1), Recompute::None);
-        let probe = &text[..40];
-        let mut workspace = model.evaluation_workspace(probe.len()).unwrap();
-        let trained = model.logits(1, probe, &mut workspace).unwrap();
-        let MergedModel { model: merged, linears } = merge(model).unwrap();
-        assert_eq!(first_difference(&trained, &merged, probe).unwrap(), None);
+        let (MergedModel { model: merged, linears }, trained, probe) =
+            merged_and_trained(&l4q(bits));
+        assert_eq!(first_difference(&trained, &merged, &probe).unwrap(), None);
         let moved = linears.values().any(|linear| linear.offset.iter().any(|o| *o != 0.0));
         assert!(moved, "no offset moved at {bits} bits: nothing was clipped, a vacuous run");
         // And the comparison sees a single changed code.
@@ -172,7 +274,41 @@ fn the_merged_model_is_the_trained_model_bit_for_bit() {
         let broken = merged
             .map_linears(|linear, _| plumbline::methods::Merged::new(&Cpu, &broken[&linear.name]))
             .unwrap();
-        assert!(first_difference(&trained, &broken, probe).unwrap().is_some());
+        assert!(first_difference(&trained, &broken, &probe).unwrap().is_some());
+    }
+}
+
+#[test]
+fn every_method_that_ends_in_codes_merges_bit_for_bit() {
+    fn assert_merges<M: Method>(name: &str, method: &M)
+    where
+        M::Layer<Cpu>: IntoCodes<Cpu>,
+    {
+        let (merged, trained, probe) = merged_and_trained(method);
+        assert_eq!(first_difference(&trained, &merged.model, &probe).unwrap(), None, "{name}");
+    }
+    let kinds = [Downcast::F32, Downcast::Bf16, Downcast::F16, Downcast::Fixed8, Downcast::Int];
+    for kind in kinds {
+        assert_merges(&format!("LR-QAT {kind:?}"), &lr_qat(4, kind, "frozen"));
+    }
+    assert_merges("LR-QAT live", &lr_qat(3, Downcast::F32, "live"));
+    assert_merges("LSQ+", &qat(3, QatQuantizer::LsqPlus));
+    assert_merges("LSQ", &qat(3, QatQuantizer::Lsq));
+    assert_merges("PEQA", &peqa(4));
+}
+
+/// The merged zero points are the same function in other roundings.
+#[test]
+fn qa_lora_merges_to_the_same_function() {
+    for pool in [Pool::Sum, Pool::Mean] {
+        let (merged, trained, probe) = merged_and_trained(&qa_lora(4, pool));
+        let mut workspace = merged.model.evaluation_workspace(probe.len()).unwrap();
+        let logits = merged.model.logits(1, &probe, &mut workspace).unwrap();
+        let largest = trained.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+        let apart = logits.iter().zip(&trained).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(apart <= 1e-5 * largest, "{pool:?}: {apart} of {largest}");
+        let moved = merged.linears.values().flat_map(|linear| &linear.zero_point);
+        assert!(moved.into_iter().any(|z| z.fract() != 0.0), "no zero point moved");
     }
 }
 

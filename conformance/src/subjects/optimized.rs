@@ -4,6 +4,8 @@
 //! The crate's operations take flat buffers and sizes. Shapes, and values that the operations do
 //! not promise to notice, are refused here, at the boundary, as the crate's own callers do.
 
+mod affine;
+mod layers;
 mod train;
 mod transformer;
 
@@ -11,14 +13,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use plumbline::backend::Backend;
-use plumbline::methods::{
-    BackwardCall, Dense, L4q, L4qOptions, L4qTensors, LinearMethod, Lora, LoraOptions, Scratch,
-};
+use plumbline::methods::Dense;
 use plumbline::model::{Batch, IGNORE, Llama, Recompute};
-use plumbline::ops::Write;
 use plumbline::ops::fake_quantize::FakeQuantizeArgs;
 use plumbline::ops::fake_quantize_backward::FakeQuantizeGradients;
-use plumbline_reference::spec::{InitScaleRule, MaskRule, QuantSpec};
+use plumbline_reference::spec::QuantSpec;
 
 use crate::case::Request;
 use crate::ops::Operation;
@@ -43,10 +42,26 @@ impl<B: Backend> Optimized<B> {
             "fake_quantize.backward" => |call| call.fake_quantize_backward(),
             "init_scale" => |call| call.init_scale(),
             "l4q.forward" => |call| call.l4q_forward(),
-            "l4q.backward" => |call| call.l4q_backward(),
+            "l4q.backward" => |call| call.gradients_of(&mut call.layer().l4q()?),
             "l4q.merge" => |call| call.l4q_merge(),
-            "lora.forward" => |call| call.lora_forward(),
-            "lora.backward" => |call| call.lora_backward(),
+            "lora.forward" => |call| call.output_of(&call.layer().lora()?),
+            "lora.backward" => |call| call.gradients_of(&mut call.layer().lora()?),
+            "lr_qat.downcast" => |call| call.lr_qat_downcast(),
+            "lr_qat.forward" => |call| call.lr_qat_forward(),
+            "lr_qat.backward" => |call| call.gradients_of(&mut call.layer().lr_qat()?),
+            "lr_qat.merge" => |call| call.lr_qat_merge(),
+            "qa_lora.forward" => |call| call.output_of(&call.layer().qa_lora()?),
+            "qa_lora.backward" => |call| call.gradients_of(&mut call.layer().qa_lora()?),
+            "qa_lora.merge" => |call| call.qa_lora_merge(),
+            "qat.forward" => |call| call.output_of(&call.layer().qat()?),
+            "qat.backward" => |call| call.gradients_of(&mut call.layer().qat()?),
+            "qat_lora.forward" => |call| call.output_of(&call.layer().qat_lora()?),
+            "qat_lora.backward" => |call| call.gradients_of(&mut call.layer().qat_lora()?),
+            "peqa.forward" => |call| call.output_of(&call.layer().peqa()?),
+            "peqa.backward" => |call| call.gradients_of(&mut call.layer().peqa()?),
+            "affine.quantize" => |call| call.affine_quantize(),
+            "affine.dequantize" => |call| call.affine_dequantize(),
+            "rtn.quantize" => |call| call.rtn(),
             "rms_norm.forward" => |call| call.rms_norm(),
             "rms_norm.backward" => |call| call.rms_norm_backward(),
             "rope.forward" => |call| call.rope(),
@@ -88,12 +103,7 @@ impl<B: Backend> Subject for Optimized<B> {
         let Some(implementation) = Self::implementation(request.op.name) else {
             return Err(SubjectError::Skip("not implemented".to_owned()));
         };
-        let mask: Option<MaskRule> =
-            request.params.optional("mask").map_err(SubjectError::Refused)?;
-        if mask.is_some_and(|mask| mask != MaskRule::default()) {
-            return Err(SubjectError::Skip("masks other than pre_round".to_owned()));
-        }
-        if let Some(why) = train::skipped(request) {
+        if let Some(why) = layers::skipped(request).map_err(SubjectError::Refused)? {
             return Err(SubjectError::Skip(why));
         }
         let call = Call { backend: &self.backend, request };
@@ -126,7 +136,7 @@ impl<B: Backend> Call<'_, B> {
     fn check(&self) -> Result<(), Refused> {
         let Request { op, params, inputs } = self.request;
         op.check_inputs(self.request, &op.tensors(params)?)?;
-        let quantizes = ["fake_quantize.", "l4q.", "init_scale"];
+        let quantizes = ["fake_quantize.", "l4q.", "lr_qat.", "init_scale"];
         let own_check = quantizes.iter().any(|prefix| op.name.starts_with(prefix));
         for (name, tensor) in inputs {
             let looked_at = ["weight", "lora_a", "lora_b", "scale", "offset"];
@@ -141,6 +151,12 @@ impl<B: Backend> Call<'_, B> {
         Ok(())
     }
 
+    /// Rows and columns of the layer's weight, whatever holds it.
+    fn weight_shape(&self) -> Result<[usize; 2], String> {
+        let is_codes = self.request.inputs.contains_key("codes");
+        self.request.sizes(if is_codes { "codes" } else { "weight" })
+    }
+
     fn shape(&self, name: &str) -> Result<&[usize], String> {
         Ok(self.request.tensor(name)?.shape())
     }
@@ -149,6 +165,13 @@ impl<B: Backend> Call<'_, B> {
         match self.request.tensor(name)?.data() {
             Data::F32(values) => Ok(values.clone()),
             _ => Err(format!("in.{name} is not F32")),
+        }
+    }
+
+    fn unsigned(&self, name: &str) -> Result<Vec<u8>, String> {
+        match self.request.tensor(name)?.data() {
+            Data::U8(codes) => Ok(codes.clone()),
+            _ => Err(format!("in.{name} is not U8")),
         }
     }
 
@@ -248,101 +271,6 @@ impl<B: Backend> Call<'_, B> {
             ("scale", self.download(&scale, &groups)?),
             ("offset", self.download(&offset, &groups)?),
         ]))
-    }
-
-    fn l4q(&self) -> Result<L4q<B>, Refused> {
-        let (quantizer, spec, [out_features, _]) = self.quantizer()?;
-        let options = L4qOptions {
-            spec,
-            rank: self.shape("lora_a")?[0],
-            lora_scaling: params::lora_scaling(&self.request.params)? as f32,
-            init: InitScaleRule::default(),
-            grad_scale: quantizer.grad_scale,
-        };
-        let tensors = L4qTensors {
-            lora_a: self.host("lora_a")?,
-            lora_b: self.host("lora_b")?,
-            scale: self.host("scale")?,
-            offset: self.host("offset")?,
-        };
-        let weight = self.host("weight")?;
-        Ok(L4q::from_tensors(&**self.backend, &weight, out_features, options, &tensors)?)
-    }
-
-    /// Runs a layer forward; the output, and the scratch memory that it used.
-    fn forward<L: LinearMethod<B>>(&self, layer: &L) -> Result<(Tensor, Scratch<B>), Refused> {
-        let (tokens, out_features) = (self.shape("x")?[0], self.shape("weight")?[0]);
-        let mut scratch = layer.scratch_need().allocate(&**self.backend, tokens)?;
-        let mut y = self.backend.zeros(tokens * out_features)?;
-        layer.forward(self.backend, tokens, &self.floats("x")?, &mut y, &mut scratch)?;
-        Ok((self.download(&y, &[tokens, out_features])?, scratch))
-    }
-
-    /// Runs a layer forward and backward; `d_x`, and the gradient of every trained tensor.
-    fn backward<L: LinearMethod<B>>(&self, layer: &mut L) -> Result<Tensors, Refused> {
-        let tokens = self.shape("x")?[0];
-        let (_, mut scratch) = self.forward(layer)?;
-        let (x, d_y, mut d_x) = (self.floats("x")?, self.floats("d_y")?, self.like("x")?);
-        let call = BackwardCall::new(tokens, &x, &d_y, &mut d_x, Write::Replace);
-        layer.backward(self.backend, call, &mut scratch)?;
-        let mut outputs = crate::ops::tensors([("d_x", self.download(&d_x, self.shape("x")?)?)]);
-        for trained in layer.trainable() {
-            let gradient = self.download(trained.gradient, trained.shape)?;
-            outputs.insert(format!("d_{}", trained.name), gradient);
-        }
-        Ok(outputs)
-    }
-
-    fn l4q_forward(&self) -> Result<Tensors, Refused> {
-        let layer = self.l4q()?;
-        let shape = self.shape("weight")?;
-        let (y, scratch) = self.forward(&layer)?;
-        // The forward keeps no codes; the merge of the same layer shows which they were.
-        let codes = layer.merge(self.backend)?.codes;
-        Ok(crate::ops::tensors([
-            ("y", y),
-            ("codes", Tensor::new(shape.to_vec(), Data::I8(codes))?),
-            ("fake_quantized", self.download(&scratch.effective, shape)?),
-        ]))
-    }
-
-    fn l4q_backward(&self) -> Result<Tensors, Refused> {
-        self.backward(&mut self.l4q()?)
-    }
-
-    fn l4q_merge(&self) -> Result<Tensors, Refused> {
-        let merged = self.l4q()?.merge(self.backend)?;
-        let (shape, groups) = (self.shape("weight")?, self.shape("scale")?);
-        Ok(crate::ops::tensors([
-            ("codes", Tensor::new(shape.to_vec(), Data::I8(merged.codes))?),
-            ("scale", Tensor::new(groups.to_vec(), Data::F32(merged.scale))?),
-            ("offset", Tensor::new(groups.to_vec(), Data::F32(merged.offset))?),
-        ]))
-    }
-
-    fn lora(&self) -> Result<Lora<B>, Refused> {
-        let options = LoraOptions {
-            rank: self.shape("lora_a")?[0],
-            lora_scaling: params::lora_scaling(&self.request.params)? as f32,
-        };
-        let weight = self.shape("weight")?;
-        Ok(Lora::from_tensors(
-            &**self.backend,
-            &self.host("weight")?,
-            (weight[0], weight[1]),
-            options,
-            &self.host("lora_a")?,
-            &self.host("lora_b")?,
-        )?)
-    }
-
-    fn lora_forward(&self) -> Result<Tensors, Refused> {
-        let (y, _) = self.forward(&self.lora()?)?;
-        Ok(crate::ops::tensors([("y", y)]))
-    }
-
-    fn lora_backward(&self) -> Result<Tensors, Refused> {
-        self.backward(&mut self.lora()?)
     }
 
     fn model(&self) -> Result<Llama<B, Dense<B>>, Refused> {

@@ -14,7 +14,7 @@ use super::reader::TensorFile;
 use super::tokenizer::Tokenizer;
 use crate::backend::Backend;
 use crate::error::{Error, Result};
-use crate::methods::{Dense, Merged, MergedTensors};
+use crate::methods::{Affine, AffineTensors, Dense, Merged, MergedTensors};
 use crate::model::{Llama, Projection, tensor_shapes};
 
 /// How `config.json` says that the linear layers are codes.
@@ -26,6 +26,9 @@ pub struct QuantizationConfig {
     pub bits: Bits,
     /// Consecutive inputs that share a scale; null for one group per row.
     pub group_size: Option<usize>,
+    /// Codes are unsigned and groups have a zero point in place of an offset; absent means not.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub zero_point: bool,
 }
 
 /// An opened model folder: everything checked but the values, which are read tensor by tensor.
@@ -43,8 +46,10 @@ pub struct ModelFolder {
 pub enum LoadedModel<B: Backend> {
     /// Full precision.
     Dense(Llama<B, Dense<B>>),
-    /// Codes.
+    /// Signed codes with an offset.
     Merged(Llama<B, Merged<B>>),
+    /// Unsigned codes with a zero point.
+    Affine(Llama<B, Affine<B>>),
 }
 
 #[derive(Deserialize)]
@@ -136,7 +141,8 @@ impl ModelFolder {
             let grid = vec![linear.out_features, spec.groups()];
             shapes.insert(format!("{}.codes", linear.name), codes);
             shapes.insert(format!("{}.scale", linear.name), grid.clone());
-            shapes.insert(format!("{}.offset", linear.name), grid);
+            let shift = if quantization.zero_point { "zero_point" } else { "offset" };
+            shapes.insert(format!("{}.{shift}", linear.name), grid);
         }
         Ok(shapes)
     }
@@ -224,30 +230,64 @@ impl ModelFolder {
             );
             return Err(Error::file(file.path(), reason));
         }
-        let scale = self.tensor(&name("scale"), &grid)?;
-        if let Some(index) = scale.iter().position(|scale| *scale <= 0.0) {
-            let scale_name = name("scale");
-            let value = scale[index];
-            let reason =
-                format!("tensor {scale_name} is {value} at flat index {index}, not positive");
-            return Err(Error::file(self.file(&scale_name)?.path(), reason));
-        }
+        let scale = self.positive(&name("scale"), &grid)?;
         let offset = self.tensor(&name("offset"), &grid)?;
         Ok(MergedTensors { spec, out_features, codes, scale, offset })
+    }
+
+    /// Unsigned codes and grid of a merged linear layer.
+    ///
+    /// # Errors
+    /// As [`ModelFolder::merged`].
+    pub fn affine(&self, linear: &Projection) -> Result<AffineTensors> {
+        let Some(quantization) = &self.quantization else {
+            return Err(Error::file(&self.path, "does not hold a merged model"));
+        };
+        let (out_features, width) = (linear.out_features, linear.in_features);
+        let spec = QuantSpec::new(quantization.bits, quantization.group_size, width)?;
+        let name = |tensor: &str| format!("{}.{tensor}", linear.name);
+        let grid = [out_features, spec.groups()];
+        let file = self.file(&name("codes"))?;
+        let tensors = AffineTensors {
+            spec,
+            out_features,
+            codes: file.unsigned_codes(&name("codes"), &[out_features, width])?,
+            scale: self.positive(&name("scale"), &grid)?,
+            zero_point: self.tensor(&name("zero_point"), &grid)?,
+        };
+        let place = |error| Error::file(file.path(), format!("{}: {error}", linear.name));
+        tensors.check().map_err(place)?;
+        Ok(tensors)
+    }
+
+    /// Scales, which are above zero.
+    fn positive(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        let scale = self.tensor(name, shape)?;
+        match scale.iter().position(|scale| *scale <= 0.0) {
+            Some(index) => {
+                let value = scale[index];
+                let reason =
+                    format!("tensor {name} is {value} at flat index {index}, not positive");
+                Err(Error::file(self.file(name)?.path(), reason))
+            }
+            None => Ok(scale),
+        }
     }
 
     /// The model for evaluation.
     ///
     /// # Errors
     /// `File` naming the tensor that cannot be used.
-    pub fn load<B: Backend>(&self, backend: Arc<B>) -> Result<LoadedModel<B>>
-    where
-        B::Codes: Send,
-    {
+    pub fn load<B: Backend>(&self, backend: Arc<B>) -> Result<LoadedModel<B>> {
         let config = self.config.clone();
         let tensor = |name: &str, shape: &[usize]| self.tensor(name, shape);
-        if self.quantization.is_some() {
+        if let Some(quantization) = &self.quantization {
             let device = backend.clone();
+            if quantization.zero_point {
+                let linear = |linear: &Projection| Affine::new(&*device, &self.affine(linear)?);
+                let model = Llama::build(backend, config, false, tensor, linear)?;
+                return Ok(LoadedModel::Affine(model));
+            }
             let linear = |linear: &Projection| Merged::new(&*device, &self.merged(linear)?);
             return Ok(LoadedModel::Merged(Llama::build(backend, config, false, tensor, linear)?));
         }

@@ -12,5 +12,5 @@ pub use adapter::{Adapter, AdapterState, load_adapter, save_adapter};
 pub use atomic::{new_folder, write_file};
 pub use folder::{LoadedModel, ModelFolder, QuantizationConfig};
 pub use reader::{Dtype, TensorFile, TensorInfo};
-pub use save::{Precision, dense_tensors, save_dense, save_merged};
+pub use save::{Precision, Stored, StoredCodes, dense_tensors, save_dense, save_merged};
 pub use tokenizer::Tokenizer;

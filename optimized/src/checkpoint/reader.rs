@@ -139,12 +139,25 @@ impl TensorFile {
     /// # Errors
     /// `File` naming tensor, shape or type.
     pub fn codes(&self, name: &str, shape: &[usize]) -> Result<Vec<i8>> {
+        let bytes = self.bytes_of(name, shape, Dtype::I8)?;
+        Ok(bytes.into_iter().map(|byte| byte as i8).collect())
+    }
+
+    /// A U8 tensor of the expected shape.
+    ///
+    /// # Errors
+    /// `File` naming tensor, shape or type.
+    pub fn unsigned_codes(&self, name: &str, shape: &[usize]) -> Result<Vec<u8>> {
+        self.bytes_of(name, shape, Dtype::U8)
+    }
+
+    fn bytes_of(&self, name: &str, shape: &[usize], dtype: Dtype) -> Result<Vec<u8>> {
         let info = self.expect(name, shape)?;
-        if info.dtype != Dtype::I8 {
-            let reason = format!("tensor {name} is {:?}, expected I8", info.dtype);
+        if info.dtype != dtype {
+            let reason = format!("tensor {name} is {:?}, expected {dtype:?}", info.dtype);
             return Err(Error::file(&self.path, reason));
         }
-        Ok(self.bytes(info)?.into_iter().map(|byte| byte as i8).collect())
+        self.bytes(info)
     }
 
     /// A tensor that must be there with this shape.

@@ -11,11 +11,11 @@ use super::atomic::write_file;
 use super::folder::{ModelFolder, QuantizationConfig};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
-use crate::methods::{Dense, LinearMethod, MergedTensors, Parameter};
+use crate::methods::{AffineTensors, Dense, LinearMethod, MergedTensors, Parameter};
 use crate::model::{Llama, tensor_shapes};
 
 /// A tensor ready to be written: type, shape, little-endian bytes.
-pub(super) type Stored = (Dtype, Vec<usize>, Vec<u8>);
+pub type Stored = (Dtype, Vec<usize>, Vec<u8>);
 
 /// Storage type of floating-point tensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,27 +109,61 @@ pub fn save_dense<B: Backend>(
     save_config(folder, &config, tokenizer)
 }
 
-/// Writes a merged model into an existing folder: codes as I8, scale and offset as F32, and the
-/// base's embeddings and norms in F32, so that a reload has the trained model's bits.
+/// Codes and grid of a layer as a folder holds them.
+pub trait StoredCodes {
+    /// Whether groups have a zero point in place of an offset.
+    const ZERO_POINT: bool;
+
+    /// Name, type, shape and bytes of each tensor.
+    fn tensors(&self) -> [(&'static str, Stored); 3];
+}
+
+impl StoredCodes for MergedTensors {
+    const ZERO_POINT: bool = false;
+
+    fn tensors(&self) -> [(&'static str, Stored); 3] {
+        let grid = [self.out_features, self.spec.groups()];
+        let codes = self.codes.iter().map(|code| *code as u8).collect();
+        let shape = vec![self.out_features, self.spec.in_features()];
+        [
+            ("codes", (Dtype::I8, shape, codes)),
+            ("scale", store(&self.scale, &grid, Precision::F32)),
+            ("offset", store(&self.offset, &grid, Precision::F32)),
+        ]
+    }
+}
+
+impl StoredCodes for AffineTensors {
+    const ZERO_POINT: bool = true;
+
+    fn tensors(&self) -> [(&'static str, Stored); 3] {
+        let grid = [self.out_features, self.spec.groups()];
+        let shape = vec![self.out_features, self.spec.in_features()];
+        [
+            ("codes", (Dtype::U8, shape, self.codes.clone())),
+            ("scale", store(&self.scale, &grid, Precision::F32)),
+            ("zero_point", store(&self.zero_point, &grid, Precision::F32)),
+        ]
+    }
+}
+
+/// Writes a merged model into an existing folder: codes as bytes, their grid as F32, and the base's
+/// embeddings and norms in F32, so that a reload has the merged model's bits.
 ///
 /// # Errors
 /// `Io` naming the file.
-pub fn save_merged<B: Backend, L: LinearMethod<B>>(
+pub fn save_merged<B: Backend, L: LinearMethod<B>, T: StoredCodes>(
     folder: &Path,
     model: &Llama<B, L>,
-    linears: &BTreeMap<String, MergedTensors>,
+    linears: &BTreeMap<String, T>,
     quantization: &QuantizationConfig,
     base: &ModelFolder,
 ) -> Result<()> {
     let mut tensors = base_tensors(model, Precision::F32)?;
     for (name, merged) in linears {
-        let groups = merged.spec.groups();
-        let codes = merged.codes.iter().map(|code| *code as u8).collect();
-        let shape = vec![merged.out_features, merged.spec.in_features()];
-        let grid = [merged.out_features, groups];
-        tensors.insert(format!("{name}.codes"), (Dtype::I8, shape, codes));
-        tensors.insert(format!("{name}.scale"), store(&merged.scale, &grid, Precision::F32));
-        tensors.insert(format!("{name}.offset"), store(&merged.offset, &grid, Precision::F32));
+        let of_layer =
+            merged.tensors().map(|(tensor, stored)| (format!("{name}.{tensor}"), stored));
+        tensors.extend(of_layer);
     }
     let metadata = [("format", "plumbline-merged-1")];
     write_safetensors(&folder.join("model.safetensors"), &tensors, &metadata)?;

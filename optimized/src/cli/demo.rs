@@ -10,9 +10,7 @@ use plumbline::checkpoint::{ModelFolder, Tokenizer};
 use plumbline::cpu::Cpu;
 use plumbline::embedded;
 use plumbline::eval::perplexity;
-use plumbline::finetune::{
-    Start, first_difference, l4q_model, lora_model, merge, round_to_nearest,
-};
+use plumbline::finetune::{Start, first_difference, merge, method_model, round_to_nearest};
 use plumbline::generate::{Sampling, generate};
 use plumbline::methods::LinearMethod;
 use plumbline::model::{Decoder, Llama};
@@ -187,7 +185,8 @@ pub fn demo(arguments: &Demo) -> Result<ExitCode> {
     drop(dense);
 
     let settings = LoraSettings { rank: RANK, lora_scaling: 2.0 };
-    let mut lora = lora_model(backend.clone(), &bench.base, &settings, bench.seed)?;
+    let start = Start::Fresh(bench.seed);
+    let mut lora = method_model(backend.clone(), &bench.base, &settings, start)?;
     bench.tune("LoRA, f32".into(), &mut lora, &optimizer(3e-3, 0.0))?;
     let ceiling = bench.row("LoRA, f32", 32, &lora)?;
     let lora_milton = ceiling.milton;
@@ -233,7 +232,7 @@ fn l4q_row(bench: &Bench, bits: Bits) -> Result<(Row, String)> {
         grad_scale: GradScale::None,
     };
     let start = Start::Fresh(bench.seed);
-    let mut model = l4q_model(Arc::new(Cpu), &bench.base, &settings, start)?;
+    let mut model = method_model(Arc::new(Cpu), &bench.base, &settings, start)?;
     let label = format!("L4Q, {count} bits");
     bench.tune(label.clone(), &mut model, &optimizer(3e-3, 3e-4))?;
     let probe = &bench.milton[..COMPARED_TOKENS.min(bench.milton.len())];

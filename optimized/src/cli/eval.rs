@@ -72,5 +72,6 @@ fn measure<B: Backend>(
     Ok(match loaded {
         LoadedModel::Dense(model) => perplexity(&model, tokens, context, progress)?,
         LoadedModel::Merged(model) => perplexity(&model, tokens, context, progress)?,
+        LoadedModel::Affine(model) => perplexity(&model, tokens, context, progress)?,
     })
 }

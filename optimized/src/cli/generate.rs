@@ -86,6 +86,7 @@ impl Task<'_> {
         match waiting("loading the model", || self.folder.load(backend))? {
             LoadedModel::Dense(model) => self.run(&model),
             LoadedModel::Merged(model) => self.run(&model),
+            LoadedModel::Affine(model) => self.run(&model),
         }
     }
 

@@ -70,12 +70,18 @@ fn summary(folder: &ModelFolder) -> Result<serde_json::Value> {
     }))
 }
 
-/// Shares of codes at qmin and at qmax.
+/// Shares of codes at the lower and at the upper end.
 fn ends(folder: &ModelFolder, linear: &Projection) -> Result<(f64, f64)> {
-    let merged = folder.merged(linear)?;
-    let share = |end: i32| {
-        let count = merged.codes.iter().filter(|code| i32::from(**code) == end).count();
-        count as f64 / merged.codes.len() as f64
+    let is_unsigned = folder.quantization().is_some_and(|quantization| quantization.zero_point);
+    let (codes, low, high): (Vec<i32>, i32, i32) = if is_unsigned {
+        let merged = folder.affine(linear)?;
+        (merged.codes.into_iter().map(i32::from).collect(), 0, merged.spec.unsigned_max())
+    } else {
+        let merged = folder.merged(linear)?;
+        let (low, high) = (merged.spec.qmin(), merged.spec.qmax());
+        (merged.codes.into_iter().map(i32::from).collect(), low, high)
     };
-    Ok((share(merged.spec.qmin()), share(merged.spec.qmax())))
+    let share =
+        |end: i32| codes.iter().filter(|code| **code == end).count() as f64 / codes.len() as f64;
+    Ok((share(low), share(high)))
 }

@@ -1,17 +1,20 @@
 //! `plumbline merge`: a trained run to integer codes, with proof that they are the trained model.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
 use plumbline::backend::Backend;
 use plumbline::checkpoint::{
-    LoadedModel, ModelFolder, QuantizationConfig, load_adapter, new_folder, save_merged,
+    Adapter, LoadedModel, ModelFolder, QuantizationConfig, StoredCodes, load_adapter, new_folder,
+    save_merged,
 };
 use plumbline::finetune::{
-    Difference, MergedModel, Start, first_difference, l4q_model, merge as to_codes,
+    Difference, MergedModel, Method, Start, first_difference, merge as to_codes, method_model,
 };
+use plumbline::methods::{IntoCodes, LinearMethod};
+use plumbline::model::Llama;
 use plumbline::recipe::{self, MethodSettings, TrainRecipe};
 
 use super::device::{Device, Opened};
@@ -22,7 +25,17 @@ use super::train::latest_checkpoint;
 /// Tokens whose logits are compared.
 const PROBE_TOKENS: usize = 256;
 
-/// Runs the command: exit code 1 when the merged model is not bit for bit the trained one.
+/// What the command was asked.
+struct Merge<'a, B> {
+    backend: Arc<B>,
+    out: &'a Path,
+    json: bool,
+    base: ModelFolder,
+    checkpoint: PathBuf,
+    adapter: Adapter,
+}
+
+/// Runs the command: exit code 1 when the merged model is not bit for bit what it has to be.
 pub fn merge(run: &Path, out: &Path, device: Device, json: bool) -> Result<ExitCode> {
     match device.open()? {
         Opened::Cpu(backend) => merge_on(backend, run, out, json),
@@ -37,12 +50,6 @@ fn merge_on<B: Backend>(backend: Arc<B>, run: &Path, out: &Path, json: bool) -> 
     }
     let recipe_path = run.join("recipe.toml");
     let recipe: TrainRecipe = recipe::read(&recipe_path)?;
-    let MethodSettings::L4q(settings) = &recipe.method else {
-        bail!(
-            "{}: method.name is lora, which has no codes; merge is for l4q",
-            recipe_path.display()
-        );
-    };
     let base = open_model(recipe.model.path.as_deref())?;
     let checkpoint = latest_checkpoint(run)?;
     let adapter = load_adapter(&checkpoint)?;
@@ -55,50 +62,113 @@ fn merge_on<B: Backend>(backend: Arc<B>, run: &Path, out: &Path, json: bool) -> 
             base.path().display()
         );
     }
-    let start = Start::Adapter(&adapter);
-    let load = || l4q_model(backend.clone(), &base, settings, start);
-    let model = waiting("loading the trained model", load)?;
-    let probe = probe(&base);
-    let mut workspace = model.evaluation_workspace(probe.len())?;
-    let trained = model.logits(1, &probe, &mut workspace)?;
-    drop(workspace);
-    let MergedModel { model: merged, linears } = waiting("merging", || to_codes(model))?;
-    if let Some(difference) = first_difference(&trained, &merged, &probe)? {
-        return Ok(refuse("the merged model", difference));
+    let merge = Merge { backend, out, json, base, checkpoint, adapter };
+    let method = &recipe.method;
+    match method {
+        MethodSettings::L4q(settings) => merge.run(settings, Proof::Bits),
+        MethodSettings::LrQat(settings) => merge.run(settings, Proof::Bits),
+        MethodSettings::Peqa(settings) => merge.run(settings, Proof::Bits),
+        MethodSettings::QaLora(settings) => merge.run(settings, Proof::Function),
+        MethodSettings::Qat(settings) => merge.run(settings, Proof::Bits),
+        MethodSettings::Lora(_) | MethodSettings::QatLora(_) => bail!(
+            "{}: method.name is {}, which keeps its update beside the weight; merge is for \
+             methods that end in codes",
+            recipe_path.display(),
+            method.name()
+        ),
     }
-    let group_size = settings.group_size;
-    let quant_method = "plumbline".to_owned();
-    let quantization = QuantizationConfig { quant_method, bits: settings.bits, group_size };
-    new_folder(out, |folder| save_merged(folder, &merged, &linears, &quantization, &base))?;
-    // What was written, read again by the loader that serves it.
-    let LoadedModel::Merged(reloaded) = ModelFolder::open(out)?.load(backend)? else {
-        bail!("{}: does not read as a merged model", out.display());
-    };
-    if let Some(difference) = first_difference(&trained, &reloaded, &probe)? {
-        return Ok(refuse("the merged model as reloaded", difference));
-    }
-    let compared = trained.len();
-    if json {
-        let value = serde_json::json!({
-            "out": out, "checkpoint": checkpoint, "layers": linears.len(),
-            "logits_compared": compared, "bitwise_equal": true,
-        });
-        println!("{value}");
-    } else {
-        println!(
-            "{}: {} layers merged; {compared} logits bitwise equal to the trained model's, \
-             before writing and after reloading",
-            out.display(),
-            linears.len()
-        );
-    }
-    Ok(ExitCode::SUCCESS)
 }
 
-fn refuse(what: &str, difference: Difference) -> ExitCode {
+/// What merging a method keeps.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Proof {
+    /// Every bit of the trained model's logits.
+    Bits,
+    /// The function, in other roundings: how far the logits are apart is reported.
+    Function,
+}
+
+/// What a method's layers leave.
+type Codes<B, M> = <<M as Method>::Layer<B> as IntoCodes<B>>::Tensors;
+
+impl<B: Backend> Merge<'_, B> {
+    fn run<M: Method>(&self, method: &M, proof: Proof) -> Result<ExitCode>
+    where
+        M::Layer<B>: IntoCodes<B>,
+        Codes<B, M>: StoredCodes,
+    {
+        let (start, base) = (Start::Adapter(&self.adapter), &self.base);
+        let loaded = || method_model(self.backend.clone(), base, method, start);
+        let model = waiting("loading the trained model", loaded)?;
+        let probe = probe(base);
+        let trained = logits(&model, &probe)?;
+        let MergedModel { model: merged, linears } = waiting("merging", || to_codes(model))?;
+        let merged_logits = logits(&merged, &probe)?;
+        let apart = largest_difference(&trained, &merged_logits);
+        if proof == Proof::Bits
+            && let Some(difference) = first_difference(&trained, &merged, &probe)?
+        {
+            return Ok(refuse("the merged model", "the trained one", difference));
+        }
+        let Some((bits, group_size)) = method.grid() else { bail!("the method has no codes") };
+        let (quant_method, zero_point) = ("plumbline".to_owned(), Codes::<B, M>::ZERO_POINT);
+        let quantization = QuantizationConfig { quant_method, bits, group_size, zero_point };
+        new_folder(self.out, |folder| save_merged(folder, &merged, &linears, &quantization, base))?;
+        // What was written, read again by the loader that serves it.
+        let difference = match ModelFolder::open(self.out)?.load(self.backend.clone())? {
+            LoadedModel::Merged(model) => first_difference(&merged_logits, &model, &probe)?,
+            LoadedModel::Affine(model) => first_difference(&merged_logits, &model, &probe)?,
+            LoadedModel::Dense(_) => {
+                bail!("{}: does not read as a merged model", self.out.display())
+            }
+        };
+        if let Some(difference) = difference {
+            return Ok(refuse("the model as reloaded", "the merged one", difference));
+        }
+        self.report(proof, linears.len(), trained.len(), apart);
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn report(&self, proof: Proof, layers: usize, compared: usize, apart: f32) {
+        let Self { out, checkpoint, .. } = self;
+        let is_equal = proof == Proof::Bits;
+        if self.json {
+            let value = serde_json::json!({
+                "out": out, "checkpoint": checkpoint, "layers": layers,
+                "logits_compared": compared, "bitwise_equal": is_equal,
+                "largest_difference": apart,
+            });
+            println!("{value}");
+        } else if is_equal {
+            println!(
+                "{}: {layers} layers merged; {compared} logits bitwise equal to the trained \
+                 model's, before writing and after reloading",
+                out.display()
+            );
+        } else {
+            println!(
+                "{}: {layers} layers merged into their zero points; of {compared} logits the \
+                 largest difference to the trained model's is {apart:e}; after reloading every bit \
+                 is the merged model's",
+                out.display()
+            );
+        }
+    }
+}
+
+fn logits<B: Backend, L: LinearMethod<B>>(model: &Llama<B, L>, probe: &[i32]) -> Result<Vec<f32>> {
+    let mut workspace = model.evaluation_workspace(probe.len())?;
+    Ok(model.logits(1, probe, &mut workspace)?)
+}
+
+fn largest_difference(left: &[f32], right: &[f32]) -> f32 {
+    left.iter().zip(right).map(|(left, right)| (left - right).abs()).fold(0.0, f32::max)
+}
+
+fn refuse(what: &str, other: &str, difference: Difference) -> ExitCode {
     let Difference { position, token, left, right } = difference;
     eprintln!(
-        "{what} differs from the trained one: position {position}, token {token}: \
+        "{what} differs from {other}: position {position}, token {token}: \
          {left} ({:08x}) against {right} ({:08x})",
         left.to_bits(),
         right.to_bits()

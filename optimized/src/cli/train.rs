@@ -6,8 +6,8 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use plumbline::backend::Backend;
 use plumbline::checkpoint::{ModelFolder, save_adapter};
-use plumbline::finetune::{Start, l4q_model, lora_model};
-use plumbline::methods::{L4q, LinearMethod};
+use plumbline::finetune::{Method, Start, method_model};
+use plumbline::methods::LinearMethod;
 use plumbline::model::Llama;
 use plumbline::recipe::{self, MethodSettings, TrainRecipe, resolve};
 use plumbline::train::{TokenWindows, Trainer};
@@ -93,27 +93,26 @@ pub fn train(path: &Path, device: Device, json: bool) -> Result<()> {
 }
 
 fn train_on<B: Backend>(backend: Arc<B>, prepared: Prepared, json: bool) -> Result<()> {
-    let seed = prepared.recipe.training.seed;
-    match &prepared.recipe.method {
-        MethodSettings::L4q(settings) => {
-            let start = Start::Fresh(seed);
-            let model = waiting(LOADING, || l4q_model(backend, &prepared.base, settings, start))?;
-            fit(prepared, model, json, warn_of_floored_scales)
-        }
-        MethodSettings::Lora(settings) => {
-            let model = waiting(LOADING, || lora_model(backend, &prepared.base, settings, seed))?;
-            fit(prepared, model, json, |_| Ok(()))
-        }
+    match &prepared.recipe.method.clone() {
+        MethodSettings::L4q(settings) => fit(backend, prepared, settings, json),
+        MethodSettings::Lora(settings) => fit(backend, prepared, settings, json),
+        MethodSettings::LrQat(settings) => fit(backend, prepared, settings, json),
+        MethodSettings::Peqa(settings) => fit(backend, prepared, settings, json),
+        MethodSettings::QaLora(settings) => fit(backend, prepared, settings, json),
+        MethodSettings::Qat(settings) => fit(backend, prepared, settings, json),
+        MethodSettings::QatLora(settings) => fit(backend, prepared, settings, json),
     }
 }
 
-fn fit<B: Backend, L: LinearMethod<B>>(
+fn fit<B: Backend, M: Method>(
+    backend: Arc<B>,
     prepared: Prepared,
-    mut model: Llama<B, L>,
+    method: &M,
     json: bool,
-    after: impl FnOnce(&Llama<B, L>) -> Result<()>,
 ) -> Result<()> {
     let Prepared { recipe, base, data, eval } = prepared;
+    let start = Start::Fresh(recipe.training.seed);
+    let mut model = waiting(LOADING, || method_model(backend, &base, method, start))?;
     let settings = recipe.training.clone();
     let context = recipe.data.context;
     let schedule = recipe.schedule;
@@ -128,7 +127,7 @@ fn fit<B: Backend, L: LinearMethod<B>>(
     drop(watch);
     let checkpoint = recipe.output.dir.join("checkpoints").join(format!("step-{steps}"));
     save_adapter(&checkpoint, &mut model, steps, &fingerprint)?;
-    after(&model)?;
+    warn_of_floored_scales(&model)?;
     if json {
         let perplexity: serde_json::Map<_, _> =
             results.iter().map(|(text, result)| (text.clone(), result.perplexity.into())).collect();
@@ -143,9 +142,10 @@ fn fit<B: Backend, L: LinearMethod<B>>(
     Ok(())
 }
 
-fn warn_of_floored_scales<B: Backend>(model: &Llama<B, L4q<B>>) -> Result<()> {
+fn warn_of_floored_scales<B: Backend, L: LinearMethod<B>>(model: &Llama<B, L>) -> Result<()> {
     for (name, layer) in model.linears() {
-        let (floored, groups) = layer.floored_scales(model.backend())?;
+        let Some(scale) = layer.trained_scale() else { continue };
+        let (floored, groups) = scale.below_floor(model.backend())?;
         if floored > 0 {
             eprintln!("warning: {name}: {floored} of {groups} scales are at the floor");
         }

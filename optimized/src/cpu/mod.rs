@@ -17,6 +17,7 @@ pub struct Cpu;
 impl Storage for Cpu {
     type Floats = Vec<f32>;
     type Codes = Vec<i8>;
+    type Halves = Vec<u16>;
     type Tokens = Vec<i32>;
 
     fn zeros(&self, len: usize) -> Result<Vec<f32>> {
@@ -64,6 +65,10 @@ impl Storage for Cpu {
 
     fn download_codes(&self, codes: &Vec<i8>) -> Result<Vec<i8>> {
         Ok(codes.clone())
+    }
+
+    fn upload_halves(&self, halves: &[u16]) -> Result<Vec<u16>> {
+        Ok(halves.to_vec())
     }
 
     fn upload_tokens(&self, tokens: &[i32]) -> Result<Vec<i32>> {

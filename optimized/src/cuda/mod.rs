@@ -108,6 +108,7 @@ impl<L: Launcher> Cuda<L> {
 impl<L: Launcher> Storage for Cuda<L> {
     type Floats = Values<L>;
     type Codes = Values<L>;
+    type Halves = Values<L>;
     type Tokens = Ids<L>;
 
     fn zeros(&self, len: usize) -> Result<Values<L>> {
@@ -154,6 +155,10 @@ impl<L: Launcher> Storage for Cuda<L> {
 
     fn download_codes(&self, codes: &Values<L>) -> Result<Vec<i8>> {
         self.downloaded(&codes.buffer, codes.len)
+    }
+
+    fn upload_halves(&self, halves: &[u16]) -> Result<Values<L>> {
+        self.uploaded(bytemuck::cast_slice(halves), 2)
     }
 
     fn upload_tokens(&self, tokens: &[i32]) -> Result<Ids<L>> {

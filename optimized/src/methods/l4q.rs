@@ -3,12 +3,12 @@
 //! What the backward needs is `x` and the parameters; the combined weight, the quantizer argument,
 //! the mask and the quantized weight are recomputed.
 
-use plumbline_reference::spec::{GradScale, InitScaleRule, QuantSpec, SCALE_FLOOR};
+use plumbline_reference::spec::{GradScale, InitScaleRule, QuantSpec};
 use rand::Rng;
 
 use super::{
     BackwardCall, LinearMethod, MergedTensors, Parameter, ParameterKind, Scratch, ScratchNeed,
-    Trainable, kaiming_uniform,
+    Trainable, initial_grid, kaiming_uniform,
 };
 use crate::backend::Backend;
 use crate::error::Result;
@@ -56,16 +56,8 @@ impl<B: Backend> L4q<B> {
         random: &mut impl Rng,
     ) -> Result<Self> {
         let (rank, spec) = (options.rank, options.spec);
-        let (width, groups) = (spec.in_features(), spec.groups());
-        let lora_a = kaiming_uniform(rank * width, width, random);
-        let mut scale = backend.zeros(out_features * groups)?;
-        let mut offset = backend.zeros(out_features * groups)?;
-        let device_weight = backend.upload(weight)?;
-        let rule = options.init;
-        backend.init_scale(spec, rule, out_features, &device_weight, &mut scale, &mut offset)?;
-        drop(device_weight);
-        let scale = backend.download(&scale, out_features * groups)?;
-        let offset = backend.download(&offset, out_features * groups)?;
+        let lora_a = kaiming_uniform(rank * spec.in_features(), spec.in_features(), random);
+        let (scale, offset) = initial_grid(backend, spec, options.init, out_features, weight)?;
         let start = L4qTensors { lora_a, lora_b: vec![0.0; out_features * rank], scale, offset };
         Self::from_tensors(backend, weight, out_features, options, &start)
     }
@@ -109,15 +101,6 @@ impl<B: Backend> L4q<B> {
         MergedTensors::quantize(backend, &self.args())
     }
 
-    /// Groups whose scale lies below the floor, and groups in all.
-    ///
-    /// # Errors
-    /// When the device failed.
-    pub fn floored_scales(&self, backend: &B) -> Result<(usize, usize)> {
-        let scale = self.scale.to_host(backend)?;
-        Ok((scale.iter().filter(|s| **s < SCALE_FLOOR as f32).count(), scale.len()))
-    }
-
     fn args(&self) -> FakeQuantizeArgs<'_, B::Floats> {
         FakeQuantizeArgs {
             spec: self.options.spec,
@@ -155,7 +138,7 @@ pub struct L4qTensors {
 impl<B: Backend> LinearMethod<B> for L4q<B> {
     fn scratch_need(&self) -> ScratchNeed {
         let len = self.weight.len();
-        ScratchNeed { effective: len, d_weight: len, rank: 0 }
+        ScratchNeed { effective: len, d_weight: len, ..ScratchNeed::default() }
     }
 
     fn forward(
@@ -203,6 +186,10 @@ impl<B: Backend> LinearMethod<B> for L4q<B> {
         self.lora_a.gradient = d_lora_a;
         self.lora_b.gradient = d_lora_b;
         done
+    }
+
+    fn trained_scale(&self) -> Option<&Parameter<B>> {
+        Some(&self.scale)
     }
 
     fn trainable(&mut self) -> Vec<Trainable<'_, B>> {

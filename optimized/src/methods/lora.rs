@@ -3,6 +3,7 @@
 
 use rand::Rng;
 
+use super::low_rank_path::LowRankPath;
 use super::{
     BackwardCall, LinearMethod, Parameter, ParameterKind, Scratch, ScratchNeed, Trainable,
     kaiming_uniform,
@@ -23,10 +24,8 @@ pub struct LoraOptions {
 
 /// `y = x @ weight^T + lora_scaling * (x @ lora_a^T) @ lora_b^T`.
 pub struct Lora<B: Backend> {
-    options: LoraOptions,
     weight: Parameter<B>,
-    lora_a: Parameter<B>,
-    lora_b: Parameter<B>,
+    path: LowRankPath<B>,
 }
 
 impl<B: Backend> Lora<B> {
@@ -62,23 +61,12 @@ impl<B: Backend> Lora<B> {
         lora_a: &[f32],
         lora_b: &[f32],
     ) -> Result<Self> {
-        let parameter = |values, rows, columns, kind, trained| {
-            Parameter::new(backend, values, &[rows, columns], kind, trained)
-        };
-        let rank = options.rank;
+        let shape = [out_features, in_features];
+        let sizes = (out_features, in_features);
         Ok(Self {
-            options,
-            weight: parameter(weight, out_features, in_features, ParameterKind::Weight, false)?,
-            lora_a: parameter(lora_a, rank, in_features, ParameterKind::LoraA, true)?,
-            lora_b: parameter(lora_b, out_features, rank, ParameterKind::LoraB, true)?,
+            weight: Parameter::new(backend, weight, &shape, ParameterKind::Weight, false)?,
+            path: LowRankPath::new(backend, sizes, options, lora_a, lora_b)?,
         })
-    }
-
-    /// The two low-rank products: `in -> rank` and `rank -> out`.
-    fn low_rank_args(&self, tokens: usize) -> (LinearArgs, LinearArgs) {
-        let (out, width) = (self.weight.shape[0], self.weight.shape[1]);
-        let rank = self.options.rank;
-        (LinearArgs::new(tokens, width, rank), LinearArgs::new(tokens, rank, out))
     }
 
     fn linear_args(&self, tokens: usize) -> LinearArgs {
@@ -88,7 +76,7 @@ impl<B: Backend> Lora<B> {
 
 impl<B: Backend> LinearMethod<B> for Lora<B> {
     fn scratch_need(&self) -> ScratchNeed {
-        ScratchNeed { effective: 0, d_weight: 0, rank: self.options.rank }
+        ScratchNeed { rank: self.path.rank(), ..ScratchNeed::default() }
     }
 
     fn forward(
@@ -99,11 +87,8 @@ impl<B: Backend> LinearMethod<B> for Lora<B> {
         y: &mut B::Floats,
         scratch: &mut Scratch<B>,
     ) -> Result<()> {
-        let (down, up) = self.low_rank_args(tokens);
         backend.linear(self.linear_args(tokens), x, &self.weight.value, y)?;
-        backend.linear(down, x, &self.lora_a.value, &mut scratch.low_rank)?;
-        let up = up.scaled(self.options.lora_scaling).adding();
-        backend.linear(up, &scratch.low_rank, &self.lora_b.value, y)
+        self.path.add_forward(backend, tokens, x, y, &mut scratch.low_rank)
     }
 
     fn backward(
@@ -112,26 +97,13 @@ impl<B: Backend> LinearMethod<B> for Lora<B> {
         call: BackwardCall<'_, B>,
         scratch: &mut Scratch<B>,
     ) -> Result<()> {
-        let BackwardCall { tokens, x, d_y, d_x, write } = call;
-        let (down, up) = self.low_rank_args(tokens);
-        let up = up.scaled(self.options.lora_scaling);
-        let to_input = LinearArgs { write, ..self.linear_args(tokens) };
-        backend.linear_input_gradient(to_input, d_y, &self.weight.value, d_x)?;
-        backend.linear_input_gradient(up, d_y, &self.lora_b.value, &mut scratch.d_low_rank)?;
-        let to_input = LinearArgs { write: Write::Add, ..down };
-        backend.linear_input_gradient(to_input, &scratch.d_low_rank, &self.lora_a.value, d_x)?;
-        if let Some(d_lora_a) = &mut self.lora_a.gradient {
-            backend.linear_weight_gradient(down.adding(), &scratch.d_low_rank, x, d_lora_a)?;
-        }
-        if let Some(d_lora_b) = &mut self.lora_b.gradient {
-            backend.linear(down, x, &self.lora_a.value, &mut scratch.low_rank)?;
-            backend.linear_weight_gradient(up.adding(), d_y, &scratch.low_rank, d_lora_b)?;
-        }
-        Ok(())
+        let to_input = LinearArgs { write: call.write, ..self.linear_args(call.tokens) };
+        backend.linear_input_gradient(to_input, call.d_y, &self.weight.value, call.d_x)?;
+        let call = BackwardCall { write: Write::Add, ..call };
+        self.path.backward(backend, call, &mut scratch.low_rank, &mut scratch.d_low_rank)
     }
 
     fn trainable(&mut self) -> Vec<Trainable<'_, B>> {
-        let factors = [self.lora_a.trainable("lora_a"), self.lora_b.trainable("lora_b")];
-        factors.into_iter().flatten().collect()
+        self.path.trainable().collect()
     }
 }

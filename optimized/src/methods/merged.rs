@@ -42,10 +42,7 @@ impl<B: Backend> Merged<B> {
     }
 }
 
-impl<B: Backend> LinearMethod<B> for Merged<B>
-where
-    B::Codes: Send,
-{
+impl<B: Backend> LinearMethod<B> for Merged<B> {
     fn scratch_need(&self) -> ScratchNeed {
         let effective = self.out_features * self.spec.in_features();
         ScratchNeed { effective, ..ScratchNeed::default() }

@@ -3,17 +3,32 @@
 //! A layer keeps its parameters and, where it trains, their gradients. Weight-sized temporaries
 //! are not its own: all layers share one [`Scratch`], because only one layer runs at a time.
 
+mod affine;
+mod codes;
 mod dense;
 mod l4q;
 mod lora;
+mod low_rank_path;
+mod lr_qat;
 mod merged;
+mod peqa;
+mod qa_lora;
+mod qat;
+mod qat_lora;
 
+pub use affine::{Affine, AffineTensors};
+pub use codes::{CodeTensors, IntoCodes};
 pub use dense::Dense;
 pub use l4q::{L4q, L4qOptions, L4qTensors};
 pub use lora::{Lora, LoraOptions};
+pub use lr_qat::{LrQat, LrQatOptions, LrQatTensors};
 pub use merged::Merged;
+pub use peqa::Peqa;
+pub use qa_lora::{QaLora, QaLoraOptions};
+pub use qat::{Qat, QatOptions, QatTensors};
+pub use qat_lora::QatLora;
 
-use plumbline_reference::spec::{QuantSpec, SCALE_FLOOR};
+use plumbline_reference::spec::{InitScaleRule, QuantSpec, SCALE_FLOOR};
 use rand::Rng;
 
 use crate::backend::{Backend, Storage};
@@ -93,6 +108,15 @@ impl<B: Storage> Parameter<B> {
         })
     }
 
+    /// How many values lie below the floor of a scale, and how many there are.
+    ///
+    /// # Errors
+    /// When the device failed.
+    pub fn below_floor(&self, backend: &B) -> Result<(usize, usize)> {
+        let values = self.to_host(backend)?;
+        Ok((values.iter().filter(|value| **value < SCALE_FLOOR as f32).count(), values.len()))
+    }
+
     /// Values on the host.
     ///
     /// # Errors
@@ -128,6 +152,10 @@ pub struct Scratch<B: Storage> {
     pub low_rank: B::Floats,
     /// Their gradient.
     pub d_low_rank: B::Floats,
+    /// One number of each group of inputs, `[tokens, groups]`.
+    pub pooled: B::Floats,
+    /// Their gradient.
+    pub d_pooled: B::Floats,
 }
 
 /// Sizes a layer asks of the shared temporaries.
@@ -139,6 +167,8 @@ pub struct ScratchNeed {
     pub d_weight: usize,
     /// Columns of the low-rank activations.
     pub rank: usize,
+    /// Columns of the pooled inputs.
+    pub groups: usize,
 }
 
 impl ScratchNeed {
@@ -148,6 +178,7 @@ impl ScratchNeed {
             effective: self.effective.max(other.effective),
             d_weight: self.d_weight.max(other.d_weight),
             rank: self.rank.max(other.rank),
+            groups: self.groups.max(other.groups),
         }
     }
 
@@ -161,6 +192,8 @@ impl ScratchNeed {
             d_weight: backend.zeros(self.d_weight)?,
             low_rank: backend.zeros(self.rank * tokens)?,
             d_low_rank: backend.zeros(self.rank * tokens)?,
+            pooled: backend.zeros(self.groups * tokens)?,
+            d_pooled: backend.zeros(self.groups * tokens)?,
         })
     }
 }
@@ -194,6 +227,11 @@ pub trait LinearMethod<B: Backend>: Sized + Send {
         call: BackwardCall<'_, B>,
         scratch: &mut Scratch<B>,
     ) -> Result<()>;
+
+    /// The scale that is trained, where one is: a group that falls below its floor stands still.
+    fn trained_scale(&self) -> Option<&Parameter<B>> {
+        None
+    }
 
     /// The trained tensors; names are relative to the layer.
     fn trainable(&mut self) -> Vec<Trainable<'_, B>>;
@@ -266,6 +304,21 @@ impl MergedTensors {
             offset: backend.download(args.offset, groups)?,
         })
     }
+}
+
+/// Scale and offset `[out, groups]` of a weight before training, on the host. Eq. (Q8).
+fn initial_grid<B: Backend>(
+    backend: &B,
+    spec: QuantSpec,
+    rule: InitScaleRule,
+    out_features: usize,
+    weight: &[f32],
+) -> Result<(Vec<f32>, Vec<f32>)> {
+    let len = out_features * spec.groups();
+    let (mut scale, mut offset) = (backend.zeros(len)?, backend.zeros(len)?);
+    let weight = backend.upload(weight)?;
+    backend.init_scale(spec, rule, out_features, &weight, &mut scale, &mut offset)?;
+    Ok((backend.download(&scale, len)?, backend.download(&offset, len)?))
 }
 
 /// Kaiming-uniform with slope sqrt(5): uniform in `+-1 / sqrt(in_features)`.

@@ -3,15 +3,19 @@
 
 pub mod adamw;
 pub mod add;
+pub mod affine;
 pub mod attention;
 pub mod cross_entropy;
 pub mod embedding;
 pub mod fake_quantize;
 pub mod fake_quantize_backward;
+pub mod group_pool;
 pub mod init_scale;
 pub mod linear;
+pub mod lr_qat_quantize;
 pub mod rms_norm;
 pub mod rope;
+pub mod rtn;
 pub mod squared_norm;
 pub mod swiglu;
 
@@ -27,6 +31,21 @@ pub enum Write {
     Replace,
     /// The result is added to the old content.
     Add,
+}
+
+/// Refuses the first NaN or infinity of a tensor.
+pub(crate) fn refuse_non_finite(
+    operation: &'static str,
+    tensor: &'static str,
+    values: &[f32],
+) -> Result<()> {
+    match values.iter().position(|value| !value.is_finite()) {
+        Some(index) => {
+            let tensor = format!("{operation}: {tensor}");
+            Err(Error::NonFinite { tensor, index, value: values[index] })
+        }
+        None => Ok(()),
+    }
 }
 
 /// The first `expected` values of a slice.

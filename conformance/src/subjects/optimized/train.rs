@@ -4,24 +4,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use plumbline::backend::Backend;
-use plumbline::methods::{L4q, L4qOptions, L4qTensors, LinearMethod, Lora, LoraOptions};
+use plumbline::methods::LinearMethod;
 use plumbline::model::{Batch, IGNORE, Llama, Projection, Recompute};
 use plumbline::train::{HostMoments, KindSettings, Optimizer, OptimizerSettings};
-use plumbline_reference::spec::InitScaleRule;
 
 use super::{Call, Refused};
-use crate::case::Request;
 use crate::ops::llama_train::{FIRST_MOMENT, SECOND_MOMENT, method_name, optimizer};
-use crate::params::{self, Quantizer};
+use crate::params;
 use crate::precision::Precision;
 use crate::tensor::{Data, Tensor, Tensors};
-
-/// Why the crate does not train as the request asks, if it does not.
-pub(super) fn skipped(request: &Request) -> Option<String> {
-    let name = method_name(&request.params).ok().filter(|_| request.op.name == "llama.train")?;
-    let implemented = ["l4q", "lora"].contains(&name);
-    (!implemented).then(|| format!("method {name} is not implemented by the optimized crate"))
-}
 
 /// What a run leaves of each step.
 #[derive(Default)]
@@ -33,9 +24,20 @@ struct Trajectory {
 
 impl<B: Backend> Call<'_, B> {
     pub(super) fn train(&self) -> Result<Tensors, Refused> {
+        macro_rules! run {
+            ($layer:ident) => {
+                self.run(self.model_of(|layer| self.layer_named(&layer.name).$layer())?)
+            };
+        }
         match method_name(&self.request.params)? {
-            "l4q" => self.run(self.model_of(|layer| self.l4q_layer(layer))?),
-            _ => self.run(self.model_of(|layer| self.lora_layer(layer))?),
+            "lora" => run!(lora),
+            "l4q" => run!(l4q),
+            "lr_qat" => run!(lr_qat),
+            "qa_lora" => run!(qa_lora),
+            "qat" => run!(qat),
+            "qat_lora" => run!(qat_lora),
+            "peqa" => run!(peqa),
+            other => Err(Refused(format!("method {other} is not implemented"))),
         }
     }
 
@@ -52,37 +54,6 @@ impl<B: Backend> Call<'_, B> {
             |name, _| self.host(name).map_err(plumbline::error::Error::Invalid),
             |projection| layer(projection).map_err(invalid),
         )?)
-    }
-
-    fn l4q_layer(&self, layer: &Projection) -> Result<L4q<B>, Refused> {
-        let quantizer = Quantizer::read(&self.request.params)?;
-        let tensor = |name: &str| self.host(&format!("{}.{name}", layer.name));
-        let options = L4qOptions {
-            spec: quantizer.spec(layer.in_features)?,
-            rank: self.shape(&format!("{}.lora_a", layer.name))?[0],
-            lora_scaling: params::lora_scaling(&self.request.params)? as f32,
-            init: InitScaleRule::default(),
-            grad_scale: quantizer.grad_scale,
-        };
-        let tensors = L4qTensors {
-            lora_a: tensor("lora_a")?,
-            lora_b: tensor("lora_b")?,
-            scale: tensor("scale")?,
-            offset: tensor("offset")?,
-        };
-        let (weight, rows) = (tensor("weight")?, layer.out_features);
-        Ok(L4q::from_tensors(&**self.backend, &weight, rows, options, &tensors)?)
-    }
-
-    fn lora_layer(&self, layer: &Projection) -> Result<Lora<B>, Refused> {
-        let tensor = |name: &str| self.host(&format!("{}.{name}", layer.name));
-        let options = LoraOptions {
-            rank: self.shape(&format!("{}.lora_a", layer.name))?[0],
-            lora_scaling: params::lora_scaling(&self.request.params)? as f32,
-        };
-        let shape = (layer.out_features, layer.in_features);
-        let (weight, lora_a, lora_b) = (tensor("weight")?, tensor("lora_a")?, tensor("lora_b")?);
-        Ok(Lora::from_tensors(&**self.backend, &weight, shape, options, &lora_a, &lora_b)?)
     }
 
     /// The crate's optimizer, without clipping, where the request begins.

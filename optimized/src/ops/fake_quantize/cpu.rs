@@ -1,30 +1,85 @@
 use plumbline_reference::spec::{QuantSpec, SCALE_FLOOR};
 use rayon::prelude::*;
 
-use super::{FakeQuantize, FakeQuantizeArgs};
+use super::{FakeQuantize, FakeQuantizeArgs, LowRank};
 use crate::cpu::{Cpu, simd::vectorized};
 use crate::error::{Error, Result};
-use crate::ops::{prefix, prefix_mut};
+use crate::ops::{prefix, prefix_mut, refuse_non_finite};
 
 /// Columns whose low-rank sums stay in registers together.
 const COLUMNS: usize = 64;
+
+/// The update of a weight with its buffers' lengths checked, ready to be read by rows.
+pub(crate) struct LowRankRows<'a> {
+    width: usize,
+    lora_a: &'a [f32],
+    lora_b: &'a [f32],
+    rank: usize,
+    lora_scaling: f32,
+}
+
+impl<'a> LowRankRows<'a> {
+    pub(crate) fn new(
+        operation: &'static str,
+        low_rank: &LowRank<'a, Vec<f32>>,
+        (out_features, width): (usize, usize),
+    ) -> Result<Self> {
+        let LowRank { lora_a, lora_b, rank, lora_scaling } = *low_rank;
+        Ok(Self {
+            width,
+            lora_a: prefix(operation, "lora_a", lora_a, rank * width)?,
+            lora_b: prefix(operation, "lora_b", lora_b, out_features * rank)?,
+            rank,
+            lora_scaling,
+        })
+    }
+
+    /// `lora_scaling * (lora_b @ lora_a)` of one row.
+    #[inline(always)]
+    pub(crate) fn delta(&self, row: usize, delta: &mut [f32]) {
+        let width = self.width;
+        let lora_b = &self.lora_b[row * self.rank..][..self.rank];
+        let whole = width - width % COLUMNS;
+        for start in (0..whole).step_by(COLUMNS) {
+            let mut sums = [0.0f32; COLUMNS];
+            for (r, b) in lora_b.iter().enumerate() {
+                let a = &self.lora_a[r * width + start..][..COLUMNS];
+                for (sum, a) in sums.iter_mut().zip(a) {
+                    *sum += b * a;
+                }
+            }
+            for (delta, sum) in delta[start..][..COLUMNS].iter_mut().zip(sums) {
+                *delta = self.lora_scaling * sum;
+            }
+        }
+        for (i, delta) in delta.iter_mut().enumerate().skip(whole) {
+            let mut sum = 0.0f32;
+            for (r, b) in lora_b.iter().enumerate() {
+                sum += b * self.lora_a[r * width + i];
+            }
+            *delta = self.lora_scaling * sum;
+        }
+    }
+
+    pub(crate) fn refuse_non_finite(&self, operation: &'static str) -> Result<()> {
+        refuse_non_finite(operation, "lora_a", self.lora_a)?;
+        refuse_non_finite(operation, "lora_b", self.lora_b)
+    }
+}
 
 /// The buffers of [`FakeQuantizeArgs`] with their lengths checked, ready to be read by rows.
 pub(crate) struct RowQuantizer<'a> {
     pub(crate) spec: QuantSpec,
     weight: &'a [f32],
-    lora_a: &'a [f32],
-    lora_b: &'a [f32],
-    rank: usize,
-    lora_scaling: f32,
+    low_rank: Option<LowRankRows<'a>>,
     scale: &'a [f32],
     offset: &'a [f32],
 }
 
 /// One output row: what [`RowQuantizer::row`] hands out.
 pub(crate) struct Row<'a> {
+    index: usize,
     weight: &'a [f32],
-    lora_b: &'a [f32],
     pub(crate) scale: &'a [f32],
     pub(crate) offset: &'a [f32],
 }
@@ -36,35 +91,26 @@ impl<'a> RowQuantizer<'a> {
     ) -> Result<Self> {
         let (spec, out) = (args.spec, args.out_features);
         let groups = out * spec.groups();
-        let (lora_a, lora_b, rank, lora_scaling) = match &args.low_rank {
-            Some(low_rank) => (
-                prefix(operation, "lora_a", low_rank.lora_a, low_rank.rank * spec.in_features())?,
-                prefix(operation, "lora_b", low_rank.lora_b, out * low_rank.rank)?,
-                low_rank.rank,
-                low_rank.lora_scaling,
-            ),
-            None => (&[][..], &[][..], 0, 0.0),
-        };
+        let low_rank = args.low_rank.as_ref();
+        let low_rank = low_rank.map(|l| LowRankRows::new(operation, l, (out, spec.in_features())));
         let rows = Self {
             spec,
             weight: prefix(operation, "weight", args.weight, out * spec.in_features())?,
-            lora_a,
-            lora_b,
-            rank,
-            lora_scaling,
+            low_rank: low_rank.transpose()?,
             scale: prefix(operation, "scale", args.scale, groups)?,
             offset: prefix(operation, "offset", args.offset, groups)?,
         };
         // An infinite scale would hide in a quotient of zero.
-        rows.refuse_non_finite(operation, [("scale", rows.scale), ("offset", rows.offset)])?;
+        refuse_non_finite(operation, "scale", rows.scale)?;
+        refuse_non_finite(operation, "offset", rows.offset)?;
         Ok(rows)
     }
 
     pub(crate) fn row(&self, row: usize) -> Row<'a> {
         let (width, groups) = (self.spec.in_features(), self.spec.groups());
         Row {
+            index: row,
             weight: &self.weight[row * width..][..width],
-            lora_b: &self.lora_b[row * self.rank..][..self.rank],
             scale: &self.scale[row * groups..][..groups],
             offset: &self.offset[row * groups..][..groups],
         }
@@ -74,10 +120,14 @@ impl<'a> RowQuantizer<'a> {
     /// compare as integers, and the non-finite ones are the largest.
     #[inline(always)]
     pub(crate) fn argument(&self, row: &Row<'_>, argument: &mut [f32]) -> u32 {
-        if self.rank == 0 {
-            argument.copy_from_slice(row.weight);
-        } else {
-            self.combined_weight(row, argument);
+        match &self.low_rank {
+            Some(low_rank) => {
+                low_rank.delta(row.index, argument);
+                for (v, weight) in argument.iter_mut().zip(row.weight) {
+                    *v += weight;
+                }
+            }
+            None => argument.copy_from_slice(row.weight),
         }
         let mut largest = 0u32;
         let groups = argument.chunks_exact_mut(self.spec.group_size());
@@ -91,69 +141,30 @@ impl<'a> RowQuantizer<'a> {
         largest
     }
 
-    /// `weight + lora_scaling * (lora_b @ lora_a)` of one row.
-    #[inline(always)]
-    fn combined_weight(&self, row: &Row<'_>, combined: &mut [f32]) {
-        let width = self.spec.in_features();
-        let whole = width - width % COLUMNS;
-        for start in (0..whole).step_by(COLUMNS) {
-            let mut sums = [0.0f32; COLUMNS];
-            for (r, b) in row.lora_b.iter().enumerate() {
-                let a = &self.lora_a[r * width + start..][..COLUMNS];
-                for (sum, a) in sums.iter_mut().zip(a) {
-                    *sum += b * a;
-                }
-            }
-            let weight = &row.weight[start..][..COLUMNS];
-            for (i, out) in combined[start..][..COLUMNS].iter_mut().enumerate() {
-                *out = weight[i] + self.lora_scaling * sums[i];
-            }
-        }
-        for i in whole..width {
-            let mut sum = 0.0f32;
-            for (r, b) in row.lora_b.iter().enumerate() {
-                sum += b * self.lora_a[r * width + i];
-            }
-            combined[i] = row.weight[i] + self.lora_scaling * sum;
-        }
-    }
-
     /// Judges the largest magnitude of all arguments. Finite inputs whose quotient overflows
     /// saturate, as the grid's ends say; everything else that is not finite is an error.
     pub(crate) fn check(&self, operation: &'static str, largest: u32) -> Result<()> {
         if largest < INFINITE {
             return Ok(());
         }
-        let inputs = [("weight", self.weight), ("lora_a", self.lora_a), ("lora_b", self.lora_b)];
-        self.refuse_non_finite(operation, inputs)?;
+        refuse_non_finite(operation, "weight", self.weight)?;
+        if let Some(low_rank) = &self.low_rank {
+            low_rank.refuse_non_finite(operation)?;
+        }
         if largest == INFINITE {
             return Ok(());
         }
         let tensor = format!("{operation}: quantizer argument");
         Err(Error::NonFinite { tensor, index: 0, value: f32::NAN })
     }
-
-    fn refuse_non_finite<const N: usize>(
-        &self,
-        operation: &'static str,
-        tensors: [(&'static str, &[f32]); N],
-    ) -> Result<()> {
-        for (name, values) in tensors {
-            if let Some(index) = values.iter().position(|value| !value.is_finite()) {
-                let tensor = format!("{operation}: {name}");
-                return Err(Error::NonFinite { tensor, index, value: values[index] });
-            }
-        }
-        Ok(())
-    }
 }
 
 /// Bits of an infinite magnitude.
-const INFINITE: u32 = f32::INFINITY.to_bits();
+pub(crate) const INFINITE: u32 = f32::INFINITY.to_bits();
 
 /// The bits without the sign.
 #[inline(always)]
-fn magnitude(value: f32) -> u32 {
+pub(crate) fn magnitude(value: f32) -> u32 {
     value.to_bits() & 0x7fff_ffff
 }
 

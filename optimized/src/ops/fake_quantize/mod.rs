@@ -9,10 +9,10 @@ use plumbline_reference::spec::QuantSpec;
 use crate::backend::Storage;
 use crate::error::Result;
 
-pub(crate) use cpu::{RowQuantizer, nearest_code};
+pub(crate) use cpu::{INFINITE, LowRankRows, RowQuantizer, floored, magnitude, nearest_code};
 
 /// A low-rank update `lora_scaling * (lora_b @ lora_a)` of a weight.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct LowRank<'a, F> {
     /// `[rank, in]`.
     pub lora_a: &'a F,

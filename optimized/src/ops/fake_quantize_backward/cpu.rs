@@ -8,7 +8,7 @@ use crate::cpu::{
     simd::{LANES, add_lanes, vectorized},
 };
 use crate::error::Result;
-use crate::ops::fake_quantize::{FakeQuantizeArgs, RowQuantizer, nearest_code};
+use crate::ops::fake_quantize::{FakeQuantizeArgs, LowRank, RowQuantizer, nearest_code};
 use crate::ops::prefix_mut;
 
 const NAME: &str = "fake_quantize_backward";
@@ -67,20 +67,30 @@ impl FakeQuantizeBackward for Cpu {
                 *d_offset += factor * sums.1;
             }
         }
-        if let (Some(low_rank), Some((d_lora_a, d_lora_b))) = (&args.low_rank, gradients.d_low_rank)
-        {
-            let rank = low_rank.rank;
-            let d_lora_a = prefix_mut(NAME, "d_lora_a", d_lora_a, rank * width)?;
-            let d_lora_b = prefix_mut(NAME, "d_lora_b", d_lora_b, out * rank)?;
-            let d_weight = Matrix::new(d_output, out, width);
-            let lora_a = Matrix::new(low_rank.lora_a, rank, width);
-            let lora_b = Matrix::new(low_rank.lora_b, out, rank);
-            let scaling = low_rank.lora_scaling;
-            product(d_lora_a, width, lora_b.t(), d_weight, scaling, true, Threads::Pool);
-            product(d_lora_b, rank, d_weight, lora_a.t(), scaling, true, Threads::Pool);
+        if let (Some(low_rank), Some(d_low_rank)) = (&args.low_rank, gradients.d_low_rank) {
+            low_rank_gradients(NAME, low_rank, d_output, (out, width), d_low_rank)?;
         }
         Ok(())
     }
+}
+
+/// Adds the gradients of the factors of an update whose gradient is `d_weight [out, in]`. Eq. (A1b).
+pub(crate) fn low_rank_gradients(
+    operation: &'static str,
+    low_rank: &LowRank<'_, Vec<f32>>,
+    d_weight: &[f32],
+    (out, width): (usize, usize),
+    (d_lora_a, d_lora_b): (&mut Vec<f32>, &mut Vec<f32>),
+) -> Result<()> {
+    let LowRank { lora_a, lora_b, rank, lora_scaling } = *low_rank;
+    let d_lora_a = prefix_mut(operation, "d_lora_a", d_lora_a, rank * width)?;
+    let d_lora_b = prefix_mut(operation, "d_lora_b", d_lora_b, out * rank)?;
+    let d_weight = Matrix::new(d_weight, out, width);
+    let lora_a = Matrix::new(lora_a, rank, width);
+    let lora_b = Matrix::new(lora_b, out, rank);
+    product(d_lora_a, width, lora_b.t(), d_weight, lora_scaling, true, Threads::Pool);
+    product(d_lora_b, rank, d_weight, lora_a.t(), lora_scaling, true, Threads::Pool);
+    Ok(())
 }
 
 /// Masks the group's gradient in place and returns its sums for scale and offset.

@@ -3,6 +3,8 @@
 mod cpu;
 mod cuda;
 
+pub(crate) use cpu::low_rank_gradients;
+
 use plumbline_reference::spec::{GradScale, QuantSpec};
 
 use super::fake_quantize::FakeQuantizeArgs;

@@ -1,0 +1,69 @@
+//! Unsigned grids, by the crate's own operations.
+
+use plumbline::backend::Backend;
+use plumbline::ops::affine::AffineGrid;
+
+use super::{Call, Refused};
+use crate::params;
+use crate::tensor::{Data, Tensor, Tensors};
+
+impl<B: Backend> Call<'_, B> {
+    fn unsigned_codes(&self, codes: &B::Codes, shape: [usize; 2]) -> Result<Tensor, Refused> {
+        let codes = self.backend.download_codes(codes)?.into_iter().map(|code| code as u8);
+        Ok(Tensor::new(shape.to_vec(), Data::U8(codes.collect()))?)
+    }
+
+    pub(super) fn affine_quantize(&self) -> Result<Tensors, Refused> {
+        let (_, spec, shape) = self.quantizer()?;
+        let largest = spec.unsigned_max() as f32;
+        let is_code = |z: &f32| *z == z.trunc() && (0.0..=largest).contains(z);
+        if let Some(value) = self.host("zero_point")?.iter().find(|z| !is_code(z)) {
+            let expected = format!("expected an integer, 0 to {largest}");
+            return Err(Refused(format!("zero_point holds {value}, {expected}")));
+        }
+        let (scale, zero_point) = (self.floats("scale")?, self.floats("zero_point")?);
+        let out_features = shape[0];
+        let grid = AffineGrid { spec, out_features, scale: &scale, zero_point: &zero_point };
+        let mut codes = self.backend.zero_codes(shape[0] * shape[1])?;
+        self.backend.affine_quantize(&grid, &self.floats("weight")?, &mut codes)?;
+        Ok(crate::ops::tensors([("codes", self.unsigned_codes(&codes, shape)?)]))
+    }
+
+    pub(super) fn affine_dequantize(&self) -> Result<Tensors, Refused> {
+        let (shape, layer) = (self.weight_shape()?, self.layer().affine()?);
+        layer.check()?;
+        let (scale, zero_point) = (self.floats("scale")?, self.floats("zero_point")?);
+        let grid = AffineGrid {
+            spec: layer.spec,
+            out_features: layer.out_features,
+            scale: &scale,
+            zero_point: &zero_point,
+        };
+        let codes: Vec<i8> = layer.codes.iter().map(|code| *code as i8).collect();
+        let codes = self.backend.upload_codes(&codes)?;
+        let mut output = self.backend.zeros(shape[0] * shape[1])?;
+        self.backend.affine_dequantize(&grid, &codes, &mut output)?;
+        Ok(crate::ops::tensors([("output", self.download(&output, &shape)?)]))
+    }
+
+    pub(super) fn rtn(&self) -> Result<Tensors, Refused> {
+        let (_, spec, shape) = self.quantizer()?;
+        let (out_features, len) = (shape[0], shape[0] * shape[1]);
+        let groups = [out_features, spec.groups()];
+        let weight = self.floats("weight")?;
+        let mut scale = self.backend.zeros(groups[0] * groups[1])?;
+        let mut zero_point = self.backend.zeros(groups[0] * groups[1])?;
+        let rtn = params::rtn(&self.request.params)?;
+        self.backend.rtn(spec, rtn, out_features, &weight, &mut scale, &mut zero_point)?;
+        let grid = AffineGrid { spec, out_features, scale: &scale, zero_point: &zero_point };
+        let (mut codes, mut output) = (self.backend.zero_codes(len)?, self.backend.zeros(len)?);
+        self.backend.affine_quantize(&grid, &weight, &mut codes)?;
+        self.backend.affine_dequantize(&grid, &codes, &mut output)?;
+        Ok(crate::ops::tensors([
+            ("codes", self.unsigned_codes(&codes, shape)?),
+            ("scale", self.download(&scale, &groups)?),
+            ("zero_point", self.download(&zero_point, &groups)?),
+            ("output", self.download(&output, &shape)?),
+        ]))
+    }
+}

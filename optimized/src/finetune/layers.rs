@@ -1,0 +1,217 @@
+//! What a layer of each method is, fresh and from a checkpoint.
+
+use plumbline_reference::spec::{Bits, InnerScale, QatQuantizer, QuantSpec};
+
+use super::{LayerStart, Start};
+use crate::backend::Backend;
+use crate::error::{Error, Result};
+use crate::methods::{
+    AffineTensors, L4q, L4qOptions, L4qTensors, LinearMethod, Lora, LoraOptions, LrQat,
+    LrQatOptions, LrQatTensors, Peqa, QaLora, QaLoraOptions, Qat, QatLora, QatOptions, QatTensors,
+};
+use crate::recipe::{
+    L4qSettings, LoraSettings, LrQatSettings, PeqaSettings, QaLoraSettings, QatLoraSettings,
+    QatSettings,
+};
+
+/// A method as a recipe states it.
+pub trait Method {
+    /// A layer under it.
+    type Layer<B: Backend>: LinearMethod<B>;
+
+    /// Bits and groups, where there are codes.
+    fn grid(&self) -> Option<(Bits, Option<usize>)>;
+
+    /// One layer.
+    ///
+    /// # Errors
+    /// `Spec`, `Invalid`, `File` naming what cannot be used.
+    fn layer<B: Backend>(&self, backend: &B, at: LayerStart<'_>) -> Result<Self::Layer<B>>;
+}
+
+impl LayerStart<'_> {
+    fn spec(&self, method: &impl Method) -> Result<QuantSpec> {
+        let Some((bits, group_size)) = method.grid() else {
+            return Err(Error::Invalid("a method without codes has no grid".into()));
+        };
+        Ok(QuantSpec::new(bits, group_size, self.linear.in_features)?)
+    }
+
+    /// `[out, groups]`.
+    fn groups(&self, spec: QuantSpec) -> [usize; 2] {
+        [self.linear.out_features, spec.groups()]
+    }
+
+    /// Factors of an update from `inputs` inputs.
+    fn factors(&self, rank: usize, inputs: usize) -> Result<Option<(Vec<f32>, Vec<f32>)>> {
+        let lora_a = self.saved("lora_a", [rank, inputs])?;
+        Ok(lora_a.zip(self.saved("lora_b", [self.linear.out_features, rank])?))
+    }
+
+    /// A tensor of the checkpoint; `None` for a fresh start.
+    fn saved(&self, tensor: &str, shape: [usize; 2]) -> Result<Option<Vec<f32>>> {
+        match self.start {
+            Start::Fresh(_) => Ok(None),
+            Start::Adapter(adapter) => {
+                adapter.tensor(&format!("{}.{tensor}", self.linear.name), &shape).map(Some)
+            }
+        }
+    }
+}
+
+impl L4qSettings {
+    fn options(&self, spec: QuantSpec) -> Result<L4qOptions> {
+        let (rank, lora_scaling, grad_scale) = (self.rank, self.lora_scaling, self.grad_scale);
+        Ok(L4qOptions { spec, rank, lora_scaling, init: self.rule()?, grad_scale })
+    }
+
+    fn tensors(&self, at: &LayerStart<'_>, spec: QuantSpec) -> Result<Option<L4qTensors>> {
+        let Some((lora_a, lora_b)) = at.factors(self.rank, spec.in_features())? else {
+            return Ok(None);
+        };
+        let grid = at.saved("scale", at.groups(spec))?.zip(at.saved("offset", at.groups(spec))?);
+        Ok(grid.map(|(scale, offset)| L4qTensors { lora_a, lora_b, scale, offset }))
+    }
+}
+
+impl Method for L4qSettings {
+    type Layer<B: Backend> = L4q<B>;
+
+    fn grid(&self) -> Option<(Bits, Option<usize>)> {
+        Some((self.bits, self.group_size))
+    }
+
+    fn layer<B: Backend>(&self, backend: &B, at: LayerStart<'_>) -> Result<L4q<B>> {
+        let (spec, rows) = (at.spec(self)?, at.linear.out_features);
+        let options = self.options(spec)?;
+        match self.tensors(&at, spec)? {
+            None => L4q::new(backend, &at.weight, rows, options, &mut at.random()),
+            Some(tensors) => L4q::from_tensors(backend, &at.weight, rows, options, &tensors),
+        }
+    }
+}
+
+impl Method for QatLoraSettings {
+    type Layer<B: Backend> = QatLora<B>;
+
+    fn grid(&self) -> Option<(Bits, Option<usize>)> {
+        self.0.grid()
+    }
+
+    fn layer<B: Backend>(&self, backend: &B, at: LayerStart<'_>) -> Result<QatLora<B>> {
+        let (spec, rows) = (at.spec(self)?, at.linear.out_features);
+        let options = self.0.options(spec)?;
+        match self.0.tensors(&at, spec)? {
+            None => QatLora::new(backend, &at.weight, rows, options, &mut at.random()),
+            Some(tensors) => QatLora::from_tensors(backend, &at.weight, rows, options, &tensors),
+        }
+    }
+}
+
+impl Method for LoraSettings {
+    type Layer<B: Backend> = Lora<B>;
+
+    fn grid(&self) -> Option<(Bits, Option<usize>)> {
+        None
+    }
+
+    fn layer<B: Backend>(&self, backend: &B, at: LayerStart<'_>) -> Result<Lora<B>> {
+        let options = LoraOptions { rank: self.rank, lora_scaling: self.lora_scaling };
+        let shape = (at.linear.out_features, at.linear.in_features);
+        match at.factors(self.rank, shape.1)? {
+            None => Lora::new(backend, &at.weight, shape, options, &mut at.random()),
+            Some((lora_a, lora_b)) => {
+                Lora::from_tensors(backend, &at.weight, shape, options, &lora_a, &lora_b)
+            }
+        }
+    }
+}
+
+impl Method for LrQatSettings {
+    type Layer<B: Backend> = LrQat<B>;
+
+    fn grid(&self) -> Option<(Bits, Option<usize>)> {
+        Some((self.bits, self.group_size))
+    }
+
+    fn layer<B: Backend>(&self, backend: &B, at: LayerStart<'_>) -> Result<LrQat<B>> {
+        let (grid, rows) = (at.spec(self)?, at.linear.out_features);
+        let (rank, lora_scaling) = (self.rank, self.lora_scaling);
+        let options =
+            LrQatOptions { spec: self.spec(grid)?, rank, lora_scaling, init: self.rule()? };
+        let factors = at.factors(rank, grid.in_features())?;
+        let Some(((lora_a, lora_b), scale)) = factors.zip(at.saved("scale", at.groups(grid))?)
+        else {
+            return LrQat::new(backend, &at.weight, rows, options, &mut at.random());
+        };
+        // A function of the base model, so it is made again and not saved.
+        let is_frozen = options.spec.inner_scale() != InnerScale::Live;
+        let initial_scale =
+            is_frozen.then(|| options.initial_scale(backend, &at.weight, rows)).transpose()?;
+        let tensors = LrQatTensors { initial_scale, zero_point: None, lora_a, lora_b, scale };
+        LrQat::from_tensors(backend, &at.weight, rows, options, &tensors)
+    }
+}
+
+impl Method for QatSettings {
+    type Layer<B: Backend> = Qat<B>;
+
+    fn grid(&self) -> Option<(Bits, Option<usize>)> {
+        Some((self.bits, self.group_size))
+    }
+
+    fn layer<B: Backend>(&self, backend: &B, at: LayerStart<'_>) -> Result<Qat<B>> {
+        let (spec, rows) = (at.spec(self)?, at.linear.out_features);
+        let (quantizer, init, grad_scale) = (self.quantizer, self.rule()?, self.grad_scale);
+        let options = QatOptions { spec, quantizer, init, grad_scale };
+        let weight = at.saved("weight", [rows, spec.in_features()])?;
+        let Some((weight, scale)) = weight.zip(at.saved("scale", at.groups(spec))?) else {
+            return Qat::new(backend, at.weight, rows, options);
+        };
+        let offset = match quantizer {
+            QatQuantizer::LsqPlus => at.saved("offset", at.groups(spec))?,
+            QatQuantizer::Lsq => None,
+        };
+        Qat::from_tensors(backend, rows, options, &QatTensors { weight, scale, offset })
+    }
+}
+
+impl Method for PeqaSettings {
+    type Layer<B: Backend> = Peqa<B>;
+
+    fn grid(&self) -> Option<(Bits, Option<usize>)> {
+        Some((self.bits, self.group_size))
+    }
+
+    /// Codes and zero points are a function of the base model, so they are made again.
+    fn layer<B: Backend>(&self, backend: &B, at: LayerStart<'_>) -> Result<Peqa<B>> {
+        let (spec, rows) = (at.spec(self)?, at.linear.out_features);
+        let mut tensors =
+            AffineTensors::round_to_nearest(backend, &at.weight, rows, spec, self.rtn()?)?;
+        if let Some(scale) = at.saved("scale", at.groups(spec))? {
+            tensors.scale = scale;
+        }
+        Peqa::new(backend, &tensors)
+    }
+}
+
+impl Method for QaLoraSettings {
+    type Layer<B: Backend> = QaLora<B>;
+
+    fn grid(&self) -> Option<(Bits, Option<usize>)> {
+        Some((self.bits, self.group_size))
+    }
+
+    fn layer<B: Backend>(&self, backend: &B, at: LayerStart<'_>) -> Result<QaLora<B>> {
+        let (spec, rows) = (at.spec(self)?, at.linear.out_features);
+        let base = AffineTensors::round_to_nearest(backend, &at.weight, rows, spec, self.rtn()?)?;
+        let (rank, lora_scaling) = (self.rank, self.lora_scaling);
+        let options = QaLoraOptions { rank, lora_scaling, pool: self.group_pool()? };
+        match at.factors(rank, spec.groups())? {
+            None => QaLora::new(backend, &base, options, &mut at.random()),
+            Some((lora_a, lora_b)) => {
+                QaLora::from_tensors(backend, &base, options, &lora_a, &lora_b)
+            }
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! PEQA: codes and zero points are frozen, and only the scales are trained. The trained layer is a
+//! quantized layer already. Eqs. (M15), (M16).
+//!
+//! Of the frozen weight the codes are kept, a byte each, and not the floats.
+
+use plumbline_reference::spec::{QuantSpec, SCALE_FLOOR};
+
+use super::{
+    AffineTensors, BackwardCall, LinearMethod, Parameter, ParameterKind, Scratch, ScratchNeed,
+    Trainable,
+};
+use crate::backend::Backend;
+use crate::error::Result;
+use crate::ops::affine::AffineGrid;
+use crate::ops::linear::LinearArgs;
+
+/// A linear layer whose weight is `scale * (codes - zero_point)`, with the scale trained.
+pub struct Peqa<B: Backend> {
+    spec: QuantSpec,
+    out_features: usize,
+    codes: B::Codes,
+    zero_point: B::Floats,
+    scale: Parameter<B>,
+}
+
+impl<B: Backend> Peqa<B> {
+    /// Starts from codes, scales and zero points, fresh or as training left them.
+    ///
+    /// # Errors
+    /// `Invalid` for a code that the grid does not have; `NonFinite`; when the device has no room.
+    pub fn new(backend: &B, tensors: &AffineTensors) -> Result<Self> {
+        tensors.check()?;
+        let AffineTensors { spec, out_features, scale, zero_point, .. } = tensors;
+        let grid = [*out_features, spec.groups()];
+        Ok(Self {
+            spec: *spec,
+            out_features: *out_features,
+            codes: tensors.upload_codes(backend)?,
+            zero_point: backend.upload(zero_point)?,
+            scale: Parameter::new(backend, scale, &grid, ParameterKind::Scale, true)?,
+        })
+    }
+
+    /// Codes, scales and zero points; scales are raised to the floor, as in the forward.
+    ///
+    /// # Errors
+    /// When the device failed.
+    pub fn merge(self, backend: &B) -> Result<AffineTensors> {
+        let codes = backend.download_codes(&self.codes)?.into_iter().map(|code| code as u8);
+        let floor = SCALE_FLOOR as f32;
+        let scale = self.scale.to_host(backend)?.into_iter().map(|scale| scale.max(floor));
+        Ok(AffineTensors {
+            spec: self.spec,
+            out_features: self.out_features,
+            codes: codes.collect(),
+            scale: scale.collect(),
+            zero_point: backend.download(&self.zero_point, self.scale.len())?,
+        })
+    }
+
+    fn grid(&self) -> AffineGrid<'_, B> {
+        AffineGrid {
+            spec: self.spec,
+            out_features: self.out_features,
+            scale: &self.scale.value,
+            zero_point: &self.zero_point,
+        }
+    }
+
+    fn linear_args(&self, tokens: usize) -> LinearArgs {
+        LinearArgs::new(tokens, self.spec.in_features(), self.out_features)
+    }
+}
+
+impl<B: Backend> LinearMethod<B> for Peqa<B> {
+    fn scratch_need(&self) -> ScratchNeed {
+        let len = self.out_features * self.spec.in_features();
+        ScratchNeed { effective: len, d_weight: len, ..ScratchNeed::default() }
+    }
+
+    fn forward(
+        &self,
+        backend: &B,
+        tokens: usize,
+        x: &B::Floats,
+        y: &mut B::Floats,
+        scratch: &mut Scratch<B>,
+    ) -> Result<()> {
+        backend.affine_dequantize(&self.grid(), &self.codes, &mut scratch.effective)?;
+        backend.linear(self.linear_args(tokens), x, &scratch.effective, y)
+    }
+
+    fn backward(
+        &mut self,
+        backend: &B,
+        call: BackwardCall<'_, B>,
+        scratch: &mut Scratch<B>,
+    ) -> Result<()> {
+        let args = self.linear_args(call.tokens);
+        backend.affine_dequantize(&self.grid(), &self.codes, &mut scratch.effective)?;
+        let to_input = LinearArgs { write: call.write, ..args };
+        backend.linear_input_gradient(to_input, call.d_y, &scratch.effective, call.d_x)?;
+        // The gradient buffer leaves its parameter while the value is borrowed.
+        let Some(mut d_scale) = self.scale.gradient.take() else { return Ok(()) };
+        let d_weight = &mut scratch.d_weight;
+        let done =
+            backend.linear_weight_gradient(args, call.d_y, call.x, d_weight).and_then(|()| {
+                let (grid, codes) = (self.grid(), &self.codes);
+                backend.affine_dequantize_backward(&grid, codes, d_weight, &mut d_scale)
+            });
+        self.scale.gradient = Some(d_scale);
+        done
+    }
+
+    fn trained_scale(&self) -> Option<&Parameter<B>> {
+        Some(&self.scale)
+    }
+
+    fn trainable(&mut self) -> Vec<Trainable<'_, B>> {
+        self.scale.trainable("scale").into_iter().collect()
+    }
+}

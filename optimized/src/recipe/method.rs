@@ -1,0 +1,347 @@
+//! `[method]`: a method and its own settings.
+
+use plumbline_reference::spec::{
+    Bits, Downcast, GradScale, GroupPool, InitScaleRule, InnerScale, LrQatDialect, LrQatMask,
+    LrQatSpec, Pool, QaLoraDialect, QatQuantizer, QuantSpec, RangeSearch, RtnSpec, SymmetricScale,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// A method and its own settings.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "name", rename_all = "snake_case", deny_unknown_fields)]
+pub enum MethodSettings {
+    /// Low-rank update inside the quantizer.
+    L4q(L4qSettings),
+    /// Low-rank update of a full-precision weight.
+    Lora(LoraSettings),
+    /// Low-rank update in units of the grid, on a frozen weight in a cheap type.
+    LrQat(LrQatSettings),
+    /// Frozen codes, scales only.
+    Peqa(PeqaSettings),
+    /// Frozen codes, and an adapter that sees groups of inputs.
+    QaLora(QaLoraSettings),
+    /// Every weight, through its quantizer.
+    Qat(QatSettings),
+    /// Frozen weight on a trained grid, low-rank update beside it.
+    QatLora(QatLoraSettings),
+}
+
+/// `[method] name = "l4q"`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct L4qSettings {
+    /// Width of a code.
+    pub bits: Bits,
+    /// Consecutive inputs that share a scale; absent for one group per row.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group_size: Option<usize>,
+    /// Inner dimension of the update.
+    pub rank: usize,
+    /// Final multiplier of the update, alpha / rank.
+    #[serde(default = "two")]
+    pub lora_scaling: f32,
+    /// How scale and offset begin.
+    #[serde(default = "l4q_rule")]
+    pub init: String,
+    /// Exponent, with `init = "lp"`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init_p: Option<f64>,
+    /// Ranges tried, with `init = "lp"`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init_steps: Option<usize>,
+    /// Factor on the gradients of scale and offset.
+    #[serde(default)]
+    pub grad_scale: GradScale,
+}
+
+/// `[method] name = "qat_lora"`: the fields of L4Q.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct QatLoraSettings(pub L4qSettings);
+
+/// `[method] name = "lora"`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LoraSettings {
+    /// Inner dimension of the update.
+    pub rank: usize,
+    /// Final multiplier of the update, alpha / rank.
+    #[serde(default = "two")]
+    pub lora_scaling: f32,
+}
+
+/// `[method] name = "lr_qat"`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LrQatSettings {
+    /// Width of a code.
+    pub bits: Bits,
+    /// Consecutive inputs that share a scale; absent for one group per row.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group_size: Option<usize>,
+    /// Inner dimension of the update.
+    pub rank: usize,
+    /// Final multiplier of the update, in units of the grid; 1 / rank as published.
+    pub lora_scaling: f32,
+    /// How the frozen weight is kept.
+    pub downcast: Downcast,
+    /// Which scale divides the frozen weight: `frozen` or `live`.
+    #[serde(default = "frozen")]
+    pub inner_scale: String,
+    /// Which elements pass their gradient.
+    #[serde(default)]
+    pub mask: LrQatMask,
+    /// What is rounded.
+    #[serde(default)]
+    pub dialect: LrQatDialect,
+    /// How the scale begins.
+    #[serde(default = "min_max")]
+    pub init: String,
+    /// Exponent, with `init = "lp"`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init_p: Option<f64>,
+    /// Ranges tried, with `init = "lp"`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init_steps: Option<usize>,
+}
+
+/// `[method] name = "qat"`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct QatSettings {
+    /// Width of a code.
+    pub bits: Bits,
+    /// Consecutive inputs that share a scale; absent for one group per row.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group_size: Option<usize>,
+    /// Whether there is an offset.
+    #[serde(default)]
+    pub quantizer: QatQuantizer,
+    /// How scale and offset begin.
+    #[serde(default = "l4q_rule")]
+    pub init: String,
+    /// Exponent, with `init = "lp"`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init_p: Option<f64>,
+    /// Ranges tried, with `init = "lp"`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init_steps: Option<usize>,
+    /// Factor on the gradients of scale and offset.
+    #[serde(default)]
+    pub grad_scale: GradScale,
+}
+
+/// `[method] name = "peqa"`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PeqaSettings {
+    /// Width of a code.
+    pub bits: Bits,
+    /// Consecutive inputs that share a scale; absent for one group per row.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group_size: Option<usize>,
+    /// Zero point in the middle of the codes, or where the range puts it.
+    #[serde(default)]
+    pub symmetric: bool,
+    /// Which ranges round-to-nearest tries: `min_max` or `lp`.
+    #[serde(default = "min_max")]
+    pub range: String,
+    /// Exponent, with `range = "lp"`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub range_p: Option<f64>,
+    /// Ranges tried, with `range = "lp"`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub range_steps: Option<usize>,
+    /// The scale where `symmetric`.
+    #[serde(default)]
+    pub convention: SymmetricScale,
+}
+
+/// `[method] name = "qa_lora"`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct QaLoraSettings {
+    /// Width of a code.
+    pub bits: Bits,
+    /// Consecutive inputs that share a scale; absent for one group per row.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group_size: Option<usize>,
+    /// Inner dimension of the update.
+    pub rank: usize,
+    /// Final multiplier of the update, alpha / rank.
+    #[serde(default = "two")]
+    pub lora_scaling: f32,
+    /// What the adapter sees of a group.
+    #[serde(default)]
+    pub pool: Pool,
+    /// Whose pooling is meant.
+    #[serde(default)]
+    pub dialect: QaLoraDialect,
+    /// Zero point in the middle of the codes, or where the range puts it.
+    #[serde(default)]
+    pub symmetric: bool,
+    /// Which ranges round-to-nearest tries: `min_max` or `lp`.
+    #[serde(default = "min_max")]
+    pub range: String,
+    /// Exponent, with `range = "lp"`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub range_p: Option<f64>,
+    /// Ranges tried, with `range = "lp"`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub range_steps: Option<usize>,
+    /// The scale where `symmetric`.
+    #[serde(default)]
+    pub convention: SymmetricScale,
+}
+
+fn two() -> f32 {
+    2.0
+}
+
+fn l4q_rule() -> String {
+    "l4q".into()
+}
+
+fn min_max() -> String {
+    "min_max".into()
+}
+
+fn frozen() -> String {
+    "frozen".into()
+}
+
+impl L4qSettings {
+    /// The initialisation rule.
+    ///
+    /// # Errors
+    /// `Spec` naming the field.
+    pub fn rule(&self) -> Result<InitScaleRule> {
+        Ok(InitScaleRule::from_name(&self.init, self.init_p, self.init_steps)?)
+    }
+}
+
+impl QatSettings {
+    /// The initialisation rule.
+    ///
+    /// # Errors
+    /// `Spec` naming the field; `Invalid` for LSQ with a rule that gives an offset.
+    pub fn rule(&self) -> Result<InitScaleRule> {
+        let rule = InitScaleRule::from_name(&self.init, self.init_p, self.init_steps)?;
+        if (self.quantizer, rule) == (QatQuantizer::Lsq, InitScaleRule::Asymmetric) {
+            return Err(offset_refused("quantizer lsq"));
+        }
+        Ok(rule)
+    }
+}
+
+impl LrQatSettings {
+    /// The initialisation rule.
+    ///
+    /// # Errors
+    /// `Spec` naming the field; `Invalid` for a rule that gives an offset.
+    pub fn rule(&self) -> Result<InitScaleRule> {
+        let rule = InitScaleRule::from_name(&self.init, self.init_p, self.init_steps)?;
+        if rule == InitScaleRule::Asymmetric {
+            return Err(offset_refused("lr_qat"));
+        }
+        Ok(rule)
+    }
+
+    /// The method's choices for a layer of that grid.
+    ///
+    /// # Errors
+    /// `Spec` naming the field, also where two of them contradict each other.
+    pub fn spec(&self, grid: QuantSpec) -> Result<LrQatSpec> {
+        let inner_scale = InnerScale::from_name(Some(&self.inner_scale), self.downcast)?;
+        Ok(LrQatSpec::new(grid, inner_scale, self.mask, self.dialect)?)
+    }
+}
+
+impl PeqaSettings {
+    /// How round-to-nearest makes the codes.
+    ///
+    /// # Errors
+    /// `Spec` naming the field.
+    pub fn rtn(&self) -> Result<RtnSpec> {
+        let range = RangeSearch::from_name(&self.range, self.range_p, self.range_steps)?;
+        Ok(RtnSpec { symmetric: self.symmetric, range, convention: self.convention })
+    }
+}
+
+impl QaLoraSettings {
+    /// How round-to-nearest makes the codes.
+    ///
+    /// # Errors
+    /// `Spec` naming the field.
+    pub fn rtn(&self) -> Result<RtnSpec> {
+        let range = RangeSearch::from_name(&self.range, self.range_p, self.range_steps)?;
+        Ok(RtnSpec { symmetric: self.symmetric, range, convention: self.convention })
+    }
+
+    /// What the adapter sees of a group.
+    ///
+    /// # Errors
+    /// `Spec` for a dialect of a code with the sum.
+    pub fn group_pool(&self) -> Result<GroupPool> {
+        Ok(GroupPool::new(self.pool, self.dialect)?)
+    }
+}
+
+fn offset_refused(what: &str) -> Error {
+    Error::Invalid(format!("method.init is asymmetric, which has an offset; {what} has none"))
+}
+
+impl MethodSettings {
+    /// The value of `name`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::L4q(_) => "l4q",
+            Self::Lora(_) => "lora",
+            Self::LrQat(_) => "lr_qat",
+            Self::Peqa(_) => "peqa",
+            Self::QaLora(_) => "qa_lora",
+            Self::Qat(_) => "qat",
+            Self::QatLora(_) => "qat_lora",
+        }
+    }
+
+    /// Checks what the types do not.
+    ///
+    /// # Errors
+    /// `Invalid` or `Spec` naming the field.
+    pub fn check(&self) -> Result<()> {
+        match self {
+            Self::L4q(settings) | Self::QatLora(QatLoraSettings(settings)) => {
+                settings.rule()?;
+                check_update(settings.rank, settings.lora_scaling)
+            }
+            Self::Lora(settings) => check_update(settings.rank, settings.lora_scaling),
+            Self::LrQat(settings) => {
+                settings.rule()?;
+                // What contradicts itself does so at every width of a layer.
+                settings.spec(QuantSpec::new(settings.bits, None, 1)?)?;
+                check_update(settings.rank, settings.lora_scaling)
+            }
+            Self::Peqa(settings) => settings.rtn().map(|_| ()),
+            Self::QaLora(settings) => {
+                settings.rtn()?;
+                settings.group_pool()?;
+                check_update(settings.rank, settings.lora_scaling)
+            }
+            Self::Qat(settings) => settings.rule().map(|_| ()),
+        }
+    }
+}
+
+fn check_update(rank: usize, lora_scaling: f32) -> Result<()> {
+    if rank == 0 {
+        return Err(Error::Invalid("method.rank is 0, expected at least 1".into()));
+    }
+    if !lora_scaling.is_finite() {
+        let reason = format!("method.lora_scaling is {lora_scaling}, expected a number");
+        return Err(Error::Invalid(reason));
+    }
+    Ok(())
+}
