@@ -7,9 +7,12 @@ use plumbline_reference::spec::{Bits, GradScale, QuantSpec};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// `(out, in, bits, group_size, rank)`: one row and one column, widths that are no multiple of 4 or
-/// of a tile, groups that cross tiles, several tiles each way, ranks beyond what is staged at once.
-pub const SHAPES: &[(usize, usize, u32, Option<usize>, Option<usize>)] = &[
+/// `(out, in, bits, group_size, rank)`
+pub type Shape = (usize, usize, u32, Option<usize>, Option<usize>);
+
+/// One row and one column, widths that are no multiple of 4 or of a tile, groups that cross tiles,
+/// several tiles each way, ranks beyond what is staged at once.
+pub const SHAPES: &[Shape] = &[
     (1, 1, 2, None, None),
     (1, 7, 4, None, Some(1)),
     (3, 10, 3, Some(5), Some(2)),
@@ -64,7 +67,7 @@ pub fn floats(random: &mut ChaCha8Rng, len: usize, limit: f32) -> Vec<f32> {
 }
 
 impl Host {
-    fn empty(shape: (usize, usize, u32, Option<usize>, Option<usize>)) -> Self {
+    fn empty(shape: Shape) -> Self {
         let (out, width, bits, group_size, rank) = shape;
         let spec = QuantSpec::new(Bits::new(bits).unwrap(), group_size, width).unwrap();
         let none = Vec::new;
@@ -81,7 +84,7 @@ impl Host {
     }
 
     /// Arguments anywhere, a third of them beyond the grid; some scales below the floor.
-    pub fn rough(shape: (usize, usize, u32, Option<usize>, Option<usize>), seed: u64) -> Self {
+    pub fn rough(shape: Shape, seed: u64) -> Self {
         let (mut host, mut random) = (Self::empty(shape), random(seed));
         let rank = host.rank.unwrap_or(0);
         host.lora_a = floats(&mut random, rank * host.spec.in_features(), 0.3);
@@ -100,7 +103,7 @@ impl Host {
 
     /// Values in eighths on grids of powers of two: arguments are exact, many are ties or lie on an
     /// end, and every sum of the backward pass is exact in any order.
-    pub fn dyadic(shape: (usize, usize, u32, Option<usize>, Option<usize>), seed: u64) -> Self {
+    pub fn dyadic(shape: Shape, seed: u64) -> Self {
         let (mut host, mut random) = (Self::empty(shape), random(seed));
         let rank = host.rank.unwrap_or(0);
         // Whole numbers, so that the update keeps the arguments on a coarse grid.
