@@ -7,6 +7,7 @@
 
 pub mod arithmetic;
 mod catalogue;
+pub mod kernels;
 
 use serde_json::{Value, json};
 use std::fmt;

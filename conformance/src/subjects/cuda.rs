@@ -1,5 +1,7 @@
 //! The optimized crate's CUDA kernels, on a GPU and interpreted.
 
+use std::sync::Arc;
+
 use plumbline::cuda::{Cuda, Gpu, Interpreter};
 use plumbline::error::Error;
 
@@ -19,5 +21,10 @@ pub fn cuda() -> Result<impl Subject, Error> {
 /// # Errors
 /// When the host has no room.
 pub fn cuda_host() -> Result<impl Subject, Error> {
-    Ok(Optimized::new(Cuda::new(Interpreter::new())?))
+    Ok(interpreted(Arc::new(Cuda::new(Interpreter::new())?)))
+}
+
+/// The same on an interpreter of the caller's.
+pub fn interpreted(backend: Arc<Cuda<Interpreter>>) -> impl Subject {
+    Optimized::on(backend)
 }

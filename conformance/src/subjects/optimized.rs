@@ -33,7 +33,12 @@ pub(super) struct Optimized<B> {
 
 impl<B: Backend> Optimized<B> {
     pub(super) fn new(backend: B) -> Self {
-        Self { backend: Arc::new(backend) }
+        Self::on(Arc::new(backend))
+    }
+
+    /// On a backend that the caller goes on looking at.
+    pub(super) fn on(backend: Arc<B>) -> Self {
+        Self { backend }
     }
 
     fn implementation(op: &str) -> Option<Implementation<B>> {

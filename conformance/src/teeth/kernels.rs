@@ -7,14 +7,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use plumbline::cuda::{Cuda, Interpreter, MODULES, Module};
 
 use crate::case::{Case, Expected};
 use crate::judge::judge;
-use crate::judge::report::Status;
+use crate::judge::report::{Failure, Status};
 use crate::precision::Precision;
-use crate::subject::Subject;
 use crate::subjects::cuda::interpreted;
 
 /// A kind of mistake in compiled kernels.
@@ -212,64 +212,93 @@ pub struct Fate {
     pub mutant: Mutant,
     /// Cases that it was run on, up to the one that rejected it.
     pub cases: usize,
-    /// The case that rejected it, and its first words.
+    /// The case that rejected it, and why.
     pub killer: Option<String>,
 }
 
 impl fmt::Display for Fate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { mutant, cases, killer } = self;
+        let Mutant { slip, module, entry, ptx_line, source, instruction, .. } = mutant;
         let verdict = if killer.is_some() { "killed" } else { "SURVIVED" };
-        let killer = killer.as_deref().unwrap_or("");
-        let at = format!("{}.ptx:{} ({})", mutant.module.name, mutant.ptx_line, mutant.source);
-        write!(f, "{verdict:<9}{:<18}{:<30}{at:<50} {cases:>3}  {killer}", mutant.slip.name, mutant.entry)
+        let killer = killer.as_deref().unwrap_or(instruction);
+        let name = slip.name;
+        write!(f, "{verdict} {name} {}.ptx:{ptx_line} {entry} {source} {cases} {killer}", module.name)
     }
 }
 
-/// The cases that run each kernel, by module and entry, the cheapest first.
+/// The golden cases that run each kernel, by module and entry.
 pub struct Reach<'a> {
-    by_kernel: BTreeMap<(String, String), Vec<&'a Case>>,
+    cases: BTreeMap<(&'static str, &'static str), Vec<&'a Case>>,
 }
 
 impl<'a> Reach<'a> {
-    /// Runs every case once on the unharmed kernels.
-    pub fn of(cases: &'a [Case]) -> Self {
-        let mut by_kernel: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    /// Runs every case once on the kernels as they are; those that pass count.
+    ///
+    /// # Errors
+    /// When the host has no room.
+    pub fn of(cases: &'a [Case]) -> Result<Self, String> {
+        let mut reach: BTreeMap<_, Vec<_>> = BTreeMap::new();
         for case in cases.iter().filter(|case| matches!(case.expected, Expected::Outputs(_))) {
-            let interpreter = Interpreter::new();
-            let launched = interpreter.launched();
-            let mut subject = interpreted(interpreter);
-            let report = judge(case, subject.as_mut(), Precision::F32);
-            if !matches!(report.status, Status::Pass) {
-                continue;
-            }
-            for kernel in launched.kernels() {
-                by_kernel.entry(kernel).or_default().push(case);
+            let backend = backend(Interpreter::new())?;
+            let report = judge(case, &mut interpreted(Arc::clone(&backend)), Precision::F32);
+            if matches!(report.status, Status::Pass) {
+                for kernel in backend.launcher().launched() {
+                    reach.entry(kernel).or_default().push(case);
+                }
             }
         }
-        Self { by_kernel }
+        // Whole models come last: they take longest.
+        for cases in reach.values_mut() {
+            cases.sort_by_key(|case| case.request.op.name.starts_with("llama."));
+        }
+        Ok(Self { cases: reach })
     }
 
-    /// Kernels that some case runs.
-    pub fn kernels(&self) -> impl Iterator<Item = &(String, String)> {
-        self.by_kernel.keys()
+    /// Module and entry of the kernels that some case runs.
+    pub fn kernels(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
+        self.cases.keys().copied()
     }
 
     /// Tries a mistake on the cases of its kernel until one rejects it.
-    pub fn fate(&self, mutant: Mutant) -> Fate {
-        let key = (mutant.module.name.to_owned(), mutant.entry.clone());
-        let mut fate = Fate { mutant, cases: 0, killer: None };
-        for case in self.by_kernel.get(&key).into_iter().flatten() {
-            fate.cases += 1;
-            let edited = Interpreter::with_module(fate.mutant.module.name, &fate.mutant.ptx);
-            let report = judge(case, interpreted(edited).as_mut(), Precision::F32);
-            if let Status::Fail { failures } = &report.status {
-                let why = failures.first().map(ToString::to_string).unwrap_or_default();
-                let why = why.lines().next().unwrap_or_default().to_owned();
-                fate.killer = Some(format!("{}: {why}", case.id));
+    ///
+    /// # Errors
+    /// When the host has no room.
+    pub fn fate(&self, mutant: Mutant) -> Result<Fate, String> {
+        let Module { name, source, .. } = *mutant.module;
+        // Kernels are named by what lives as long as the program.
+        let edited = Module { name, source, ptx: mutant.ptx.clone().leak() };
+        let interpreter = Interpreter::new().budget(BUDGET).replacing(Box::leak(Box::new(edited)));
+        let mut subject = interpreted(backend(interpreter)?);
+        let kernel = self.cases.iter().find(|((module, entry), _)| {
+            *module == name && *entry == mutant.entry
+        });
+        let (mut tried, mut killer) = (0, None);
+        for case in kernel.into_iter().flat_map(|(_, cases)| cases) {
+            tried += 1;
+            if let Status::Fail { failures } = judge(case, &mut subject, Precision::F32).status {
+                let why = failures.first().map(in_words).unwrap_or_default();
+                killer = Some(format!("{}: {why}", case.id));
                 break;
             }
         }
-        fate
+        Ok(Fate { mutant, cases: tried, killer })
     }
+}
+
+fn in_words(failure: &Failure) -> String {
+    match failure {
+        Failure::Elements { tensor, elements, count, .. } => {
+            format!("{count} of {elements} elements of {tensor} differ")
+        }
+        Failure::Tensor { tensor, what } => format!("{tensor}: {what}"),
+        Failure::Case { what } => what.clone(),
+    }
+}
+
+/// Instructions after which a loop is taken to have lost its end.
+const BUDGET: u64 = 1 << 22;
+
+fn backend(interpreter: Interpreter) -> Result<Arc<Cuda<Interpreter>>, String> {
+    Cuda::new(interpreter).map(Arc::new).map_err(|e| e.to_string())
 }

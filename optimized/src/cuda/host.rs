@@ -1,13 +1,18 @@
 //! The interpreter as a machine that runs kernels, for where there is no GPU.
 
+use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
+
 use super::interpreter::{Buffer, Machine};
-use super::launch::{Argument, Kernel, Launcher, Product, Shape};
+use super::launch::{Argument, Kernel, Launcher, Module, Product, Shape};
 use crate::cpu::gemm::{self, Matrix, Threads};
 use crate::error::{Error, Result};
 
 /// Runs compiled kernels on the host, with every access checked: `docs/interpreter.md`.
 pub struct Interpreter {
     machine: Machine,
+    replaced: Option<&'static Module>,
+    launched: Mutex<BTreeSet<(&'static str, &'static str)>>,
 }
 
 impl Default for Interpreter {
@@ -24,7 +29,7 @@ impl Interpreter {
 
     /// Runs every launch in `orders` orders of its blocks and warps; they must agree in every bit.
     pub fn with_orders(orders: usize) -> Self {
-        Self { machine: Machine::new(orders) }
+        Self { machine: Machine::new(orders), replaced: None, launched: Mutex::default() }
     }
 
     /// Replaces the number of instructions after which a warp is taken to loop for ever.
@@ -32,6 +37,18 @@ impl Interpreter {
     pub fn budget(mut self, instructions: u64) -> Self {
         self.machine.set_budget(instructions);
         self
+    }
+
+    /// Runs this module in place of the one of its name: for faults that a judge has to notice.
+    #[must_use]
+    pub fn replacing(mut self, module: &'static Module) -> Self {
+        self.replaced = Some(module);
+        self
+    }
+
+    /// Module and entry of every kernel launched so far.
+    pub fn launched(&self) -> BTreeSet<(&'static str, &'static str)> {
+        self.launched.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Instructions executed so far, counted once for each warp.
@@ -88,6 +105,10 @@ impl Launcher for Interpreter {
         shape: Shape,
         arguments: &mut [Argument<'_, Buffer>],
     ) -> Result<()> {
+        let launched = (kernel.module.name, kernel.entry);
+        self.launched.lock().unwrap_or_else(PoisonError::into_inner).insert(launched);
+        let replaced = self.replaced.filter(|module| module.name == kernel.module.name);
+        let kernel = Kernel { module: replaced.unwrap_or(kernel.module), ..kernel };
         self.machine
             .launch(kernel, shape, arguments)
             .map_err(|message| Error::Kernel { kernel: kernel.entry, message })

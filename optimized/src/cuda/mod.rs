@@ -85,6 +85,11 @@ impl<L: Launcher> Cuda<L> {
         Ok(Self { status: Status::new(&launcher)?, workspace: Workspace::new(), launcher })
     }
 
+    /// The machine.
+    pub fn launcher(&self) -> &L {
+        &self.launcher
+    }
+
     pub(crate) fn uploaded(&self, bytes: &[u8], element_bytes: usize) -> Result<Values<L>> {
         let len = bytes.len() / element_bytes;
         let mut buffer = self.launcher.zeros(len, element_bytes)?;

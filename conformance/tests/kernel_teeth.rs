@@ -1,0 +1,52 @@
+//! Small mistakes in the compiled kernels, each noticed on a machine without a GPU.
+
+use std::path::PathBuf;
+
+use plumbline::cuda::MODULES;
+use plumbline_conformance::case::Case;
+use plumbline_conformance::collect::{Collected, collect};
+use plumbline_conformance::teeth::kernels::{Fate, Reach, mutants};
+
+fn golden() -> Vec<Case> {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../golden");
+    let Collected { cases, errors } = collect(&[folder]);
+    assert!(errors.is_empty(), "{errors:?}");
+    cases
+}
+
+/// Entries of a module, as its text declares them.
+fn entries(ptx: &str) -> impl Iterator<Item = &str> {
+    let heads = ptx.lines().filter_map(|line| line.split_once(".entry "));
+    heads.map(|(_, name)| name.trim().trim_end_matches('('))
+}
+
+#[test]
+fn every_kernel_is_run_by_a_golden_case() {
+    let cases = golden();
+    let reach = Reach::of(&cases).unwrap();
+    let run: Vec<_> = reach.kernels().collect();
+    for module in MODULES {
+        for entry in entries(module.ptx) {
+            assert!(run.contains(&(module.name, entry)), "{}: {entry}", module.name);
+        }
+    }
+}
+
+/// `KERNEL=name` tries one module.
+#[test]
+#[ignore = "minutes: every small mistake at every place of every kernel"]
+fn every_mistake_is_noticed() {
+    let cases = golden();
+    let reach = Reach::of(&cases).unwrap();
+    let only = std::env::var("KERNEL").ok();
+    let chosen = mutants().into_iter().filter(|mutant| {
+        only.as_deref().is_none_or(|only| only == mutant.module.name)
+    });
+    let fates: Vec<Fate> = chosen.map(|mutant| reach.fate(mutant).unwrap()).collect();
+    let survivors: Vec<_> = fates.iter().filter(|fate| fate.killer.is_none()).collect();
+    for fate in &fates {
+        println!("{fate}");
+    }
+    println!("{} of {} killed", fates.len() - survivors.len(), fates.len());
+    assert!(survivors.is_empty(), "{} survive", survivors.len());
+}
