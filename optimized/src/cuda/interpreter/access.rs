@@ -2,10 +2,10 @@
 
 use super::block::Block;
 use super::code::{Address, Op, Space, Transfer, Update};
-use super::decode::{LOCAL_WINDOW, SHARED_WINDOW};
 use super::fault::Broken;
 use super::instruction::Lanes;
 use super::memory::Intent;
+use super::operands::{LOCAL_WINDOW, SHARED_WINDOW};
 use super::race::Actor;
 use super::registers::lanes;
 use super::shared::Want;

@@ -15,6 +15,7 @@ mod decode_memory;
 mod fault;
 mod instruction;
 mod memory;
+mod operands;
 mod order;
 mod parse;
 mod race;
@@ -317,6 +318,19 @@ fn names(source: &str, entry: &str, count: usize) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_kernel_of_the_program_is_understood() {
+        for module in crate::cuda::MODULES {
+            let text = parse::parse(module.ptx).unwrap();
+            assert!(!text.entries.is_empty(), "{}", module.name);
+            for entry in &text.entries {
+                if let Err(reason) = decode::decode(&text, &entry.name) {
+                    panic!("{}.cu: {reason}", module.name);
+                }
+            }
+        }
+    }
 
     #[test]
     fn names_come_from_the_source() {
