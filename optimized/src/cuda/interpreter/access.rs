@@ -229,7 +229,7 @@ impl Warp {
                 word.copy_from_slice(&(spot.load(4 * i, 4) as u32).to_le_bytes());
             }
         } else {
-            if from % bytes as u64 != 0 {
+            if from & (bytes as u64 - 1) != 0 {
                 return Err(format!("misaligned: an asynchronous copy of {bytes} bytes"));
             }
             for (i, byte) in data[..present].iter_mut().enumerate() {

@@ -306,8 +306,8 @@ fn names(source: &str, entry: &str, count: usize) -> Vec<String> {
         let names: Vec<String> = rest[..rest.find(')')?]
             .split(',')
             .filter_map(|parameter| {
-                let words = parameter.split(|c: char| !c.is_alphanumeric() && c != '_');
-                words.filter(|word| !word.is_empty()).next_back().map(str::to_owned)
+                let mut words = parameter.split(|c: char| !c.is_alphanumeric() && c != '_');
+                words.rfind(|word| !word.is_empty()).map(str::to_owned)
             })
             .collect();
         (names.len() == count).then_some(names)

@@ -282,13 +282,13 @@ fn special(name: &str) -> Option<Special> {
 /// The name that a mangled local of a function had in the source: `_ZZ3sumE4tile` is `tile`.
 fn plain(name: &str) -> String {
     let ends = name.match_indices('E').filter(|_| name.starts_with("_ZZ"));
-    let found = ends.filter_map(|(end, _)| {
+    let found = ends.rev().find_map(|(end, _)| {
         let rest = &name[end + 1..];
         let local = rest.trim_start_matches(|c: char| c.is_ascii_digit());
         let len: usize = rest[..rest.len() - local.len()].parse().ok()?;
         local.get(..len)
     });
-    found.last().unwrap_or(name).to_owned()
+    found.unwrap_or(name).to_owned()
 }
 
 #[cfg(test)]
