@@ -204,7 +204,8 @@ impl Warp {
         match inside {
             Some(start) if start % bytes == 0 => Ok(lane * size + start),
             _ => Err(format!(
-                "out of bounds or misaligned: {bytes} bytes at byte {address} of {size} of local memory"
+                "out of bounds or misaligned: {bytes} bytes at byte {address} of {size} of a \
+                 thread's own memory"
             )),
         }
     }

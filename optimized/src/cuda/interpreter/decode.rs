@@ -213,8 +213,8 @@ mod tests {
 
     fn code(body: &str) -> Result<Code, String> {
         let text = format!(
-            ".visible .entry k(.param .u64 k_param_0, .param .f32 k_param_1)\n{{\n.reg .pred %p<9>;\n\
-             .reg .b32 %r<9>;\n.reg .f32 %f<9>;\n.reg .b64 %rd<9>;\n.reg .b16 %rs<9>;\n{body}\n}}\n"
+            ".visible .entry k(.param .u64 k_param_0, .param .f32 k_param_1)\n{{\n\
+             .reg .pred %p<9>;\n.reg .b32 %r<9>;\n.reg .f32 %f<9>;\n.reg .b64 %rd<9>;\n.reg .b16 %rs<9>;\n{body}\n}}\n"
         );
         decode(&parse(&text)?, "k")
     }
@@ -235,7 +235,8 @@ mod tests {
             "shfl.sync.bfly.b64 %rd1, %rd2, 1, 31, -1;",
             "setp.lt.nand.s32 %p1, %r1, %r2, %p2;",
             "atom.global.add.f32 %f1, [%rd1], %f2;",
-            "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%r1,%r1,%r1,%r1}, {%r1,%r1,%r1,%r1}, {%r1,%r1}, {%r1,%r1,%r1,%r1};",
+            "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%r1,%r1,%r1,%r1}, \
+             {%r1,%r1,%r1,%r1}, {%r1,%r1}, {%r1,%r1,%r1,%r1};",
             "call.uni f;",
             "add.s32 %r1, %r2;",
             "bra nowhere;",

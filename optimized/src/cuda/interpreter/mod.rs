@@ -1,8 +1,8 @@
 //! An interpreter of compiled kernels that checks what a device does not: `docs/interpreter.md`.
 //!
-//! [`parse`] takes the text apart, [`decode`] turns a kernel into instructions on numbered registers,
-//! [`block`] runs a block's warps in turns, [`warp`] an instruction for 32 lanes at a time.
-//! [`memory`], [`shared`] and [`race`] watch every access.
+//! [`parse`] takes the text apart, [`decode`] turns a kernel into instructions on numbered
+//! registers, [`block`] runs a block's warps in turns, [`warp`] an instruction for 32 lanes at a
+//! time. [`memory`], [`shared`] and [`race`] watch every access.
 
 mod access;
 mod block;
@@ -334,7 +334,8 @@ mod tests {
 
     #[test]
     fn names_come_from_the_source() {
-        let source = "// f(a)\nvoid f_backward(int x) {}\nvoid f(const float* gate,  // [len], (x)\n  word len) {}";
+        let source = "// f(a)\nvoid f_backward(int x) {}\n\
+                      void f(const float* gate,  // [len], (x)\n  word len) {}";
         assert_eq!(names(source, "f", 2), ["gate", "len"]);
         assert_eq!(names(source, "g", 1), ["argument 0"]);
     }

@@ -191,7 +191,8 @@ fn extract(a: u64, start: u32, len: u32, width: u32) -> u64 {
     if start >= width { 0 } else { a >> start & low_bits(len) }
 }
 
-/// The same, filled up with the field's topmost bit, or with the sign of `a` where the field leaves it.
+/// The same, filled up with the field's topmost bit, or with the sign of `a` where the field leaves
+/// it.
 fn extract_signed(a: u64, start: u32, len: u32, width: u32) -> u64 {
     let (start, len) = (start & 0xFF, len & 0xFF);
     if len == 0 {
