@@ -205,7 +205,7 @@ fn exact(args: AttentionArgs, inputs: &[Vec<f32>; 4]) -> Results<Bounded> {
             let error = error + joins * d_score.abs();
             let of_p = p[j] * (relative + joins);
             add(&mut output[row.start..], &vector(v, j), p[j], of_p);
-            add(&mut d_q[row.start..], &rows[j], d_score, error);
+            add(&mut d_q[row.start..], rows[j], d_score, error);
             add(&mut d_k[at(j)..], q, d_score, error);
             add(&mut d_v[at(j)..], d_y, p[j], of_p);
         }
