@@ -2,7 +2,6 @@
 //!
 //! `kernels/faults.cu` breaks one rule in each kernel, and marks the line that must be named.
 
-use plumbline::backend::Storage;
 use plumbline::cpu::Cpu;
 use plumbline::cuda::{
     Argument, Host, HostBuffer, Interpreter, Kernel, Launcher, Module, Shape, compile::stamp,
@@ -302,7 +301,7 @@ fn lanes_leave_loops_when_they_are_done_and_meet_again() {
     let expected: Vec<u32> = numbers
         .iter()
         .map(|number| {
-            let next = |n: &u32| Some(if n % 2 == 0 { n / 2 } else { 3 * n + 1 });
+            let next = |n: &u32| Some(if n.is_multiple_of(2) { n / 2 } else { 3 * n + 1 });
             std::iter::successors(Some(*number), next).position(|n| n == 1).unwrap().min(40) as u32
         })
         .collect();

@@ -214,7 +214,8 @@ mod tests {
     fn code(body: &str) -> Result<Code, String> {
         let text = format!(
             ".visible .entry k(.param .u64 k_param_0, .param .f32 k_param_1)\n{{\n\
-             .reg .pred %p<9>;\n.reg .b32 %r<9>;\n.reg .f32 %f<9>;\n.reg .b64 %rd<9>;\n.reg .b16 %rs<9>;\n{body}\n}}\n"
+             .reg .pred %p<9>;\n.reg .b32 %r<9>;\n.reg .f32 %f<9>;\n\
+             .reg .b64 %rd<9>;\n.reg .b16 %rs<9>;\n{body}\n}}\n"
         );
         decode(&parse(&text)?, "k")
     }
