@@ -150,7 +150,10 @@ mod tests {
 
     #[test]
     fn only_the_folder_of_a_source_goes() {
-        assert_eq!(without_folder("\t.file\t2 \"/a/b c/kernels.cuh\""), "\t.file\t2 \"kernels.cuh\"");
+        assert_eq!(
+            without_folder("\t.file\t2 \"/a/b c/kernels.cuh\""),
+            "\t.file\t2 \"kernels.cuh\""
+        );
         assert_eq!(without_folder("\tadd.s32 \t%r1, %r2, 1;"), "\tadd.s32 \t%r1, %r2, 1;");
     }
 }
