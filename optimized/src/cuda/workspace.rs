@@ -33,7 +33,8 @@ impl<L: Launcher> Workspace<L> {
         if kept.as_ref().is_none_or(|(_, len)| *len < words) {
             // The old one goes before the new one comes.
             *kept = None;
-            *kept = Some((launcher.zeros(words, 8)?, words));
+            // In halves, because two threads may write those of one word.
+            *kept = Some((launcher.zeros(2 * words, 4)?, words));
         }
         let (buffer, _) = kept.as_mut().expect("it was just filled");
         launches(buffer)
