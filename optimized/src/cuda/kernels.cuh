@@ -4,8 +4,8 @@
 
 typedef unsigned long long word;
 
-// Tells the host of a number that is not finite, or of a finite one that is none of those it must be
-// of: plumbline::cuda::status unpacks the word. The smallest one stays, so that the order of the
+// Tells the host of a number that is not finite, or of a finite one that should have been a code:
+// plumbline::cuda::status unpacks the word. The smallest one stays, so that the order of the
 // threads does not show.
 __device__ __forceinline__ void complain(word* status, unsigned code, word index, float value) {
     word kind = isfinite(value) ? 3 : isnan(value) ? 0 : value > 0.0f ? 1 : 2;

@@ -4,8 +4,9 @@ use plumbline::backend::Storage;
 use plumbline::ops::fake_quantize::{FakeQuantize, FakeQuantizeArgs, LowRank};
 use plumbline::ops::fake_quantize_backward::{FakeQuantizeBackward, FakeQuantizeGradients};
 use plumbline_reference::spec::{Bits, GradScale, QuantSpec};
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
+use rand::Rng;
+
+use crate::numbers::{bits, eighths, floats, random};
 
 /// `(out, in, bits, group_size, rank)`
 pub type Shape = (usize, usize, u32, Option<usize>, Option<usize>);
@@ -50,20 +51,6 @@ pub struct Gradients {
     pub d_offset: Vec<f32>,
     pub d_lora_a: Vec<f32>,
     pub d_lora_b: Vec<f32>,
-}
-
-pub fn random(seed: u64) -> ChaCha8Rng {
-    ChaCha8Rng::seed_from_u64(seed)
-}
-
-/// `len` values of `-limit..=limit`, in eighths: sums and products of few of them are exact.
-pub fn eighths(random: &mut ChaCha8Rng, len: usize, limit: i32) -> Vec<f32> {
-    (0..len).map(|_| random.random_range(-limit..=limit) as f32 / 8.0).collect()
-}
-
-/// `len` values of `[-limit, limit)`.
-pub fn floats(random: &mut ChaCha8Rng, len: usize, limit: f32) -> Vec<f32> {
-    (0..len).map(|_| random.random_range(-limit..limit)).collect()
 }
 
 impl Host {
@@ -236,8 +223,4 @@ impl Gradients {
     pub fn all(&self) -> [&Vec<f32>; 5] {
         [&self.d_weight, &self.d_scale, &self.d_offset, &self.d_lora_a, &self.d_lora_b]
     }
-}
-
-pub fn bits(values: &[f32]) -> Vec<u32> {
-    values.iter().map(|value| value.to_bits()).collect()
 }

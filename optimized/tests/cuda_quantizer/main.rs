@@ -2,8 +2,11 @@
 //! bounds from the data where sums have another order.
 
 mod host;
+#[path = "../common/numbers.rs"]
+mod numbers;
 
-use host::{Gradients, Host, SHAPES, bits, eighths, floats, random};
+use host::{Gradients, Host, SHAPES};
+use numbers::{Sum, bits, eighths, floats, random};
 use plumbline::backend::Storage;
 use plumbline::cpu::Cpu;
 use plumbline::cuda::{Cuda, Interpreter};
@@ -66,36 +69,6 @@ fn gradients_whose_sums_are_exact_have_the_bits_of_the_cpu() {
                 assert_eq!(bits(actual), bits(expected), "{shape:?}");
             }
         }
-    }
-}
-
-/// `sum` of f32 terms plus what the buffer held, and how far any order of adding may lead from it.
-struct Sum {
-    exact: f64,
-    magnitude: f64,
-    terms: usize,
-}
-
-impl Sum {
-    fn of(start: f32, factor: f32, terms: impl Iterator<Item = f64>) -> Self {
-        let mut sum = Self { exact: 0.0, magnitude: 0.0, terms: 0 };
-        for term in terms {
-            sum.exact += f64::from(factor) * term;
-            sum.magnitude += (f64::from(factor) * term).abs();
-            sum.terms += 1;
-        }
-        sum.exact += f64::from(start);
-        sum.magnitude += f64::from(start).abs();
-        sum
-    }
-
-    /// Each term meets at most `terms` additions, the factor and the last sum; a product inside a
-    /// term rounds once more. `(1 + u)^n - 1 <= 1.01 n u` here.
-    fn check(&self, actual: f32, name: &str) {
-        let roundings = (self.terms + 3) as f64;
-        let bound = 1.01 * roundings * f64::from(f32::EPSILON) / 2.0 * self.magnitude;
-        let error = (f64::from(actual) - self.exact).abs();
-        assert!(error <= bound, "{name}: {actual} beside {}, bound {bound:e}", self.exact);
     }
 }
 

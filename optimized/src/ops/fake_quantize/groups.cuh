@@ -64,8 +64,8 @@ __device__ __forceinline__ void load_codes(const Byte* from, float (&codes)[C]) 
     for (unsigned c = 0; c < C; ++c) codes[c] = static_cast<float>(bytes[c]);
 }
 
-// C neighbouring columns of a row: those of one thread where a row is dealt out to whole blocks, one
-// row after the other. With C == 4 they share their group.
+// C neighbouring columns of a row: those of one thread where a row is dealt out to whole blocks,
+// one row after the other. With C == 4 they share their group.
 template <unsigned C>
 struct Columns {
     bool inside;  // whether they exist
@@ -82,13 +82,13 @@ struct Columns {
     }
 };
 
-// The groups that half warps take one each, a block those that follow each other.
 constexpr unsigned LANES = 16;  // of half a warp
 
+// The group of a half warp, among all groups: they are dealt out one each.
 __device__ __forceinline__ word group_of_lanes() { return first_element() / LANES; }
 
-// term(0) + ... + term(len - 1) in every lane of half a warp: lane l adds the terms of l, l + 16, ...
-// in ascending order, then the lanes are added pairwise. The order, and so the bits, of the cpu
+// term(0) + ... + term(len - 1) in every lane of half a warp: lane l adds the terms of l, l + 16,
+// ... in ascending order, then the lanes are added pairwise. The order, and so the bits, of the cpu
 // backend's lane_sum. All threads of the warp call.
 template <typename Term>
 __device__ __forceinline__ float lane_sum(unsigned len, Term term) {

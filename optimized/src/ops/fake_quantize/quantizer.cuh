@@ -1,5 +1,5 @@
-// What quantizers with a low-rank update share: the update on a tile of the weight, and the quantizer
-// argument of fake_quantize and its backward. Eqs. (Q2), (M1).
+// What quantizers with a low-rank update share: the update on a tile of the weight, and the
+// quantizer argument of fake_quantize and its backward. Eqs. (Q2), (M1).
 //
 // A block of 8 warps takes a tile of 32 rows by 32 * C columns: a warp takes 4 of the rows, a lane
 // C neighbouring columns. C is 4 where a group is a multiple of 4 long, so that a lane's columns

@@ -51,7 +51,7 @@ extern "C" __global__ void fake_quantize_backward(const float* weight,  // [out,
                                                   unsigned rank, float lora_scaling, float qmin,
                                                   float qmax,
                                                   float* d_output,      // [out, in]
-                                                  Pack<2>* partial,        // [out, parts]
+                                                  Pack<2>* partial,     // [out, parts]
                                                   word* status, unsigned first) {
     Quantizer q = {{lora_a, lora_b, out, width, groups, rank, lora_scaling},
                    weight, scale, offset, qmin, qmax};

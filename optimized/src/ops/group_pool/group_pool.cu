@@ -1,8 +1,8 @@
-// group_pool and its backward: Eqs. (M8a), (M9). Twin: ops/group_pool/cpu.rs. Class: exact, the sums
-// too: their order is the cpu backend's.
+// group_pool and its backward: Eqs. (M8a), (M9). Twin: ops/group_pool/cpu.rs. Class: exact, the
+// sums too: their order is the cpu backend's.
 // x [tokens, in] -> pooled [tokens, groups]; d_pooled [tokens, groups] -> d_x [tokens, in].
-// Half a warp per group, reads 4 B per input. Backward: a block per row and 256 * C columns, a thread
-// takes C neighbours; writes 4 B per input, and reads as much where it adds.
+// Half a warp per group, reads 4 B per input. Backward: a block per row and 256 * C columns, a
+// thread takes C neighbours; writes 4 B per input, and reads as much where it adds.
 // Host guarantees: width % groups == 0.
 #include "groups.cuh"
 

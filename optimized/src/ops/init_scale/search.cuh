@@ -47,8 +47,8 @@ __device__ __forceinline__ double power(double x, double p) {
     return x == 0.0 ? 0.0 : exp2(p * log2(x));
 }
 
-// The first of the grids part(1) .. part(steps) with the least sum |w - output(w)|^p over the group,
-// or `best` where no sum is finite. In f64, so that close ranges are told apart.
+// The first of the grids part(1) .. part(steps) with the least sum |w - output(w)|^p over the
+// group, or `best` where no sum is finite. In f64, so that close ranges are told apart.
 template <typename Grid, typename Part>
 __device__ __forceinline__ Grid best_grid(const Groups& all, Grid best, Part part, double p,
                                           word steps) {

@@ -1,8 +1,9 @@
-// lr_qat_quantize and its backward: Eqs. (M5), (M6). Twin: ops/lr_qat_quantize/cpu.rs. Class: exact,
-// d_scale a reduction. The gradients of the factors are two plain products of what is left in
-// d_output.
-// weight [out, in] as stored, lora_a [rank, in], lora_b [out, rank], scale, zero_point [out, groups]
-// -> output [out, in], codes [out, in] i8; d_output [out, in] in place, d_scale [out, groups].
+// lr_qat_quantize and its backward: Eqs. (M5), (M6). Twin: ops/lr_qat_quantize/cpu.rs. Class:
+// exact, d_scale a reduction. The gradients of the factors are two plain products of what is left
+// in d_output.
+// weight [out, in] as stored, lora_a [rank, in], lora_b [out, rank],
+// scale, zero_point [out, groups] -> output [out, in], codes [out, in] i8;
+// d_output [out, in] in place, d_scale [out, groups].
 // A block per tile of 32 rows, see quantizer.cuh. Reads half a byte to 4 B of the weight and writes
 // 4 B per element, 1 B more for a code; 2 * rank operations and about 20 more. Backward: reads and
 // writes d_output beside, and sums groups as group_sums.cuh has it.
@@ -11,7 +12,8 @@
 
 constexpr unsigned ZERO_POINT = OFFSET;  // among the complaints
 
-// How the weight is stored, as cuda.rs numbers it.
+// How the weight is stored, as cuda.rs numbers it: floats, bytes in steps of 1 / unit, two codes
+// to a byte. The last two have the range of the signed grid.
 enum Stored { F32, BF16, F16, FIXED8, INT };
 
 struct LrQat : LowRank {
@@ -111,6 +113,7 @@ struct Rounding {
         }
     }
 
+    // The weight of row i and column c; what is wrong with its argument stays in the flags.
     __device__ __forceinline__ Rounded at(const LrQat& q, const Tile<C>& tile, unsigned i,
                                           unsigned c) {
         Rounded one;
