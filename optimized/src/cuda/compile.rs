@@ -31,7 +31,10 @@ pub const FLAGS: &[&str] = &[
 /// What the kernels include.
 const HEADERS: &[(&CStr, &str)] = &[
     (c"kernels.cuh", include_str!("kernels.cuh")),
+    (c"groups.cuh", include_str!("../ops/fake_quantize/groups.cuh")),
     (c"quantizer.cuh", include_str!("../ops/fake_quantize/quantizer.cuh")),
+    (c"group_sums.cuh", include_str!("../ops/fake_quantize_backward/group_sums.cuh")),
+    (c"search.cuh", include_str!("../ops/init_scale/search.cuh")),
     (c"tiles.cuh", include_str!("../ops/attention/tiles.cuh")),
 ];
 

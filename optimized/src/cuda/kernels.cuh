@@ -4,10 +4,11 @@
 
 typedef unsigned long long word;
 
-// Tells the host of a number that is not finite: plumbline::cuda::status unpacks the word. The
-// smallest one stays, so that the order of the threads does not show.
+// Tells the host of a number that is not finite, or of a finite one that is none of those it must be
+// of: plumbline::cuda::status unpacks the word. The smallest one stays, so that the order of the
+// threads does not show.
 __device__ __forceinline__ void complain(word* status, unsigned code, word index, float value) {
-    word kind = isnan(value) ? 0 : value > 0.0f ? 1 : 2;
+    word kind = isfinite(value) ? 3 : isnan(value) ? 0 : value > 0.0f ? 1 : 2;
     atomicMin(status, (word)code << 48 | index << 2 | kind);
 }
 

@@ -17,14 +17,18 @@ macro_rules! modules {
 modules! {
     ADAMW = "adamw";
     ADD = "add";
+    AFFINE = "affine";
     ATTENTION = "attention";
     CROSS_ENTROPY = "cross_entropy";
     EMBEDDING = "embedding";
     FAKE_QUANTIZE = "fake_quantize";
     FAKE_QUANTIZE_BACKWARD = "fake_quantize_backward";
+    GROUP_POOL = "group_pool";
     INIT_SCALE = "init_scale";
+    LR_QAT_QUANTIZE = "lr_qat_quantize";
     RMS_NORM = "rms_norm";
     ROPE = "rope";
+    RTN = "rtn";
     SQUARED_NORM = "squared_norm";
     SWIGLU = "swiglu";
 }

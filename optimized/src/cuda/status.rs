@@ -1,6 +1,6 @@
 //! What kernels found wrong, told to the host without waiting for them.
 //!
-//! A kernel that meets a number which is not finite leaves a word in a buffer that all kernels
+//! A kernel that meets a number which is not finite, or a zero point that is no code, leaves a word in a buffer that all kernels
 //! share; the host looks at it where it waits for the device anyway. The smallest word stays, so
 //! that the same run always names the same element.
 
@@ -12,13 +12,22 @@ use crate::error::{Error, Result};
 /// Tensors that a kernel can complain of, by operation. The place of a row times [`TENSORS`] plus
 /// the place of a name is the code that the kernel is given or adds up to.
 const OPERATIONS: &[(&str, [&str; TENSORS])] = &[
+    ("affine_dequantize", ["scale", "zero_point", "output", "", "", "", "", ""]),
+    ("affine_quantize", ["weight", "scale", "", "", "", "", "", ""]),
     ("fake_quantize", QUANTIZER),
     ("fake_quantize_backward", QUANTIZER),
     ("init_scale", ["weight", "", "", "", "", "", "", ""]),
+    ("lr_qat_quantize", LR_QAT),
+    ("lr_qat_quantize_backward", LR_QAT),
+    ("rtn", ["weight", "scale", "", "", "", "", "", ""]),
 ];
 
 const QUANTIZER: [&str; TENSORS] =
     ["scale", "offset", "weight", "lora_a", "lora_b", "quantizer argument", "output", ""];
+
+/// In the places of the quantizer's.
+const LR_QAT: [&str; TENSORS] =
+    ["scale", "zero_point", "weight", "lora_a", "lora_b", "argument", "output", ""];
 
 /// Tensors of one operation.
 const TENSORS: usize = 8;
@@ -52,7 +61,7 @@ impl<L: Launcher> Status<L> {
     /// The first complaint since the last look.
     ///
     /// # Errors
-    /// `NonFinite` naming operation and tensor.
+    /// `NonFinite` naming operation and tensor; `Invalid` for a zero point that is no code.
     pub(super) fn look(&self, launcher: &L) -> Result<()> {
         let mut buffer = self.word.lock().expect("no launch panics");
         let mut bytes = [0; 8];
@@ -64,9 +73,13 @@ impl<L: Launcher> Status<L> {
         launcher.write(&CLEAN.to_le_bytes(), &mut buffer, 0)?;
         // As `complain` of kernels.cuh packs it.
         let (code, index, kind) = ((word >> 48) as usize, (word << 16 >> 18) as usize, word & 3);
-        let value = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::NAN][kind as usize];
         let (operation, tensors) = OPERATIONS[code / TENSORS];
         let tensor = format!("{operation}: {}", tensors[code % TENSORS]);
-        Err(Error::NonFinite { tensor, index, value })
+        Err(match [f32::NAN, f32::INFINITY, f32::NEG_INFINITY].get(kind as usize) {
+            Some(&value) => Error::NonFinite { tensor, index, value },
+            None => {
+                Error::Invalid(format!("{tensor} is no code of its grid at flat index {index}"))
+            }
+        })
     }
 }

@@ -2,6 +2,7 @@
 //! Eqs. (Q11), (Q12), (M16).
 
 mod cpu;
+mod cuda;
 
 use plumbline_reference::spec::QuantSpec;
 

@@ -22,8 +22,19 @@ pub(crate) fn tiles_across(spec: QuantSpec) -> usize {
 }
 
 /// A block per tile of the weight.
-pub(crate) fn shape(args: &FakeQuantizeArgs<'_, impl Sized>) -> Shape {
-    Shape::line(tiles_across(args.spec) * args.out_features.div_ceil(TILE_ROWS), THREADS)
+pub(crate) fn by_tiles(spec: QuantSpec, out_features: usize) -> Shape {
+    Shape::line(tiles_across(spec) * out_features.div_ceil(TILE_ROWS), THREADS)
+}
+
+/// As many blocks for every row as its columns need: `Columns` of groups.cuh.
+pub(crate) fn by_columns(spec: QuantSpec, rows: usize) -> Shape {
+    let across = spec.in_features().div_ceil(THREADS as usize * columns_of_a_thread(spec));
+    Shape::line(rows * across, THREADS)
+}
+
+/// Half a warp for every group: `lane_sum` of groups.cuh.
+pub(crate) fn by_groups(groups: usize) -> Shape {
+    Shape::line(groups.div_ceil(THREADS as usize / 16), THREADS)
 }
 
 /// What every kernel that quantizes takes first, with the lengths checked.
@@ -81,7 +92,7 @@ impl<L: Launcher> FakeQuantize for Cuda<L> {
         self.status.with(NAME, |status, first| {
             let mut arguments = arguments;
             arguments.extend([Argument::Out(status), Argument::U32(first)]);
-            self.launcher.launch(KERNEL, shape(args), &mut arguments)
+            self.launcher.launch(KERNEL, by_tiles(args.spec, args.out_features), &mut arguments)
         })
     }
 
@@ -96,10 +107,9 @@ impl<L: Launcher> FakeQuantize for Cuda<L> {
     ) -> Result<()> {
         let (width, groups) = (spec.in_features(), out_features * spec.groups());
         let len = out_features * width;
-        let across = width.div_ceil(THREADS as usize * columns_of_a_thread(spec));
         self.launcher.launch(
             DEQUANTIZE,
-            Shape::line(out_features * across, THREADS),
+            by_columns(spec, out_features),
             &mut [
                 Argument::In(codes.first("dequantize", "codes", len)?),
                 Argument::In(scale.first("dequantize", "scale", groups)?),

@@ -9,27 +9,6 @@
 #include "quantizer.cuh"
 
 template <unsigned C>
-__device__ __forceinline__ void store_codes(signed char* to, const float (&codes)[C]) {
-    if constexpr (C == 4) {
-        auto narrow = [](float code) { return static_cast<signed char>(code); };
-        *reinterpret_cast<char4*>(to) =
-            make_char4(narrow(codes[0]), narrow(codes[1]), narrow(codes[2]), narrow(codes[3]));
-    } else {
-        *to = static_cast<signed char>(codes[0]);
-    }
-}
-
-template <unsigned C>
-__device__ __forceinline__ void load_codes(const signed char* from, signed char (&to)[C]) {
-    if constexpr (C == 4) {
-        char4 four = *reinterpret_cast<const char4*>(from);
-        to[0] = four.x, to[1] = four.y, to[2] = four.z, to[3] = four.w;
-    } else {
-        to[0] = *from;
-    }
-}
-
-template <unsigned C>
 __device__ __forceinline__ void quantize_tile(const Quantizer& q, float* output,
                                               signed char* codes, unsigned wants_codes,
                                               word* status, unsigned first) {
@@ -53,18 +32,15 @@ template <unsigned C>
 __device__ __forceinline__ void dequantize_row(const signed char* codes, const float* scale,
                                                const float* offset, float* output,
                                                unsigned width, unsigned groups) {
-    unsigned across = (width + blockDim.x * C - 1) / (blockDim.x * C);
-    unsigned column = (blockIdx.x % across * blockDim.x + threadIdx.x) * C;
-    if (column >= width) return;
-    word row = blockIdx.x / across;
-    word group = row * groups + column / (width / groups);
-    signed char code[C];
-    load_codes(codes + row * width + column, code);
+    Columns<C> at(width, groups);
+    if (!at.inside) return;
+    float code[C];
+    load_codes(codes + at.first, code);
     float y[C];
     for (unsigned c = 0; c < C; ++c) {
-        y[c] = static_cast<float>(code[c]) * scale[group] + offset[group];
+        y[c] = code[c] * scale[at.group] + offset[at.group];
     }
-    store(output + row * width + column, y);
+    store(output + at.first, y);
 }
 
 extern "C" __global__ void fake_quantize(const float* weight,  // [out, in]
@@ -78,8 +54,8 @@ extern "C" __global__ void fake_quantize(const float* weight,  // [out, in]
                                          signed char* codes,   // [out, in]
                                          unsigned wants_codes,  // else codes is nothing
                                          word* status, unsigned first) {
-    Quantizer q = {weight, lora_a, lora_b, scale,        offset, out,
-                   width,  groups, rank,   lora_scaling, qmin,   qmax};
+    Quantizer q = {{lora_a, lora_b, out, width, groups, rank, lora_scaling},
+                   weight, scale, offset, qmin, qmax};
     if (by_four(width / groups)) {
         quantize_tile<4>(q, output, codes, wants_codes, status, first);
     } else {

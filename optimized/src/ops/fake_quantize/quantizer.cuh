@@ -1,32 +1,34 @@
-// What fake_quantize and its backward share: the quantizer argument of a tile. Eqs. (Q2), (M1).
+// What quantizers with a low-rank update share: the update on a tile of the weight, and the quantizer
+// argument of fake_quantize and its backward. Eqs. (Q2), (M1).
 //
 // A block of 8 warps takes a tile of 32 rows by 32 * C columns: a warp takes 4 of the rows, a lane
 // C neighbouring columns. C is 4 where a group is a multiple of 4 long, so that a lane's columns
 // share their group and are read at once, and 1 elsewhere. DEPTH ranks at a time, the tile's parts
 // of lora_a and lora_b go through shared memory; a lane reads C + 4 values there for 4 * C products.
 #pragma once
-#include "kernels.cuh"
+#include "groups.cuh"
 
 constexpr unsigned WARPS = 8;   // of a block
 constexpr unsigned ROWS = 4;    // of a warp
 constexpr unsigned TILE_ROWS = WARPS * ROWS;
 constexpr unsigned DEPTH = 16;  // ranks in shared memory together
-#define SCALE_FLOOR 1e-8f  // a constant of type float would be a variable in memory
 
-// Places in the list of tensors that status.rs keeps for both operations.
+// Places in the list of tensors that status.rs keeps for every operation with a quantizer.
 enum Complaint { SCALE, OFFSET, WEIGHT, LORA_A, LORA_B, ARGUMENT, OUTPUT };
 
-// Whether a lane takes four columns or one. The host counts tiles by the same rule.
-__device__ __forceinline__ bool by_four(unsigned group_size) { return group_size % 4 == 0; }
-
-struct Quantizer {
-    const float* weight;  // [out, in]
+// A low-rank update lora_scaling * (lora_b @ lora_a), and the sizes of the weight that it is for.
+struct LowRank {
     const float* lora_a;  // [rank, in]
     const float* lora_b;  // [out, rank]
+    unsigned out, width, groups, rank;
+    float lora_scaling;
+};
+
+struct Quantizer : LowRank {
+    const float* weight;  // [out, in]
     const float* scale;   // [out, groups]
     const float* offset;  // [out, groups]
-    unsigned out, width, groups, rank;
-    float lora_scaling, qmin, qmax;
+    float qmin, qmax;
 
     // round_half_even(clamp(v, qmin, qmax)), still a float. Adding zero makes a negative zero
     // positive: a code is an integer and has one zero.
@@ -34,35 +36,6 @@ struct Quantizer {
         return rintf(fminf(fmaxf(v, qmin), qmax)) + 0.0f;
     }
 };
-
-__device__ __forceinline__ float floored(float scale) {
-    return scale < SCALE_FLOOR ? SCALE_FLOOR : scale;  // a NaN stays one
-}
-
-// N neighbouring floats, four at a time where N is a multiple of four and so is their place.
-template <unsigned N>
-__device__ __forceinline__ void load(const float* from, float (&to)[N]) {
-    if constexpr (N % 4 == 0) {
-        for (unsigned k = 0; k < N; k += 4) {
-            float4 four = *reinterpret_cast<const float4*>(from + k);
-            to[k] = four.x, to[k + 1] = four.y, to[k + 2] = four.z, to[k + 3] = four.w;
-        }
-    } else {
-        for (unsigned k = 0; k < N; ++k) to[k] = from[k];
-    }
-}
-
-template <unsigned N>
-__device__ __forceinline__ void store(float* to, const float (&from)[N]) {
-    if constexpr (N % 4 == 0) {
-        for (unsigned k = 0; k < N; k += 4) {
-            *reinterpret_cast<float4*>(to + k) =
-                make_float4(from[k], from[k + 1], from[k + 2], from[k + 3]);
-        }
-    } else {
-        for (unsigned k = 0; k < N; ++k) to[k] = from[k];
-    }
-}
 
 // One lane's part of a tile. Rows and columns beyond the weight stand in for its last ones, so that
 // loads need no condition; `has` tells them apart.
@@ -76,7 +49,7 @@ struct Tile {
     bool inside;            // whether the lane's columns exist
     unsigned group;         // of the lane's columns
 
-    __device__ __forceinline__ explicit Tile(const Quantizer& q) {
+    __device__ __forceinline__ explicit Tile(const LowRank& q) {
         unsigned across = (q.width + 32 * C - 1) / (32 * C);
         index = blockIdx.x % across;
         first_row = blockIdx.x / across * TILE_ROWS;
@@ -88,23 +61,23 @@ struct Tile {
         group = column / (q.width / q.groups);
     }
 
-    __device__ __forceinline__ bool has(const Quantizer& q, unsigned i) const {
+    __device__ __forceinline__ bool has(const LowRank& q, unsigned i) const {
         return inside && row + i < q.out;
     }
-    __device__ __forceinline__ unsigned row_of(const Quantizer& q, unsigned i) const {
+    __device__ __forceinline__ unsigned row_of(const LowRank& q, unsigned i) const {
         return min(row + i, q.out - 1);
     }
-    __device__ __forceinline__ word at(const Quantizer& q, unsigned i) const {
+    __device__ __forceinline__ word at(const LowRank& q, unsigned i) const {
         return (word)row_of(q, i) * q.width + column;
     }
-    __device__ __forceinline__ word group_at(const Quantizer& q, unsigned i) const {
+    __device__ __forceinline__ word group_at(const LowRank& q, unsigned i) const {
         return (word)row_of(q, i) * q.groups + group;
     }
 };
 
 // sum = lora_b @ lora_a on the tile, from zero in ascending order of the rank.
 template <unsigned C>
-__device__ __forceinline__ void low_rank_sums(const Quantizer& q, const Tile<C>& tile,
+__device__ __forceinline__ void low_rank_sums(const LowRank& q, const Tile<C>& tile,
                                               float (&sum)[ROWS][C]) {
     __shared__ __align__(16) float a[DEPTH][32 * C];
     __shared__ __align__(16) float b[DEPTH][TILE_ROWS + 4];  // 4 spread its columns over the banks
@@ -134,6 +107,41 @@ __device__ __forceinline__ void low_rank_sums(const Quantizer& q, const Tile<C>&
             for (unsigned i = 0; i < ROWS; ++i)
                 for (unsigned c = 0; c < C; ++c) sum[i][c] += b_r[i] * a_r[c];
         }
+    }
+}
+
+// Where a number that is not finite may come from, beside the update; nullptr for nowhere.
+struct Suspects {
+    const float* scale;   // [out, groups]
+    const float* offset;  // [out, groups]
+    const float* weight;  // [out, in]
+    const float* output;  // [out, in]
+};
+
+// Tells the host of all that is not finite among what the lane's part of a tile depends on.
+template <unsigned C>
+__device__ __forceinline__ void report_tile(const LowRank& q, const Tile<C>& tile,
+                                            const Suspects& suspects, word* status,
+                                            unsigned first) {
+    if (!tile.inside) return;
+    auto look = [&](const float* values, word index, unsigned tensor) {
+        if (values && !isfinite(values[index])) {
+            complain(status, first + tensor, index, values[index]);
+        }
+    };
+#pragma unroll 1
+    for (unsigned e = 0; e < ROWS * C; ++e) {
+        word row = tile.row + e / C, column = tile.column + e % C;
+        if (row >= q.out) return;
+        look(suspects.scale, row * q.groups + tile.group, SCALE);
+        look(suspects.offset, row * q.groups + tile.group, OFFSET);
+        look(suspects.weight, row * q.width + column, WEIGHT);
+#pragma unroll 1
+        for (unsigned r = 0; r < q.rank; ++r) {
+            look(q.lora_a, (word)r * q.width + column, LORA_A);
+            look(q.lora_b, row * q.rank + r, LORA_B);
+        }
+        look(suspects.output, row * q.width + column, OUTPUT);
     }
 }
 
@@ -175,23 +183,6 @@ struct Arguments {
                                            const float* output, word* status,
                                            unsigned first) const {
         if (undefined) complain(status, first + ARGUMENT, 0, nanf(""));
-        if (finite || !tile.inside) return;
-        auto look = [&](const float* values, word index, unsigned tensor) {
-            if (!isfinite(values[index])) complain(status, first + tensor, index, values[index]);
-        };
-#pragma unroll 1
-        for (unsigned e = 0; e < ROWS * C; ++e) {
-            word row = tile.row + e / C, column = tile.column + e % C;
-            if (row >= q.out) return;
-            look(q.scale, row * q.groups + tile.group, SCALE);
-            look(q.offset, row * q.groups + tile.group, OFFSET);
-            look(q.weight, row * q.width + column, WEIGHT);
-#pragma unroll 1
-            for (unsigned r = 0; r < q.rank; ++r) {
-                look(q.lora_a, (word)r * q.width + column, LORA_A);
-                look(q.lora_b, row * q.rank + r, LORA_B);
-            }
-            if (output) look(output, row * q.width + column, OUTPUT);
-        }
+        if (!finite) report_tile(q, tile, {q.scale, q.offset, q.weight, output}, status, first);
     }
 };

@@ -1,4 +1,4 @@
-use plumbline_reference::spec::GradScale;
+use plumbline_reference::spec::{GradScale, QuantSpec};
 
 use super::{FakeQuantizeBackward, FakeQuantizeGradients, factor};
 use crate::cuda::{
@@ -12,6 +12,11 @@ const MASK: Kernel = Kernel { module: &FAKE_QUANTIZE_BACKWARD, entry: NAME };
 const SCALE: Kernel = Kernel { module: &FAKE_QUANTIZE_BACKWARD, entry: "scale_gradient" };
 const OFFSET: Kernel = Kernel { module: &FAKE_QUANTIZE_BACKWARD, entry: "offset_gradient" };
 
+/// Parts of a row's groups, each the part of a group that lies in one tile: as in group_sums.cuh.
+pub(crate) fn parts(spec: QuantSpec) -> usize {
+    quantizer::tiles_across(spec) - 1 + spec.groups()
+}
+
 impl<L: Launcher> FakeQuantizeBackward for Cuda<L> {
     fn fake_quantize_backward(
         &self,
@@ -22,8 +27,7 @@ impl<L: Launcher> FakeQuantizeBackward for Cuda<L> {
     ) -> Result<()> {
         let (spec, out) = (args.spec, args.out_features);
         let groups = out * spec.groups();
-        let parts = quantizer::tiles_across(spec) - 1 + spec.groups();
-        self.workspace.with(&self.launcher, out * parts, |partial| {
+        self.workspace.with(&self.launcher, out * parts(spec), |partial| {
             self.mask(args, d_output, partial)?;
             let factor = factor(spec, grad_scale);
             if let Some(d_scale) = gradients.d_scale {
@@ -40,8 +44,8 @@ impl<L: Launcher> FakeQuantizeBackward for Cuda<L> {
             Ok(())
         })?;
         match (&args.low_rank, gradients.d_low_rank) {
-            (Some(low_rank), Some(to)) if low_rank.rank > 0 => {
-                self.add_low_rank(args, low_rank, d_output, to)
+            (Some(low_rank), Some(to)) => {
+                self.low_rank_gradients(NAME, low_rank, d_output, (out, spec.in_features()), to)
             }
             _ => Ok(()),
         }
@@ -63,7 +67,11 @@ impl<L: Launcher> Cuda<L> {
         self.status.with(NAME, |status, first| {
             let mut arguments = arguments;
             arguments.extend([Argument::Out(status), Argument::U32(first)]);
-            self.launcher.launch(MASK, quantizer::shape(args), &mut arguments)
+            self.launcher.launch(
+                MASK,
+                quantizer::by_tiles(args.spec, args.out_features),
+                &mut arguments,
+            )
         })
     }
 
@@ -88,17 +96,21 @@ impl<L: Launcher> Cuda<L> {
         self.launcher.launch(kernel, Shape::elements(groups), &mut arguments)
     }
 
-    /// `d_lora_a += lora_scaling * lora_b^T @ d_weight`, `d_lora_b += lora_scaling * d_weight @ lora_a^T`.
-    fn add_low_rank(
+    /// Adds the gradients of the factors of an update whose gradient is `d_weight [out, in]`. Eq. (A1b).
+    pub(crate) fn low_rank_gradients(
         &self,
-        args: &FakeQuantizeArgs<'_, Values<L>>,
+        operation: &'static str,
         low_rank: &LowRank<'_, Values<L>>,
         d_weight: &Values<L>,
+        (out, width): (usize, usize),
         (d_lora_a, d_lora_b): (&mut Values<L>, &mut Values<L>),
     ) -> Result<()> {
-        let (out, width, rank) = (args.out_features, args.spec.in_features(), low_rank.rank);
-        let d_lora_a = d_lora_a.first_mut(NAME, "d_lora_a", rank * width)?;
-        let d_lora_b = d_lora_b.first_mut(NAME, "d_lora_b", out * rank)?;
+        let rank = low_rank.rank;
+        let d_lora_a = d_lora_a.first_mut(operation, "d_lora_a", rank * width)?;
+        let d_lora_b = d_lora_b.first_mut(operation, "d_lora_b", out * rank)?;
+        if rank == 0 {
+            return Ok(());
+        }
         let to_a = Product {
             rows: rank,
             columns: width,

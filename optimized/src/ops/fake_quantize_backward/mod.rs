@@ -1,7 +1,7 @@
 //! `fake_quantize_backward`: straight-through gradients of the grid. Eqs. (Q5) to (Q7), (M2).
 
 mod cpu;
-mod cuda;
+pub(crate) mod cuda;
 
 pub(crate) use cpu::low_rank_gradients;
 

@@ -1,6 +1,7 @@
 //! `group_pool`: one number of each group of inputs, and its adjoint. Eqs. (M8a), (M9).
 
 mod cpu;
+mod cuda;
 
 use plumbline_reference::spec::{self, Pool, QaLoraDialect, QuantSpec};
 

@@ -5,79 +5,29 @@
 // shared memory 32 weights at a time, so that a warp reads a line. Reads 4 B per element once; twice
 // for lsq_plus, 1 + steps times for lp.
 // Host guarantees: weight is `groups` groups of group_size, one after the other.
-#include "kernels.cuh"
-
-constexpr unsigned GROUPS = 128;  // of a block, and its threads
-constexpr unsigned CHUNK = 32;    // weights of a group in shared memory
-#define SCALE_FLOOR 1e-8f  // a constant of type float would be a variable in memory
-
+#include "search.cuh"
 
 // As cuda.rs numbers them; absmax is the rules that divide the largest magnitude by a constant.
 enum Rule { L4Q, LSQ, LSQ_PLUS, ABSMAX, ASYMMETRIC, LP };
 
-struct Groups {
-    const float* weight;
-    word groups;
-    unsigned group_size;
-    float (*chunk)[CHUNK + 1];  // one more spreads a column over the banks
+// A symmetric grid, as fake_quantize uses it.
+struct Symmetric {
+    float scale, qmin, qmax;
 
-    __device__ __forceinline__ word mine() const { return first_element(); }
-
-    // Calls visit(w, i) for each weight of the thread's group in ascending order. Every thread of
-    // the block must come here.
-    template <typename Visit>
-    __device__ __forceinline__ void each(Visit visit) const {
-        word first = (word)blockIdx.x * GROUPS;
-        for (unsigned start = 0; start < group_size; start += CHUNK) {
-            unsigned count = min(CHUNK, group_size - start);
-            __syncthreads();  // every thread is done with the chunk before
-            for (unsigned e = threadIdx.x; e < GROUPS * CHUNK; e += GROUPS) {
-                word group = first + e / CHUNK;
-                if (group < groups && e % CHUNK < count) {
-                    chunk[e / CHUNK][e % CHUNK] = weight[group * group_size + start + e % CHUNK];
-                }
-            }
-            __syncthreads();  // the chunk is there
-            if (mine() < groups) {
-#pragma unroll 1
-                for (unsigned c = 0; c < count; ++c) visit(chunk[threadIdx.x][c], start + c);
-            }
-        }
+    __device__ __forceinline__ float output(float w) const {
+        float used = floored(scale);
+        return rintf(fminf(fmaxf(w / used, qmin), qmax)) * used;
     }
 };
-
-// x^p of x >= 0. To a whole power up to 4 the nearest double, because x comes from a float and its
-// square is exact; else within some 1e-14, which can matter only between ranges that are as good.
-__device__ __forceinline__ double power(double x, double p) {
-    if (p == 1.0) return x;
-    if (p == 2.0) return x * x;
-    if (p == 3.0) return x * x * x;
-    if (p == 4.0) return (x * x) * (x * x);
-    return x == 0.0 ? 0.0 : exp2(p * log2(x));
-}
-
-// sum |w - fake_quantize(w)|^p, in f64 so that close ranges are told apart.
-__device__ double error_of(const Groups& all, float scale, float qmin, float qmax, double p) {
-    float used = scale < SCALE_FLOOR ? SCALE_FLOOR : scale;
-    double error = 0.0;
-    all.each([&](float w, unsigned) {
-        float y = rintf(fminf(fmaxf(w / used, qmin), qmax)) * used;
-        error += power(fabsf(w - y), p);
-    });
-    return error;
-}
 
 // The first of the ranges k * absmax / steps with the least error.
 __device__ float best_range(const Groups& all, float absmax, float qmin, float qmax, double p,
                             word steps) {
-    double least = __longlong_as_double(0x7ff0000000000000);
-    float best = 0.0f;
-    for (word k = 1; k <= steps; ++k) {
+    auto part = [&](word k) {
         float scale = static_cast<float>(k) * absmax / static_cast<float>(steps) / qmax;
-        double error = error_of(all, scale, qmin, qmax, p);
-        if (error < least) least = error, best = scale;
-    }
-    return best;
+        return Symmetric{scale, qmin, qmax};
+    };
+    return best_grid(all, Symmetric{0.0f, qmin, qmax}, part, p, steps).scale;
 }
 
 __device__ float reach(const Groups& all, float mean) {

@@ -2,6 +2,7 @@
 //! and the straight-through gradients. Eqs. (M4) to (M7).
 
 mod cpu;
+mod cuda;
 mod stored;
 
 use plumbline_reference::spec::LrQatSpec;

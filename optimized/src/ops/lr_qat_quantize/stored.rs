@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::ops::fake_quantize::floored;
 use crate::ops::{prefix, refuse_non_finite};
 
-const NAME: &str = "lr_qat_downcast";
+pub(super) const NAME: &str = "lr_qat_downcast";
 
 /// A frozen weight `[out, in]` in units of its first grid, as it is kept between steps. Eq. (M4).
 pub enum StoredWeight<B: Storage + ?Sized> {
@@ -170,10 +170,7 @@ pub(super) fn lowest_codes(
 ) -> Result<Vec<f32>> {
     let Some(zero_point) = zero_point else { return Ok(vec![spec.qmin() as f32; groups]) };
     let zero_point = prefix(NAME, "zero_point", zero_point, groups)?;
-    if spec.bits().count() == 8 {
-        let reason = "bits is 8, expected 2 to 7 with a zero_point";
-        return Err(Error::Invalid(reason.into()));
-    }
+    check_zero_point_bits(spec)?;
     let largest = spec.unsigned_max();
     let is_code = |z: f32| z == z.trunc() && (0.0..=largest as f32).contains(&z);
     if let Some(index) = zero_point.iter().position(|z| !is_code(*z)) {
@@ -187,8 +184,17 @@ pub(super) fn lowest_codes(
     Ok(zero_point.iter().map(|zero_point| 0.0 - zero_point).collect())
 }
 
+/// Refuses zero points where a code less one of them needs more than a byte.
+pub(super) fn check_zero_point_bits(spec: QuantSpec) -> Result<()> {
+    if spec.bits().count() == 8 {
+        let reason = "bits is 8, expected 2 to 7 with a zero_point";
+        return Err(Error::Invalid(reason.into()));
+    }
+    Ok(())
+}
+
 /// Steps of `fixed8` in one step of the grid.
-fn fixed_unit(spec: QuantSpec) -> f32 {
+pub(super) fn fixed_unit(spec: QuantSpec) -> f32 {
     f32::from(1_u16 << (8 - spec.bits().count()))
 }
 

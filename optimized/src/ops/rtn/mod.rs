@@ -1,6 +1,7 @@
 //! `rtn`: round to nearest, the grid of every group from its weights alone. Eq. (Q13).
 
 mod cpu;
+mod cuda;
 
 use plumbline_reference::spec::{QuantSpec, RtnSpec};
 
