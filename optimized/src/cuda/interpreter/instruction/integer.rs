@@ -260,7 +260,7 @@ mod tests {
         let (a, b) = (s32(-3), 0x8000_0001);
         assert_eq!(
             apply("mul.lo.s32", &[a, b]),
-            (0x8000_0001u32).wrapping_mul(-3i32 as u32).into()
+            u64::from((0x8000_0001u32).wrapping_mul(-3i32 as u32))
         );
         assert_eq!(apply("mul.hi.u32", &[u32::MAX.into(), u32::MAX.into()]), 0xFFFF_FFFE);
         assert_eq!(apply("mul.hi.s32", &[s32(-1), 1]), s32(-1));
