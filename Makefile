@@ -1,6 +1,6 @@
 # Two commands matter: `make demo` runs the main job, `make test` the tests. Each sets itself up.
 
-.PHONY: demo test lint doc check-golden bench peers ptx check-ptx registers openblas
+.PHONY: demo test lint doc check-golden bench peers ptx check-ptx registers gpu-bundle openblas
 
 # Needs Rust and a linker, nothing else.
 demo:
@@ -46,6 +46,19 @@ $(CUDA_VENV)/installed: optimized/src/cuda/requirements.txt
 	python3 -m venv $(CUDA_VENV)
 	$(CUDA_VENV)/bin/pip install -q --no-deps -r $<
 	touch $@
+
+# One folder that judges and times the CUDA backend where there is a driver and no Rust.
+BUNDLE = target/gpu-bundle
+gpu-bundle: openblas
+	cargo build --release -p plumbline -p plumbline-conformance -p plumbline-benches --bins
+	rm -rf $(BUNDLE) && mkdir -p $(BUNDLE)/lib
+	cargo bench -q -p plumbline-benches --bench l4q_linear --no-run --message-format=json \
+	  | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | xargs -I{} cp {} $(BUNDLE)/l4q_linear_bench
+	cp target/release/plumbline target/release/conform target/release/l4q_linear $(BUNDLE)
+	ldd $(BUNDLE)/conform | sed -n 's/.*=> \(.*\(openblas\|gfortran\|quadmath\).*\) (.*/\1/p' | xargs -I{} cp {} $(BUNDLE)/lib
+	strip $(BUNDLE)/plumbline $(BUNDLE)/conform $(BUNDLE)/l4q_linear $(BUNDLE)/l4q_linear_bench
+	cp -r golden benches/peers benches/gpu/run.sh $(BUNDLE)
+	du -sh $(BUNDLE)
 
 # Installs OpenBLAS only when a program cannot be linked with it.
 openblas:

@@ -1,18 +1,26 @@
-//! The L4Q linear layer in criterion: forward and backward, on the cpu backend and in the
-//! reference.
+//! The L4Q linear layer in criterion: forward and backward, on the backends that this machine has
+//! and in the reference.
 
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput};
 use ndarray::ArrayView2;
+use plumbline::backend::Backend;
 use plumbline::cpu::Cpu;
-use plumbline_benches::{Inputs, L4Q_LINEAR, LORA_SCALING, Layer, Shape};
+use plumbline::cuda::{Cuda, Gpu};
+use plumbline_benches::{Inputs, L4Q_LINEAR, LLAMA_2_7B, LORA_SCALING, Layer, Shape};
 use plumbline_reference::methods::l4q::L4q;
 use plumbline_reference::spec::GradScale;
 
 fn main() {
     let mut criterion = Criterion::default().configure_from_args();
-    cpu(&mut criterion);
+    backend(&mut criterion, "cpu", &L4Q_LINEAR, || Cpu);
+    if Gpu::count() > 0 {
+        let gpu = || Gpu::new(0).and_then(Cuda::new).expect("the driver shows a GPU");
+        backend(&mut criterion, "cuda", &LLAMA_2_7B, gpu);
+    } else {
+        println!("l4q_linear/cuda: ignored, the driver shows no GPU");
+    }
     reference(&mut criterion);
     criterion.final_summary();
 }
@@ -22,19 +30,28 @@ fn tokens(shape: Shape) -> Throughput {
     Throughput::Elements(shape.tokens as u64)
 }
 
-fn cpu(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("l4q_linear/cpu");
+fn backend<B: Backend>(
+    criterion: &mut Criterion,
+    name: &str,
+    shapes: &[Shape],
+    open: impl Fn() -> B,
+) {
+    let mut group = criterion.benchmark_group(format!("l4q_linear/{name}"));
     group.sample_size(20);
-    for shape in L4Q_LINEAR {
+    for &shape in shapes {
         let inputs = Inputs::new(shape).expect("the shapes are valid");
-        let mut layer = Layer::new(Cpu, inputs).expect("the layer fits into memory");
+        let mut layer = Layer::new(open(), inputs).expect("the layer fits into memory");
         group.throughput(tokens(shape));
         group.bench_function(BenchmarkId::new("forward", shape), |bencher| {
-            bencher.iter(|| layer.forward().expect("the inputs are finite"));
+            bencher.iter(|| {
+                layer.forward().and_then(|()| layer.wait()).expect("the inputs are finite")
+            });
         });
         // Gradients add up from iteration to iteration, which costs what it costs in training.
         group.bench_function(BenchmarkId::new("backward", shape), |bencher| {
-            bencher.iter(|| layer.backward().expect("the inputs are finite"));
+            bencher.iter(|| {
+                layer.backward().and_then(|()| layer.wait()).expect("the inputs are finite")
+            });
         });
     }
     group.finish();

@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""The L4Q linear layer: PyTorch eager beside Plumbline, on this machine, alternately.
+"""The L4Q linear layer: PyTorch beside Plumbline, on this machine, alternately.
 
     python3 benches/peers/l4q_linear.py                  both, five rounds, a Markdown table
     python3 benches/peers/l4q_linear.py --only-torch     without the Rust binary
+    python3 benches/peers/l4q_linear.py --device cuda    projections of LLaMA-2 7B on a GPU
+    python3 benches/peers/l4q_linear.py --compiled       PyTorch through torch.compile
 
-One training step of one layer in f32 on the CPU: forward, then the gradients of x, lora_a, lora_b,
+One training step of one layer in f32: forward, then the gradients of x, lora_a, lora_b,
 scale and offset. The PyTorch side is what its user would write: the formulas in tensor operations,
 rounding passed straight through, and autograd for the rest. Before anything is timed it is checked
 against the golden cases of l4q.backward.
@@ -26,11 +28,12 @@ import time
 import tomllib
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
-TOKENS, RANK, BITS, LORA_SCALING = 512, 16, 4, 2.0
-SHAPES = [  # in, out, group
-    (576, 1536, 64),
-    (2048, 2048, 128),
-]
+RANK, BITS, LORA_SCALING = 16, 4, 2.0
+TOKENS = {"cpu": 512, "cuda": 2048}
+SHAPES = {  # in, out, group
+    "cpu": [(576, 1536, 64), (2048, 2048, 128)],
+    "cuda": [(4096, 4096, 128), (4096, 11008, 128)],
+}
 WARM_UP = 3
 
 
@@ -75,16 +78,17 @@ def layer_functions():
     return torch, l4q_linear
 
 
-def check_against_golden() -> None:
-    """Every case of l4q.backward without a gradient scale: the peer computes the same thing."""
+def check_against_golden(golden) -> None:
+    """Every case of l4q.backward with plain gradients: the peer computes the same thing."""
     torch, l4q_linear = layer_functions()
-    text = (REPOSITORY / "golden/l4q/l4q.backward.toml").read_text()
+    text = (golden / "l4q/l4q.backward.toml").read_text()
     checked = 0
     for case in tomllib.loads(text)["case"]:
         params = case["params"]
         has_grad_scale = params.get("grad_scale", "none") != "none"
         below_floor = case["id"] == "scale_below_the_floor"  # a PyTorch user's layer has no floor
-        if "out" not in case or has_grad_scale or below_floor:
+        other_mask = params.get("mask", "pre_round") != "pre_round"
+        if "out" not in case or has_grad_scale or below_floor or other_mask:
             continue
         tensors = {name: torch.tensor(values) for name, values in case["in"].items()}
         names = ("x", "lora_a", "lora_b", "scale", "offset")
@@ -108,7 +112,7 @@ def check_against_golden() -> None:
     assert checked >= 5, f"only {checked} golden cases were found"
 
 
-def layer_tensors(torch, in_features, out_features, group):
+def layer_tensors(torch, in_features, out_features, group, tokens):
     """A layer amid its training: lora_b is no longer zero and a few weights are clipped."""
     generator = torch.Generator().manual_seed(1)
 
@@ -120,13 +124,13 @@ def layer_tensors(torch, in_features, out_features, group):
     qmax = 2 ** (BITS - 1) - 1
     scale = torch.maximum(grouped.amax(-1) / qmax, -grouped.amin(-1) / (qmax + 1))
     return {
-        "x": normal(TOKENS, in_features, deviation=1.0),
+        "x": normal(tokens, in_features, deviation=1.0),
         "weight": weight,
         "lora_a": normal(RANK, in_features, deviation=in_features**-0.5),
         "lora_b": normal(out_features, RANK, deviation=0.002),
         "scale": scale,
         "offset": normal(*scale.shape, deviation=0.001),
-    }, normal(TOKENS, out_features, deviation=1.0)
+    }, normal(tokens, out_features, deviation=1.0)
 
 
 def worker(options) -> None:
@@ -134,7 +138,17 @@ def worker(options) -> None:
     torch, l4q_linear = layer_functions()
     torch.set_num_threads(options.threads)
     idle_rss = peak_rss()
-    tensors, d_y = layer_tensors(torch, options.in_features, options.out_features, options.group)
+    sizes = (options.in_features, options.out_features, options.group, TOKENS[options.device])
+    tensors, d_y = layer_tensors(torch, *sizes)
+    tensors = {name: tensor.to(options.device) for name, tensor in tensors.items()}
+    d_y = d_y.to(options.device)
+    if options.compiled:
+        l4q_linear = torch.compile(l4q_linear)
+
+    def wait():
+        if options.device == "cuda":
+            torch.cuda.synchronize()
+
     trained = [tensors[name] for name in tensors if name != "weight"]
     for tensor in trained:
         tensor.requires_grad_()
@@ -142,10 +156,13 @@ def worker(options) -> None:
     for repeat in range(WARM_UP + options.repeats):
         for tensor in trained:
             tensor.grad = None
+        wait()
         start = time.perf_counter()
         y = l4q_linear(**tensors, bits=BITS, lora_scaling=LORA_SCALING)
+        wait()
         middle = time.perf_counter()
         y.backward(d_y)
+        wait()
         end = time.perf_counter()
         if repeat >= WARM_UP:
             forward.append(middle - start)
@@ -186,13 +203,18 @@ def torch_command(shape, options):
     in_features, out_features, group = shape
     numbers = {"in": in_features, "out": out_features, "group": group, "repeats": options.repeats}
     arguments = [text for name, number in numbers.items() for text in (f"--{name}", str(number))]
-    return [sys.executable, __file__, "--worker", *arguments, "--threads", str(options.threads)]
+    arguments += ["--threads", str(options.threads), "--device", options.device]
+    compiled = ["--compiled"] if options.compiled else []
+    return [sys.executable, __file__, "--worker", *arguments, *compiled]
 
 
 def plumbline_command(shape, options):
     numbers = dict(zip(("in", "out", "group"), shape, strict=True))
-    numbers |= {"tokens": TOKENS, "rank": RANK, "bits": BITS, "repeats": options.repeats}
+    numbers |= {"tokens": TOKENS[options.device], "rank": RANK, "bits": BITS}
+    numbers |= {"repeats": options.repeats, "device": options.device}
     arguments = [text for name, number in numbers.items() for text in (f"--{name}", str(number))]
+    if options.binary:
+        return [str(options.binary), *arguments]
     # Not `cargo run`, which would wait for other builds between the rounds.
     target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", REPOSITORY / "target"))
     return [str(target / "release" / "l4q_linear"), *arguments]
@@ -261,11 +283,20 @@ def heading(options, torch_version) -> str:
     rustc = subprocess.run(["rustc", "--version"], capture_output=True, text=True)
     rust = rustc.stdout.strip() or "rustc not found"
     return (
-        f"{TOKENS} tokens, rank {RANK}, {BITS} bits, f32, {options.threads} threads on each side; "
+        f"{TOKENS[options.device]} tokens, rank {RANK}, {BITS} bits, f32 on {device(options)}, "
+        f"PyTorch {'compiled' if options.compiled else 'eager'}, {options.threads} threads a side; "
         f"{options.rounds} rounds of {options.repeats} repeats, sides alternating.\n"
         f"{processor()}, {os.cpu_count()} logical cores; PyTorch {torch_version}, "
         f"Python {platform.python_version()}, {rust}.\n"
     )
+
+
+def device(options) -> str:
+    if options.device == "cpu":
+        return "the processor"
+    import torch
+
+    return torch.cuda.get_device_name()
 
 
 def processor() -> str:
@@ -282,6 +313,10 @@ def parse_options():
     parser.add_argument("--rounds", type=int, default=5, help="pairs of processes a shape")
     parser.add_argument("--repeats", type=int, default=20, help="timed steps in a process")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", choices=list(SHAPES), default="cpu")
+    parser.add_argument("--compiled", action="store_true", help="PyTorch through torch.compile")
+    parser.add_argument("--binary", type=pathlib.Path, help="l4q_linear, already built")
+    parser.add_argument("--golden", type=pathlib.Path, default=REPOSITORY / "golden")
     parser.add_argument("--only-torch", action="store_true", help="leave the Rust binary out")
     parser.add_argument("--json", type=pathlib.Path, help="also write every record here")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
@@ -296,15 +331,16 @@ def main() -> int:
     if options.worker:
         worker(options)
         return 0
-    check_against_golden()
+    check_against_golden(options.golden)
+    shapes = SHAPES[options.device]
     try:
-        if not options.only_torch:
+        if not (options.only_torch or options.binary):
             subprocess.run(cargo("build"), cwd=REPOSITORY, check=True)
-        results = {shape: rounds(shape, options) for shape in SHAPES}
+        results = {shape: rounds(shape, options) for shape in shapes}
     except (subprocess.CalledProcessError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    first_record = results[SHAPES[0]][0][0]
+    first_record = results[shapes[0]][0][0]
     print(heading(options, first_record["torch"]))
     print(table(results))
     if options.json:

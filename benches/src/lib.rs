@@ -50,6 +50,26 @@ pub const L4Q_LINEAR: [Shape; 2] = [
     },
 ];
 
+/// Projections of LLaMA-2 7B, for GPUs.
+pub const LLAMA_2_7B: [Shape; 2] = [
+    Shape {
+        tokens: 2048,
+        in_features: 4096,
+        out_features: 4096,
+        rank: 16,
+        group_size: 128,
+        bits: 4,
+    },
+    Shape {
+        tokens: 2048,
+        in_features: 4096,
+        out_features: 11008,
+        rank: 16,
+        group_size: 128,
+        bits: 4,
+    },
+];
+
 impl std::fmt::Display for Shape {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}x{}_group_{}", self.in_features, self.out_features, self.group_size)
@@ -178,6 +198,15 @@ impl<B: Backend> Layer<B> {
         let Self { backend, tokens, layer, scratch, x, d_y, d_x, .. } = self;
         let call = BackwardCall::new(*tokens, x, d_y, d_x, Write::Replace);
         layer.backward(backend, call, scratch)
+    }
+
+    /// Returns when the device has done everything that it was asked so far.
+    ///
+    /// # Errors
+    /// When the device failed.
+    pub fn wait(&self) -> Result<()> {
+        self.backend.download(&self.y, 1)?;
+        Ok(())
     }
 
     /// Sets the gradients of the trained tensors to zero, as an optimizer step does.

@@ -39,9 +39,9 @@ fn every_mistake_is_noticed() {
     let cases = golden();
     let reach = Reach::of(&cases).unwrap();
     let only = std::env::var("KERNEL").ok();
-    let chosen = mutants().into_iter().filter(|mutant| {
-        only.as_deref().is_none_or(|only| only == mutant.module.name)
-    });
+    let chosen = mutants()
+        .into_iter()
+        .filter(|mutant| only.as_deref().is_none_or(|only| only == mutant.module.name));
     let fates: Vec<Fate> = chosen.map(|mutant| reach.fate(mutant).unwrap()).collect();
     let survivors: Vec<_> = fates.iter().filter(|fate| fate.killer.is_none()).collect();
     for fate in &fates {

@@ -13,7 +13,7 @@ use crate::ops;
 pub trait Storage: Send + Sync {
     /// 32-bit floats.
     type Floats: Send + Sync;
-    /// Codes, a byte each; of an unsigned grid, or packed, the byte is what counts and not its sign.
+    /// Codes, a byte each; where they are unsigned or packed, the byte counts and not its sign.
     type Codes: Send + Sync;
     /// The bits of 16-bit floats, read by nothing but the operations that they are made for.
     type Halves: Send + Sync;

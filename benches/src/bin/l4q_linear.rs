@@ -7,13 +7,15 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
+use plumbline::backend::Backend;
 use plumbline::cpu::Cpu;
+use plumbline::cuda::{Cuda, Gpu};
 use plumbline_benches::{Inputs, Layer, Shape};
 
 /// Steps before the clock counts.
 const WARM_UP: usize = 3;
 
-/// Times forward and backward of one L4Q linear layer on the cpu backend
+/// Times forward and backward of one L4Q linear layer
 #[derive(Parser)]
 struct Arguments {
     /// Inputs of the layer
@@ -37,6 +39,9 @@ struct Arguments {
     /// Timed steps; the medians are over these
     #[arg(long, value_parser = count)]
     repeats: usize,
+    /// cpu, or cuda for the first GPU
+    #[arg(long, default_value = "cpu", value_parser = ["cpu", "cuda"])]
+    device: String,
 }
 
 fn count(text: &str) -> Result<usize, String> {
@@ -47,7 +52,12 @@ fn count(text: &str) -> Result<usize, String> {
 }
 
 fn main() -> ExitCode {
-    match measure(&Arguments::parse()) {
+    let arguments = Arguments::parse();
+    let measured = match arguments.device.as_str() {
+        "cuda" => on_gpu(&arguments),
+        _ => measure(Cpu, &arguments),
+    };
+    match measured {
         Ok(record) => {
             println!("{record}");
             ExitCode::SUCCESS
@@ -59,8 +69,15 @@ fn main() -> ExitCode {
     }
 }
 
+fn on_gpu(arguments: &Arguments) -> Result<serde_json::Value, Box<dyn std::error::Error>> {
+    measure(Cuda::new(Gpu::new(0)?)?, arguments)
+}
+
 /// A step clears the gradients, then is timed: forward, then every gradient.
-fn measure(arguments: &Arguments) -> Result<serde_json::Value, Box<dyn std::error::Error>> {
+fn measure(
+    backend: impl Backend,
+    arguments: &Arguments,
+) -> Result<serde_json::Value, Box<dyn std::error::Error>> {
     let shape = Shape {
         tokens: arguments.tokens,
         in_features: arguments.in_features,
@@ -69,14 +86,17 @@ fn measure(arguments: &Arguments) -> Result<serde_json::Value, Box<dyn std::erro
         group_size: arguments.group,
         bits: arguments.bits,
     };
-    let mut layer = Layer::new(Cpu, Inputs::new(shape)?)?;
+    let mut layer = Layer::new(backend, Inputs::new(shape)?)?;
     let (mut forward, mut forward_backward) = (Vec::new(), Vec::new());
     for step in 0..WARM_UP + arguments.repeats {
         layer.clear_gradients()?;
+        layer.wait()?;
         let start = Instant::now();
         layer.forward()?;
+        layer.wait()?;
         let middle = start.elapsed();
         layer.backward()?;
+        layer.wait()?;
         let end = start.elapsed();
         if step >= WARM_UP {
             forward.push(middle.as_secs_f64());

@@ -131,7 +131,14 @@ impl Answer {
     }
 
     fn derive(&self, precision: Precision) -> Result<Bounds, String> {
-        let request = self.request.to_precision(Precision::F64);
+        let mut request = self.request.to_precision(Precision::F64);
+        // A grid that the subject chose is the one that its weights lie on.
+        for spec in request.op.outputs.iter().filter(|spec| matches!(spec.class, Class::Grid(_))) {
+            if let Some(chosen) = self.outputs.get(&*spec.name) {
+                let chosen = chosen.to_precision(Precision::F64);
+                request.inputs.insert(spec.name.to_string(), chosen);
+            }
+        }
         let codes = self.outputs.get("codes").and_then(Tensor::small_integers);
         let floats = self.outputs.values().map(|tensor| unit_of(tensor, precision));
         let evidence = Evidence {

@@ -73,7 +73,9 @@ pub const SLIPS: &[Slip] = &[
         name: "no_guard",
         what: "a condition is not asked: a tail is not masked, a loop runs once",
         modules: &[],
-        edit: |_, line| (line.trim_start().starts_with('@') && line.contains("bra")).then(String::new),
+        edit: |_, line| {
+            (line.trim_start().starts_with('@') && line.contains("bra")).then(String::new)
+        },
     },
     Slip {
         name: "truncated_codes",
@@ -98,13 +100,13 @@ pub const SLIPS: &[Slip] = &[
             let [to, a, b] = operands(is(line, "add.rn.f32").then_some(line)?)?;
             let product = |of: &str| {
                 let made = before.iter().rev().take_while(|line| !line.ends_with(':'));
-                let [_, x, y] =
-                    made.filter(|line| is(line, "mul.rn.f32")).find_map(|line| {
-                        operands(line).filter(|[to, ..]| to == of)
-                    })?;
+                let [_, x, y] = made
+                    .filter(|line| is(line, "mul.rn.f32"))
+                    .find_map(|line| operands(line).filter(|[to, ..]| to == of))?;
                 Some((x, y))
             };
-            let ((x, y), other) = product(&a).zip(Some(&b)).or_else(|| product(&b).zip(Some(&a)))?;
+            let ((x, y), other) =
+                product(&a).zip(Some(&b)).or_else(|| product(&b).zip(Some(&a)))?;
             Some(format!("fma.rn.f32 {to}, {x}, {y}, {other};"))
         },
     },
@@ -124,7 +126,11 @@ pub const SLIPS: &[Slip] = &[
 /// Whether a line holds this instruction, with or without a guard.
 fn is(line: &str, instruction: &str) -> bool {
     let line = line.trim_start();
-    let line = if line.starts_with('@') { line.split_once(char::is_whitespace).map_or("", |l| l.1) } else { line };
+    let line = if line.starts_with('@') {
+        line.split_once(char::is_whitespace).map_or("", |l| l.1)
+    } else {
+        line
+    };
     line.trim_start().starts_with(instruction)
 }
 
@@ -223,7 +229,11 @@ impl fmt::Display for Fate {
         let verdict = if killer.is_some() { "killed" } else { "SURVIVED" };
         let killer = killer.as_deref().unwrap_or(instruction);
         let name = slip.name;
-        write!(f, "{verdict} {name} {}.ptx:{ptx_line} {entry} {source} {cases} {killer}", module.name)
+        write!(
+            f,
+            "{verdict} {name} {}.ptx:{ptx_line} {entry} {source} {cases} {killer}",
+            module.name
+        )
     }
 }
 
@@ -270,9 +280,10 @@ impl<'a> Reach<'a> {
         let edited = Module { name, source, ptx: mutant.ptx.clone().leak() };
         let interpreter = Interpreter::new().budget(BUDGET).replacing(Box::leak(Box::new(edited)));
         let mut subject = interpreted(backend(interpreter)?);
-        let kernel = self.cases.iter().find(|((module, entry), _)| {
-            *module == name && *entry == mutant.entry
-        });
+        let kernel = self
+            .cases
+            .iter()
+            .find(|((module, entry), _)| *module == name && *entry == mutant.entry);
         let (mut tried, mut killer) = (0, None);
         for case in kernel.into_iter().flat_map(|(_, cases)| cases) {
             tried += 1;

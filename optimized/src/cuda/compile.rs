@@ -99,7 +99,19 @@ pub fn compile(module: &Module) -> Result<String, String> {
         return Err(program.text(sys::nvrtcGetProgramLogSize, sys::nvrtcGetProgramLog)?);
     }
     let ptx = program.text(sys::nvrtcGetPTXSize, sys::nvrtcGetPTX)?;
-    Ok(format!("{}\n{}", stamp(module), ptx.trim_end_matches('\0')))
+    let lines = ptx.trim_end_matches('\0').lines().map(without_folder);
+    Ok(format!("{}\n{}\n", stamp(module), lines.collect::<Vec<_>>().join("\n")))
+}
+
+/// The compiler puts the folder that it ran in before the names of its sources: the same source
+/// would give other bytes elsewhere.
+fn without_folder(line: &str) -> String {
+    match (line.trim_start().strip_prefix(".file"), line.split_once('"')) {
+        (Some(_), Some((head, path))) => {
+            format!("{head}\"{}", path.rsplit('/').next().unwrap_or(path))
+        }
+        _ => line.to_owned(),
+    }
 }
 
 /// A program of the library, given back when dropped.
@@ -132,5 +144,19 @@ fn check(result: sys::nvrtcResult) -> Result<(), String> {
     match result {
         sys::nvrtcResult::NVRTC_SUCCESS => Ok(()),
         other => Err(format!("libnvrtc: {other:?}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::without_folder;
+
+    #[test]
+    fn only_the_folder_of_a_source_goes() {
+        assert_eq!(
+            without_folder("\t.file\t2 \"/a/b c/kernels.cuh\""),
+            "\t.file\t2 \"kernels.cuh\""
+        );
+        assert_eq!(without_folder("\tadd.s32 \t%r1, %r2, 1;"), "\tadd.s32 \t%r1, %r2, 1;");
     }
 }

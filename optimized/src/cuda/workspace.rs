@@ -35,6 +35,7 @@ impl<L: Launcher> Workspace<L> {
         if kept.as_ref().is_none_or(|(_, len)| *len < words) {
             // The old one goes before the new one comes.
             *kept = None;
+            // Elements so narrow that those of a word may be several threads'.
             let bytes = self.element_bytes;
             *kept = Some((launcher.zeros(words * 8 / bytes, bytes)?, words));
         }

@@ -2,10 +2,10 @@
 
 use super::block::Block;
 use super::code::{Address, Op, Space, Transfer, Update};
-use super::decode::{LOCAL_WINDOW, SHARED_WINDOW};
 use super::fault::Broken;
 use super::instruction::Lanes;
 use super::memory::Intent;
+use super::operands::{LOCAL_WINDOW, SHARED_WINDOW};
 use super::race::Actor;
 use super::registers::lanes;
 use super::shared::Want;
@@ -204,7 +204,8 @@ impl Warp {
         match inside {
             Some(start) if start % bytes == 0 => Ok(lane * size + start),
             _ => Err(format!(
-                "out of bounds or misaligned: {bytes} bytes at byte {address} of {size} of local memory"
+                "out of bounds or misaligned: {bytes} bytes at byte {address} of {size} of a \
+                 thread's own memory"
             )),
         }
     }
@@ -229,7 +230,7 @@ impl Warp {
                 word.copy_from_slice(&(spot.load(4 * i, 4) as u32).to_le_bytes());
             }
         } else {
-            if from % bytes as u64 != 0 {
+            if from & (bytes as u64 - 1) != 0 {
                 return Err(format!("misaligned: an asynchronous copy of {bytes} bytes"));
             }
             for (i, byte) in data[..present].iter_mut().enumerate() {

@@ -2,8 +2,9 @@
 
 use super::code::{Op, Register, Shuffle, Space, Transfer, Update, Vote};
 use super::declare::immediate;
-use super::decode::{Decoder, LOCAL_WINDOW, SHARED_WINDOW, exactly};
+use super::decode::exactly;
 use super::instruction::{Arithmetic, Product, arithmetic};
+use super::operands::{Decoder, LOCAL_WINDOW, SHARED_WINDOW};
 
 /// Hints about caches, and orders that the interpreter keeps anyway.
 const HINTS: &[&str] = &[

@@ -75,7 +75,7 @@ impl Buffer {
 
     /// Reads bytes that lie inside.
     pub(crate) fn read(&self, start: usize, bytes: &mut [u8]) {
-        if start % 4 == 0 {
+        if start.is_multiple_of(4) {
             let words = &self.words[start / 4..];
             for (chunk, word) in bytes.chunks_mut(4).zip(words) {
                 chunk.copy_from_slice(&word.load(Relaxed).to_le_bytes()[..chunk.len()]);
@@ -89,7 +89,7 @@ impl Buffer {
 
     /// Writes bytes that lie inside.
     pub(crate) fn write(&mut self, start: usize, bytes: &[u8]) {
-        if start % 4 == 0 {
+        if start.is_multiple_of(4) {
             let whole = bytes.len() / 4 * 4;
             for (chunk, word) in bytes.chunks_exact(4).zip(&mut self.words[start / 4..]) {
                 *word.get_mut() = u32::from_le_bytes([chunk[0], chunk[1], chunk[2], chunk[3]]);

@@ -1,8 +1,8 @@
 //! An interpreter of compiled kernels that checks what a device does not: `docs/interpreter.md`.
 //!
-//! [`parse`] takes the text apart, [`decode`] turns a kernel into instructions on numbered registers,
-//! [`block`] runs a block's warps in turns, [`warp`] an instruction for 32 lanes at a time.
-//! [`memory`], [`shared`] and [`race`] watch every access.
+//! [`parse`] takes the text apart, [`decode`] turns a kernel into instructions on numbered
+//! registers, [`block`] runs a block's warps in turns, [`warp`] an instruction for 32 lanes at a
+//! time. [`memory`], [`shared`] and [`race`] watch every access.
 
 mod access;
 mod block;
@@ -15,6 +15,7 @@ mod decode_memory;
 mod fault;
 mod instruction;
 mod memory;
+mod operands;
 mod order;
 mod parse;
 mod race;
@@ -305,8 +306,8 @@ fn names(source: &str, entry: &str, count: usize) -> Vec<String> {
         let names: Vec<String> = rest[..rest.find(')')?]
             .split(',')
             .filter_map(|parameter| {
-                let words = parameter.split(|c: char| !c.is_alphanumeric() && c != '_');
-                words.filter(|word| !word.is_empty()).next_back().map(str::to_owned)
+                let mut words = parameter.split(|c: char| !c.is_alphanumeric() && c != '_');
+                words.rfind(|word| !word.is_empty()).map(str::to_owned)
             })
             .collect();
         (names.len() == count).then_some(names)
@@ -319,8 +320,22 @@ mod tests {
     use super::*;
 
     #[test]
+    fn every_kernel_of_the_program_is_understood() {
+        for module in crate::cuda::MODULES {
+            let text = parse::parse(module.ptx).unwrap();
+            assert!(!text.entries.is_empty(), "{}", module.name);
+            for entry in &text.entries {
+                if let Err(reason) = decode::decode(&text, &entry.name) {
+                    panic!("{}.cu: {reason}", module.name);
+                }
+            }
+        }
+    }
+
+    #[test]
     fn names_come_from_the_source() {
-        let source = "// f(a)\nvoid f_backward(int x) {}\nvoid f(const float* gate,  // [len], (x)\n  word len) {}";
+        let source = "// f(a)\nvoid f_backward(int x) {}\n\
+                      void f(const float* gate,  // [len], (x)\n  word len) {}";
         assert_eq!(names(source, "f", 2), ["gate", "len"]);
         assert_eq!(names(source, "g", 1), ["argument 0"]);
     }

@@ -1,8 +1,8 @@
 //! The order in which a launch's blocks and warps run.
 //!
-//! A device promises none. The natural order runs blocks and warps by their index, each warp until it
-//! has to wait; a seeded one permutes the blocks, permutes the warps anew each time all had a turn,
-//! and ends turns at random.
+//! A device promises none. The natural order runs blocks and warps by their index, each warp until
+//! it has to wait; a seeded one permutes the blocks, permutes the warps anew each time all had a
+//! turn, and ends turns at random.
 
 /// An order. Equal seeds give equal orders, for any number of threads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -220,8 +220,10 @@ impl Parser {
             let (kind, names) = word(registers.trim());
             for name in names.split(',') {
                 let name = name.trim();
-                let name = name.split('<').next().unwrap_or(name).to_owned();
-                let name = self.local(&name);
+                if name.contains('<') && !self.scopes.is_empty() {
+                    return Err("numbered registers inside of braces are not supported".to_owned());
+                }
+                let name = self.local(name.split('<').next().unwrap_or(name));
                 let entry = self.entry.as_mut().ok_or("a register outside of a kernel")?;
                 entry.registers.push((name, kind.trim_start_matches('.').to_owned()));
             }

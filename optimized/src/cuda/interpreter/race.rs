@@ -1,7 +1,7 @@
 //! Which accesses of one launch are ordered, and which are a race.
 //!
-//! Every piece of memory has a [`Cell`] that remembers its last write and the reads since. Time in a
-//! block is a counter, the tick, that grows with every synchronisation: an access from before the
+//! Every piece of memory has a [`Cell`] that remembers its last write and the reads since. Time in
+//! a block is a counter, the tick, that grows with every synchronisation: an access from before the
 //! block's last barrier is ordered before everything after it, one from before the warp's last
 //! `bar.warp.sync` before everything of that warp. Accesses of two blocks of a launch are never
 //! ordered. A block of a launch has a number of its own, its token, which grows from launch to

@@ -70,6 +70,8 @@ impl Warp {
     pub(super) fn begin(&mut self, present: u32) {
         self.registers.clear();
         self.copies.clear();
+        // What an earlier block left must not look like a value.
+        self.local.fill(0xFF);
         (self.pc, self.active, self.present) = (0, present, present);
         (self.exited, self.waiting, self.since, self.steps) = (0, 0, 0, 0);
         self.next_parked = usize::MAX;

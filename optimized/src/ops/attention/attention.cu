@@ -91,18 +91,21 @@ __device__ __forceinline__ void backward_rows(const Place& place, const float* q
     const unsigned seen = place.visible(min(row + 64, rows) - 1);
     Pack<4> result[8][C] = {};
     float own_delta[8], own_saved[8];
+    // Lane i sums row i in the order of the dot products below: where a row sees one key, delta is
+    // its product to the bit, and nothing flows back through the score.
+    float sum = 0.0f;
+    const unsigned lane_row = row + down + 8 * across;
+    if (across < 8 && lane_row < rows) {
+        const word first = place.vector<QUERY>(lane_row);
+        for (unsigned c = 0; c < place.head_dim; c++) {
+            sum = __fmaf_rn(d_output[first + c], output[first + c], sum);
+        }
+        delta[place.saved(lane_row)] = sum;
+    }
     for (unsigned i = 0; i < 8; i++) {
         const unsigned r = row + down + 8 * i;
-        float sum = 0.0f;
-        if (r < rows) {
-            const word first = place.vector<QUERY>(r);
-            for (unsigned c = across; c < place.head_dim; c += 16) {
-                sum = __fmaf_rn(d_output[first + c], output[first + c], sum);
-            }
-        }
-        own_delta[i] = row_sum(sum);
+        own_delta[i] = __shfl_sync(0xffffffffu, sum, i, 16);
         own_saved[i] = r < rows ? log_sum_exp[place.saved(r)] : 0.0f;
-        if (across == 0 && r < rows) delta[place.saved(r)] = own_delta[i];
     }
     for (unsigned key = 0; key < seen; key += 32) {
         float p[8][2], d_score[8][2];

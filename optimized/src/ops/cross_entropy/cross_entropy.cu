@@ -7,9 +7,6 @@
 // Host guarantees: targets are ignore_index or in 0..vocab_size; blocks of whole warps.
 #include "kernels.cuh"
 
-// Below every finite logit, and unlike -inf it may be subtracted from itself.
-const float LOWEST = -3.402823466e38f;
-
 __device__ __forceinline__ float block_max(float value) {
     __shared__ float of_warp[32];
     for (unsigned distance = 16; distance > 0; distance /= 2) {
@@ -31,7 +28,8 @@ struct LogSumExp {
 // the block then agrees on the largest of all.
 template <unsigned WIDTH>
 __device__ __forceinline__ LogSumExp log_sum_exp(const float* row, unsigned vocab_size) {
-    float max = LOWEST, sum = 0.0f;
+    // No finite logit is below, and unlike -inf it may be subtracted from itself.
+    float max = -3.402823466e38f, sum = 0.0f;
     for (unsigned v = WIDTH * threadIdx.x; v < vocab_size; v += WIDTH * blockDim.x) {
         Pack<WIDTH> logits = pack<WIDTH>(row + v);
         float larger = max;

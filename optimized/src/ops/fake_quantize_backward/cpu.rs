@@ -74,7 +74,7 @@ impl FakeQuantizeBackward for Cpu {
     }
 }
 
-/// Adds the gradients of the factors of an update whose gradient is `d_weight [out, in]`. Eq. (A1b).
+/// Adds the gradients of the factors of an update, from its own `d_weight [out, in]`. Eq. (A1b).
 pub(crate) fn low_rank_gradients(
     operation: &'static str,
     low_rank: &LowRank<'_, Vec<f32>>,

@@ -23,6 +23,7 @@ struct LrQat : LowRank {
     unsigned stored;
     unsigned live;           // the weight is divided by the scale
     unsigned rounds_update;  // and not the sum
+    unsigned pre_round;      // the mask looks at the argument before it is rounded
     float qmin, steps;       // of the grid
     float unit;              // steps of FIXED8 in one of the grid
 };
@@ -63,27 +64,34 @@ __device__ __forceinline__ void read(const LrQat& q, unsigned row, unsigned colu
     }
 }
 
-// The lane's arguments on their way to the codes.
+// One weight on its way to its code.
+struct Rounded {
+    float inner;   // as stored, in units of the grid
+    float value;   // rounded
+    float tested;  // what the mask looks at
+    float code;    // still a float
+};
+
+// The lane's weights, and what was wrong with them.
 template <unsigned C>
 struct Rounding {
-    float inner[ROWS][C];     // stored weights in units of the grid
-    float argument[ROWS][C];  // inner + lora_scaling * (lora_b @ lora_a)
-    float rounded[ROWS][C];
-    float scale[ROWS];  // floored
-    float low[ROWS];    // smallest code
-    bool sound;         // all inputs and arguments; a kernel adds its results
-    bool overflows;     // an argument is not finite
+    float stored[ROWS][C];
+    float update[ROWS][C];  // lora_b @ lora_a
+    float scale[ROWS];      // floored
+    float low[ROWS];        // smallest code
+    bool sound;             // all inputs and arguments; a kernel adds its results
+    bool overflows;         // an argument is not finite
 
     template <unsigned STORED>
     __device__ __forceinline__ void read_rows(const LrQat& q, const Tile<C>& tile) {
         for (unsigned i = 0; i < ROWS; ++i) {
-            read<STORED>(q, tile.row_of(q, i), tile.column, low[i] - q.qmin, inner[i]);
+            read<STORED>(q, tile.row_of(q, i), tile.column, low[i] - q.qmin, stored[i]);
         }
     }
 
     __device__ __forceinline__ Rounding(const LrQat& q, const Tile<C>& tile)
         : sound(true), overflows(false) {
-        low_rank_sums<C>(q, tile, argument);
+        low_rank_sums<C>(q, tile, update);
         for (unsigned i = 0; i < ROWS; ++i) {
             scale[i] = q.scale[tile.group_at(q, i)];
             sound &= isfinite(scale[i]);
@@ -102,26 +110,25 @@ struct Rounding {
             case FIXED8: read_rows<FIXED8>(q, tile); break;
             default: read_rows<INT>(q, tile); break;
         }
-        for (unsigned i = 0; i < ROWS; ++i) {
-            for (unsigned c = 0; c < C; ++c) {
-                if (q.live) inner[i][c] /= scale[i];
-                float delta = q.lora_scaling * argument[i][c];
-                argument[i][c] = inner[i][c] + delta;
-                rounded[i][c] = q.rounds_update ? inner[i][c] + rintf(delta) : rintf(argument[i][c]);
-                bool finite = isfinite(argument[i][c]);
-                sound &= finite;
-                overflows |= !finite && tile.has(q, i);
-            }
-        }
+    }
+
+    __device__ __forceinline__ Rounded at(const LrQat& q, const Tile<C>& tile, unsigned i,
+                                          unsigned c) {
+        Rounded one;
+        one.inner = q.live ? stored[i][c] / scale[i] : stored[i][c];
+        float delta = q.lora_scaling * update[i][c];
+        float argument = one.inner + delta;
+        one.value = q.rounds_update ? one.inner + rintf(delta) : rintf(argument);
+        one.tested = q.pre_round ? argument : one.value;
+        // Adding zero makes a negative zero positive: a code is an integer and has one zero.
+        one.code = fminf(fmaxf(one.value, low[i]), low[i] + q.steps) + 0.0f;
+        sound &= isfinite(argument);
+        overflows |= !isfinite(argument) && tile.has(q, i);
+        return one;
     }
 
     static __device__ __forceinline__ bool is_code(const LrQat& q, float z) {
         return z == truncf(z) && z >= 0.0f && z <= q.steps;
-    }
-
-    // Still a float. Adding zero makes a negative zero positive: a code has one zero.
-    __device__ __forceinline__ float code(const LrQat& q, unsigned i, unsigned c) const {
-        return fminf(fmaxf(rounded[i][c], low[i]), low[i] + q.steps) + 0.0f;
     }
 
     // Tells the host what is wrong, in the order of the cpu backend: the inputs; an argument; the
@@ -152,7 +159,7 @@ __device__ __forceinline__ void quantize_tile(const LrQat& q, T* output, signed 
         float code[C];
         T y[C];
         for (unsigned c = 0; c < C; ++c) {
-            code[c] = rounding.code(q, i, c);
+            code[c] = rounding.at(q, tile, i, c).code;
             y[c] = rounded<T>(code[c] * rounding.scale[i]);
             rounding.sound &= isfinite(widened(y[c]));
         }
@@ -163,8 +170,8 @@ __device__ __forceinline__ void quantize_tile(const LrQat& q, T* output, signed 
 }
 
 template <unsigned C>
-__device__ __forceinline__ void mask_tile(const LrQat& q, unsigned pre_round, float* d_output,
-                                          Pack<1>* partial, word* status, unsigned first) {
+__device__ __forceinline__ void mask_tile(const LrQat& q, float* d_output, Pack<1>* partial,
+                                          word* status, unsigned first) {
     Tile<C> tile(q);
     Rounding<C> rounding(q, tile);
     // No stand-ins here: another lane writes what it masked.
@@ -173,14 +180,14 @@ __device__ __forceinline__ void mask_tile(const LrQat& q, unsigned pre_round, fl
         if (tile.has(q, i)) load(d_output + tile.at(q, i), d[i]);
     }
     GroupLanes lanes(tile.inside ? tile.group : ~0u);
+#pragma unroll  // else the rows' values would lie in memory
     for (unsigned i = 0; i < ROWS; ++i) {
         Pack<1> sum = {};
         for (unsigned c = 0; c < C; ++c) {
-            float tested = pre_round ? rounding.argument[i][c] : rounding.rounded[i][c];
+            Rounded one = rounding.at(q, tile, i, c);
             float low = rounding.low[i];
-            bool in_range = tested >= low && tested <= low + q.steps;
-            float inner = q.live && in_range ? rounding.inner[i][c] : 0.0f;
-            sum.at[0] += d[i][c] * (rounding.code(q, i, c) - inner);
+            bool in_range = one.tested >= low && one.tested <= low + q.steps;
+            sum.at[0] += d[i][c] * (one.code - (q.live && in_range ? one.inner : 0.0f));
             d[i][c] = in_range ? rounding.scale[i] * d[i][c] : 0.0f;
         }
         lanes.add_up(sum);
@@ -192,26 +199,27 @@ __device__ __forceinline__ void mask_tile(const LrQat& q, unsigned pre_round, fl
 }
 
 // One entry for each type of the output.
-#define LR_QAT_QUANTIZE(NAME, T)                                                                 \
-    extern "C" __global__ void NAME(                                                             \
-        const float* lora_a,                               /* [rank, in] */                      \
-        const float* lora_b,                               /* [out, rank] */                     \
-        unsigned out, unsigned width, unsigned groups, unsigned rank, float lora_scaling,        \
-        const void* weight,                                /* [out, in] as stored */             \
-        const float* scale,                                /* [out, groups] */                   \
-        const float* zero_point, unsigned has_zero_point,  /* [out, groups], else nothing */     \
-        unsigned stored, unsigned live, unsigned rounds_update, float qmin, float steps, float unit,\
-        T* output,                                     /* [out, in] */                           \
-        signed char* codes, unsigned wants_codes,          /* [out, in], else nothing */         \
-        word* status, unsigned first) {                                                          \
-        LrQat q = {{lora_a, lora_b, out, width, groups, rank, lora_scaling},                     \
-                   weight, scale, zero_point, has_zero_point,                                    \
-                   stored, live,  rounds_update, qmin, steps, unit};                             \
-        if (by_four(width / groups)) {                                                           \
-            quantize_tile<4>(q, output, codes, wants_codes, status, first);                      \
-        } else {                                                                                 \
-            quantize_tile<1>(q, output, codes, wants_codes, status, first);                      \
-        }                                                                                        \
+#define LR_QAT_QUANTIZE(NAME, T)                                                                \
+    extern "C" __global__ void NAME(                                                            \
+        const float* lora_a, /* [rank, in] */                                                   \
+        const float* lora_b, /* [out, rank] */                                                  \
+        unsigned out, unsigned width, unsigned groups, unsigned rank, float lora_scaling,       \
+        const void* weight,                               /* [out, in] as stored */             \
+        const float* scale,                               /* [out, groups] */                   \
+        const float* zero_point, unsigned has_zero_point, /* [out, groups], else nothing */     \
+        unsigned stored, unsigned live, unsigned rounds_update, float qmin, float steps,        \
+        float unit,                                                                             \
+        T* output,                                        /* [out, in] */                       \
+        signed char* codes, unsigned wants_codes,         /* [out, in], else nothing */         \
+        word* status, unsigned first) {                                                         \
+        LrQat q = {{lora_a, lora_b, out, width, groups, rank, lora_scaling},                    \
+                   weight, scale, zero_point, has_zero_point,                                   \
+                   stored, live,  rounds_update, 0, qmin, steps, unit};                         \
+        if (by_four(width / groups)) {                                                          \
+            quantize_tile<4>(q, output, codes, wants_codes, status, first);                     \
+        } else {                                                                                \
+            quantize_tile<1>(q, output, codes, wants_codes, status, first);                     \
+        }                                                                                       \
     }
 LR_QAT_QUANTIZE(lr_qat_quantize, float)
 LR_QAT_QUANTIZE(lr_qat_quantize_bf16, bf16)
@@ -230,11 +238,11 @@ extern "C" __global__ void lr_qat_quantize_backward(
     word* status, unsigned first) {
     LrQat q = {{lora_a, lora_b, out, width, groups, rank, lora_scaling},
                weight, scale, zero_point, has_zero_point,
-               stored, live,  rounds_update, qmin, steps, unit};
+               stored, live,  rounds_update, pre_round, qmin, steps, unit};
     if (by_four(width / groups)) {
-        mask_tile<4>(q, pre_round, d_output, partial, status, first);
+        mask_tile<4>(q, d_output, partial, status, first);
     } else {
-        mask_tile<1>(q, pre_round, d_output, partial, status, first);
+        mask_tile<1>(q, d_output, partial, status, first);
     }
 }
 

@@ -176,7 +176,8 @@ pub(super) fn lowest_codes(
     if let Some(index) = zero_point.iter().position(|z| !is_code(*z)) {
         let value = zero_point[index];
         let reason = format!(
-            "{NAME}: zero_point is {value} at flat index {index}, expected an integer, 0 to {largest}"
+            "{NAME}: zero_point is {value} at flat index {index}, expected an integer, \
+             0 to {largest}"
         );
         return Err(Error::Invalid(reason));
     }

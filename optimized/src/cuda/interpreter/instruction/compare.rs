@@ -1,5 +1,7 @@
 //! Comparisons that make predicates.
 
+use std::cmp::Ordering;
+
 use super::{Lanes, Value};
 
 /// A comparison of two registers, one bit for each lane.
@@ -44,16 +46,20 @@ pub(in super::super) fn compare(comparison: &str, kind: &str) -> Option<Compare>
     macro_rules! float {
         ($t:ty) => {
             match comparison {
-                "ne" => lanes!($t, a, b => a < b || a > b),
-                "equ" => lanes!($t, a, b => !(a < b || a > b)),
-                "neu" => lanes!($t, a, b => a != b),
-                "ltu" => lanes!($t, a, b => !(a >= b)),
-                "leu" => lanes!($t, a, b => !(a > b)),
-                "gtu" => lanes!($t, a, b => !(a <= b)),
-                "geu" => lanes!($t, a, b => !(a < b)),
-                "num" => lanes!($t, a, b => !a.is_nan() && !b.is_nan()),
-                "nan" => lanes!($t, a, b => a.is_nan() || b.is_nan()),
-                "eq" | "lt" | "le" | "gt" | "ge" => ordered!($t),
+                "eq" => lanes!($t, a, b => a.partial_cmp(&b).is_some_and(Ordering::is_eq)),
+                "ne" => lanes!($t, a, b => a.partial_cmp(&b).is_some_and(Ordering::is_ne)),
+                "lt" => lanes!($t, a, b => a.partial_cmp(&b).is_some_and(Ordering::is_lt)),
+                "le" => lanes!($t, a, b => a.partial_cmp(&b).is_some_and(Ordering::is_le)),
+                "gt" => lanes!($t, a, b => a.partial_cmp(&b).is_some_and(Ordering::is_gt)),
+                "ge" => lanes!($t, a, b => a.partial_cmp(&b).is_some_and(Ordering::is_ge)),
+                "equ" => lanes!($t, a, b => a.partial_cmp(&b).is_none_or(Ordering::is_eq)),
+                "neu" => lanes!($t, a, b => a.partial_cmp(&b).is_none_or(Ordering::is_ne)),
+                "ltu" => lanes!($t, a, b => a.partial_cmp(&b).is_none_or(Ordering::is_lt)),
+                "leu" => lanes!($t, a, b => a.partial_cmp(&b).is_none_or(Ordering::is_le)),
+                "gtu" => lanes!($t, a, b => a.partial_cmp(&b).is_none_or(Ordering::is_gt)),
+                "geu" => lanes!($t, a, b => a.partial_cmp(&b).is_none_or(Ordering::is_ge)),
+                "num" => lanes!($t, a, b => a.partial_cmp(&b).is_some()),
+                "nan" => lanes!($t, a, b => a.partial_cmp(&b).is_none()),
                 _ => None,
             }
         };

@@ -1,8 +1,8 @@
 //! f32 sums and products with one rounding in a given direction.
 //!
-//! The product of two f32 is exact in f64. Its sum with a third is rounded to odd in f64 (an inexact
-//! result gets an odd last bit), which keeps what a second rounding to f32 needs to know: f64 has more
-//! than two bits beyond twice those of f32.
+//! The product of two f32 is exact in f64. Its sum with a third is rounded to odd in f64 (an
+//! inexact result gets an odd last bit), which keeps what a second rounding to f32 needs to know:
+//! f64 has more than two bits beyond twice those of f32.
 
 /// Direction of a rounding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,8 +89,8 @@ mod tests {
 
     #[test]
     fn a_sum_is_not_rounded_twice() {
-        // The product is 1 + 2^-11 + 2^-24, half way between two f32. The rest is far below the last
-        // bit of an f64 and decides.
+        // The product is 1 + 2^-11 + 2^-24, half way between two f32. The rest is far below the
+        // last bit of an f64 and decides.
         let (a, tiny) = (1.0 + 2.0f32.powi(-12), f32::from_bits(1));
         let even = 1.0 + 2.0f32.powi(-11);
         assert_eq!(fma(a, a, 0.0, Round::Nearest), even);

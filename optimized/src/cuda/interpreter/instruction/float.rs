@@ -38,12 +38,8 @@ fn exact_f32(opcode: &str) -> Option<Arithmetic> {
         "copysign.f32" => lanewise!(Two sign: f32, a: f32 => a.copysign(sign)),
         "min.f32" => lanewise!(Two a: f32, b: f32 => min(a, b)),
         "max.f32" => lanewise!(Two a: f32, b: f32 => -min(-a, -b)),
-        "min.NaN.f32" => {
-            lanewise!(Two a: f32, b: f32 => if a.is_nan() { a } else if b.is_nan() { b } else { min(a, b) })
-        }
-        "max.NaN.f32" => {
-            lanewise!(Two a: f32, b: f32 => if a.is_nan() { a } else if b.is_nan() { b } else { -min(-a, -b) })
-        }
+        "min.NaN.f32" => lanewise!(Two a: f32, b: f32 => nan_or_min(a, b)),
+        "max.NaN.f32" => lanewise!(Two a: f32, b: f32 => -nan_or_min(-a, -b)),
         _ => return None,
     })
 }
@@ -56,6 +52,12 @@ fn product(a: f32, b: f32, round: Round) -> f32 {
 #[inline(always)]
 fn min(a: f32, b: f32) -> f32 {
     if a < b || b.is_nan() || (a == b && a.is_sign_negative()) { a } else { b }
+}
+
+/// The smaller of two numbers; a NaN where one is.
+#[inline(always)]
+fn nan_or_min(a: f32, b: f32) -> f32 {
+    if a.is_nan() || b.is_nan() { f32::NAN } else { min(a, b) }
 }
 
 /// Flushes what is not normal to a zero of its sign.
@@ -122,8 +124,8 @@ fn double(opcode: &str) -> Option<Arithmetic> {
     })
 }
 
-/// The upper half of the bits, and zeros: what approximations in f64 read and write. Values that are
-/// not normal are flushed.
+/// The upper half of the bits, and zeros: what approximations in f64 read and write. Values that
+/// are not normal are flushed.
 fn upper(a: f64) -> f64 {
     let kept = f64::from_bits(a.to_bits() >> 32 << 32);
     if kept.abs() < f64::MIN_POSITIVE { 0.0f64.copysign(a) } else { kept }

@@ -90,24 +90,7 @@ pub(super) fn integer(opcode: &str) -> Option<Arithmetic> {
             "s32": i32 as u32, "u64": u64 as u64, "s64": i64 as u64; add),
         "sub" => typed!(kind; "u16": u16 as u16, "s16": i16 as u16, "u32": u32 as u32,
             "s32": i32 as u32, "u64": u64 as u64, "s64": i64 as u64; sub),
-        "mul" => typed!(kind; "lo.u16": u16 as u16, "lo.s16": i16 as u16, "lo.u32": u32 as u32,
-                "lo.s32": i32 as u32, "lo.u64": u64 as u64, "lo.s64": i64 as u64; mul_lo)
-        .or_else(|| {
-            typed!(kind; "hi.u16": u16 as u16, "hi.s16": i16 as i16,
-                "hi.u32": u32 as u32, "hi.s32": i32 as i32, "hi.s64": i64 as i64,
-                "hi.u64": u64 as u64; mul_hi)
-        })
-        .or_else(|| {
-            typed!(kind; "wide.u16": u16 as u32, "wide.s16": i16 as i32,
-                "wide.u32": u32 as u64, "wide.s32": i32 as i64; mul_wide)
-        }),
-        "mad" => typed!(kind; "lo.u16": u16 as u16, "lo.s16": i16 as i16, "lo.u32": u32 as u32,
-                "lo.s32": i32 as u32, "lo.u64": u64 as u64, "lo.s64": i64 as u64; mad_lo)
-        .or_else(|| typed!(kind; "hi.u32": u32 as u32, "hi.s32": i32 as i32; mad_hi))
-        .or_else(|| {
-            typed!(kind; "wide.u16": u16 as u32, "wide.s16": i16 as i32,
-                "wide.u32": u32 as u64, "wide.s32": i32 as i64; mad_wide)
-        }),
+        "mul" | "mad" => product(name, kind),
         "div" => typed!(kind; "u16": u16 as u16, "s16": i16 as u16, "u32": u32 as u32,
             "s32": i32 as u32, "u64": u64 as u64, "s64": i64 as u64; div),
         "rem" => typed!(kind; "u16": u16 as u16, "s16": i16 as u16, "u32": u32 as u32,
@@ -126,13 +109,30 @@ pub(super) fn integer(opcode: &str) -> Option<Arithmetic> {
         "xor" => typed!(kind; "b16": u16 as u16, "b32": u32 as u32, "b64": u64 as u64; xor),
         "not" => typed!(kind; "b16": u16 as u16, "b32": u32 as u32, "b64": u64 as u64; not),
         "shl" => typed!(kind; "b16": u16 as u16, "b32": u32 as u32, "b64": u64 as u64; shl),
+        "shr" if kind.starts_with('s') => typed!(kind; "s16": i16 as u16, "s32": i32 as u32,
+            "s64": i64 as u64; shr_signed),
         "shr" => typed!(kind; "b16": u16 as u16, "u16": u16 as u16, "b32": u32 as u32,
-                "u32": u32 as u32, "b64": u64 as u64, "u64": u64 as u64; shr_unsigned)
-        .or_else(|| {
-            typed!(kind; "s16": i16 as u16, "s32": i32 as u32,
-                "s64": i64 as u64; shr_signed)
-        }),
+            "u32": u32 as u32, "b64": u64 as u64, "u64": u64 as u64; shr_unsigned),
         _ => bits(opcode),
+    }
+}
+
+/// Products: the low half, the high half or all of their bits, perhaps with a third added.
+fn product(name: &str, kind: &str) -> Option<Arithmetic> {
+    let (half, kind) = kind.split_once('.')?;
+    match (name, half) {
+        ("mul", "lo") => typed!(kind; "u16": u16 as u16, "s16": i16 as u16, "u32": u32 as u32,
+            "s32": i32 as u32, "u64": u64 as u64, "s64": i64 as u64; mul_lo),
+        ("mul", "hi") => typed!(kind; "u16": u16 as u16, "s16": i16 as i16, "u32": u32 as u32,
+            "s32": i32 as i32, "u64": u64 as u64, "s64": i64 as i64; mul_hi),
+        ("mul", "wide") => typed!(kind; "u16": u16 as u32, "s16": i16 as i32, "u32": u32 as u64,
+            "s32": i32 as i64; mul_wide),
+        ("mad", "lo") => typed!(kind; "u16": u16 as u16, "s16": i16 as i16, "u32": u32 as u32,
+            "s32": i32 as u32, "u64": u64 as u64, "s64": i64 as u64; mad_lo),
+        ("mad", "hi") => typed!(kind; "u32": u32 as u32, "s32": i32 as i32; mad_hi),
+        ("mad", "wide") => typed!(kind; "u16": u16 as u32, "s16": i16 as i32, "u32": u32 as u64,
+            "s32": i32 as i64; mad_wide),
+        _ => None,
     }
 }
 
@@ -191,7 +191,8 @@ fn extract(a: u64, start: u32, len: u32, width: u32) -> u64 {
     if start >= width { 0 } else { a >> start & low_bits(len) }
 }
 
-/// The same, filled up with the field's topmost bit, or with the sign of `a` where the field leaves it.
+/// The same, filled up with the field's topmost bit, or with the sign of `a` where the field leaves
+/// it.
 fn extract_signed(a: u64, start: u32, len: u32, width: u32) -> u64 {
     let (start, len) = (start & 0xFF, len & 0xFF);
     if len == 0 {
@@ -260,7 +261,7 @@ mod tests {
         let (a, b) = (s32(-3), 0x8000_0001);
         assert_eq!(
             apply("mul.lo.s32", &[a, b]),
-            u64::from((0x8000_0001u32).wrapping_mul(-3i32 as u32))
+            u64::from(0x8000_0001u32.wrapping_mul(-3i32 as u32))
         );
         assert_eq!(apply("mul.hi.u32", &[u32::MAX.into(), u32::MAX.into()]), 0xFFFF_FFFE);
         assert_eq!(apply("mul.hi.s32", &[s32(-1), 1]), s32(-1));

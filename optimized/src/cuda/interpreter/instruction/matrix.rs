@@ -1,8 +1,8 @@
 //! Matrix products of a warp: where the elements lie in the lanes' registers, and the sums.
 //!
 //! The order in which a device adds the products of one instruction, and how it rounds in between,
-//! is not specified. Here each product is exact in f32 (bf16, f16) and added in ascending order; what
-//! uses the result must be judged by a bound.
+//! is not specified. Here each product is exact in f32 (bf16, f16) and added in ascending order;
+//! what uses the result must be judged by a bound.
 
 use half::{bf16, f16};
 
@@ -95,8 +95,8 @@ impl Product {
 
 /// What `ldmatrix` gives each lane: two neighbours of one row of an 8 x 8 matrix of 16-bit values.
 ///
-/// `rows` are the matrix's rows. Lane `l` gets row `l / 4`, columns `2 * (l % 4)` and the next; of the
-/// transposed matrix when `transposed`.
+/// `rows` are the matrix's rows. Lane `l` gets row `l / 4`, columns `2 * (l % 4)` and the next; of
+/// the transposed matrix when `transposed`.
 pub(in super::super) fn fragments(rows: &[[u16; 8]; 8], transposed: bool) -> Lanes {
     std::array::from_fn(|lane| {
         let (row, column) = (lane / 4, lane % 4 * 2);

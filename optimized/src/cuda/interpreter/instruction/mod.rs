@@ -1,8 +1,9 @@
-//! What arithmetic instructions compute: a table from the text of an instruction to a function of 32
-//! lanes, and the tests that hold it to the instruction set's rules.
+//! What arithmetic instructions compute: a table from the text of an instruction to a function of
+//! 32 lanes, and the tests that hold it to the instruction set's rules.
 //!
-//! A register holds its value in the low bits of a `u64`; the bits above are zero. An instruction is
-//! looked up by its whole text, so a modifier that is not in the table is an error and not ignored.
+//! A register holds its value in the low bits of a `u64`; the bits above are zero. An instruction
+//! is looked up by its whole text, so a modifier that is not in the table is an error and not
+//! ignored.
 
 mod compare;
 mod convert;

@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# Judges and times the CUDA backend: on a machine with an NVIDIA driver, without Rust and without a
+# CUDA toolkit. `make gpu-bundle` packs this script with the programs and the golden vectors.
+#
+#     ./run.sh [results folder]
+#
+# Every step writes its own file there; summary.md names the steps with their exit codes. The
+# script's exit code is 1 when a step failed. A step whose program the machine lacks is ignored, and
+# the summary says so.
+set -uo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+out=${1:-$here/results}
+mkdir -p "$out"
+export REQUIRE_CUDA=1
+# cuBLAS may come from a toolkit, or with PyTorch.
+torch_libraries=$(python3 - 2>/dev/null <<'PYTHON'
+import importlib.util, pathlib
+spec = importlib.util.find_spec("nvidia")
+folders = [pathlib.Path(place) for place in (spec.submodule_search_locations if spec else [])]
+print(":".join(str(lib) for folder in folders for lib in folder.glob("*/lib")))
+PYTHON
+)
+export LD_LIBRARY_PATH="$here/lib:$torch_libraries:/usr/local/cuda/lib64:${LD_LIBRARY_PATH:-}"
+summary=$out/summary.md
+failed=0
+{
+  echo "# A run on a GPU"
+  echo
+  nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
+  echo
+  echo "| step | exit code | seconds | last line |"
+  echo "|---|---|---|---|"
+} > "$summary"
+
+# step NAME COMMAND...
+step() {
+  local name=$1 start=$SECONDS
+  shift
+  "$@" > "$out/$name.txt" 2>&1
+  local code=$?
+  [ $code -eq 0 ] || failed=1
+  echo "| $name | $code | $((SECONDS - start)) | $(tail -n 1 "$out/$name.txt" | tr '|' ' ') |" >> "$summary"
+}
+
+ignored() {
+  echo "| $1 | ignored | 0 | $2 |" >> "$summary"
+}
+
+step conformance_golden "$here/conform" check "$here/golden" --subject cuda --report "$out/report"
+step fresh_cases "$here/conform" generate --out "$out/cases" --count 100 --seed 31
+step conformance_fresh "$here/conform" check "$out/cases" --subject cuda
+rm -rf "$out/cases"
+step properties "$here/conform" properties --subject cuda --count 40
+if command -v compute-sanitizer > /dev/null; then
+  step sanitizer compute-sanitizer --error-exitcode 1 \
+    "$here/conform" check "$here/golden/l4q" "$here/golden/transformer" --subject cuda
+else
+  ignored sanitizer "compute-sanitizer is not installed"
+fi
+step criterion "$here/l4q_linear_bench" --bench l4q_linear/cuda
+if python3 -c 'import torch' 2> /dev/null; then
+  for variant in "" --compiled; do
+    step "peers${variant#-}" python3 "$here/peers/l4q_linear.py" --device cuda $variant \
+      --binary "$here/l4q_linear" --golden "$here/golden" --json "$out/peers${variant#-}.json"
+  done
+else
+  ignored peers "PyTorch is not installed"
+fi
+cat "$summary"
+exit $failed

@@ -1,0 +1,214 @@
+//! Exact values with bounds, for `cuda_transformer.rs`.
+
+use plumbline::ops::attention::{Attention, AttentionArgs, AttentionGradients, AttentionSaved};
+
+/// The most that one rounding to f32 adds, relatively.
+pub const UNIT: f64 = 1.0 / (1u32 << 24) as f64;
+
+/// An exponential or a logarithm is within this many roundings, here and there.
+const TRANSCENDENTAL: f64 = 6.0;
+
+/// Values between -1 and 1, the same on every run.
+pub struct Values(u64);
+
+impl Values {
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    pub fn take(&mut self, len: usize) -> Vec<f32> {
+        let mut next = || {
+            self.0 = self.0.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+            (self.0 >> 40) as f32 / (1u32 << 23) as f32 - 1.0
+        };
+        (0..len).map(|_| next()).collect()
+    }
+}
+
+/// Exact values, each with the error that it allows.
+#[derive(Default)]
+pub struct Bounded(Vec<(f64, f64)>);
+
+impl Bounded {
+    pub fn push(&mut self, exact: f64, bound: f64) {
+        self.0.push((exact, bound));
+    }
+
+    /// # Panics
+    /// When a result, of the kernels or of the cpu backend, is further away than its bound.
+    pub fn judge<T: Copy + Into<f64>>(&self, what: &str, results: &[Vec<T>; 2]) {
+        for (backend, result) in ["cuda", "cpu"].into_iter().zip(results) {
+            assert_eq!(result.len(), self.0.len(), "{what} of {backend}");
+            for (i, (actual, (exact, bound))) in result.iter().zip(&self.0).enumerate() {
+                let actual: f64 = (*actual).into();
+                let error = (actual - exact).abs();
+                assert!(
+                    error <= *bound,
+                    "{what}[{i}] of {backend}: {actual} for {exact}, {error:e} > {bound:e}"
+                );
+            }
+        }
+    }
+}
+
+/// Sizes of a loss.
+#[derive(Clone, Copy)]
+pub struct Case {
+    pub tokens: usize,
+    pub vocab_size: usize,
+    pub multiplier: f32,
+}
+
+impl Case {
+    /// The sum of the losses, and the gradient of the logits.
+    pub fn exact(self, logits: &[f32], targets: &[i32]) -> (Bounded, Bounded) {
+        let (mut loss, mut allowed, mut gradient) = (0.0, 0.0, Bounded::default());
+        for (row, target) in logits.chunks(self.vocab_size).zip(targets) {
+            let Ok(target) = usize::try_from(*target) else {
+                row.iter().for_each(|_| gradient.push(0.0, 0.0));
+                continue;
+            };
+            let row: Vec<f64> = row.iter().copied().map(f64::from).collect();
+            let largest = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let sum: f64 = row.iter().map(|logit| (logit - largest).exp()).sum();
+            loss += largest - row[target] + sum.ln();
+            // Of a term: its argument's rounding, the exponential, one addition per term; a thread
+            // of the kernel may rescale its sum as often as it adds four.
+            let of_sum: f64 = row
+                .iter()
+                .map(|logit| {
+                    let p = (logit - largest).exp() / sum;
+                    p * ((largest - logit) + TRANSCENDENTAL)
+                })
+                .sum::<f64>()
+                + 3.0 * self.vocab_size as f64
+                + TRANSCENDENTAL;
+            allowed += of_sum * UNIT;
+            let multiplier = f64::from(self.multiplier);
+            for (v, logit) in row.iter().enumerate() {
+                let p = (logit - largest).exp() / sum;
+                let hit = f64::from(u8::from(v == target));
+                let error = p * ((largest - logit) + TRANSCENDENTAL + of_sum + 3.0) + hit;
+                gradient.push(multiplier * (p - hit), multiplier * error * UNIT);
+            }
+        }
+        let mut of_loss = Bounded::default();
+        of_loss.push(loss, allowed);
+        (of_loss, gradient)
+    }
+}
+
+/// `output`, `log_sum_exp`, `d_q`, `d_k`, `d_v`.
+type Results<T> = [T; 5];
+
+/// Runs both backends and compares them with f64.
+///
+/// # Panics
+/// When a bound is not met.
+pub fn judge_attention<A: Attention, B: Attention>(cuda: &A, cpu: &B, args: AttentionArgs) {
+    let AttentionArgs { batch, queries, keys, heads, kv_heads, head_dim } = args;
+    let mut draw = Values::new((queries * keys * head_dim) as u64);
+    let mut wider = |len: usize| draw.take(len).iter().map(|x| 2.0 * x).collect::<Vec<f32>>();
+    let (query, key) = (batch * queries * heads * head_dim, batch * keys * kv_heads * head_dim);
+    let inputs = [wider(query), wider(key), wider(key), wider(query)];
+    let on_cuda = run(cuda, args, &inputs);
+    let on_cpu = run(cpu, args, &inputs);
+    let names = ["output", "log_sum_exp", "d_q", "d_k", "d_v"];
+    let exact = exact(args, &inputs);
+    for (((name, exact), cuda), cpu) in names.into_iter().zip(exact).zip(on_cuda).zip(on_cpu) {
+        exact.judge(&format!("{name}, {args:?}"), &[cuda, cpu]);
+    }
+}
+
+fn run<S: Attention>(
+    backend: &S,
+    args: AttentionArgs,
+    inputs: &[Vec<f32>; 4],
+) -> Results<Vec<f32>> {
+    let (query, key) = (inputs[0].len(), inputs[1].len());
+    let rows = args.batch * args.heads * args.queries;
+    let lengths = [query, rows, query, key, key];
+    let [q, k, v, d_output] = inputs.each_ref().map(|values| backend.upload(values).unwrap());
+    let [mut output, mut log_sum_exp, mut d_q, mut d_k, mut d_v] =
+        lengths.map(|len| super::fresh(backend, len));
+    backend.attention(args, &q, &k, &v, &mut output, &mut log_sum_exp).unwrap();
+    let saved = AttentionSaved { q: &q, k: &k, v: &v, output: &output, log_sum_exp: &log_sum_exp };
+    let gradients = AttentionGradients { d_q: &mut d_q, d_k: &mut d_k, d_v: &mut d_v };
+    backend.attention_backward(args, saved, &d_output, gradients).unwrap();
+    let results = [output, log_sum_exp, d_q, d_k, d_v];
+    std::array::from_fn(|i| super::taken(backend, &results[i], lengths[i]))
+}
+
+fn dot(a: &[f32], b: &[f32]) -> (f64, f64) {
+    let terms = || a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b));
+    (terms().sum(), terms().map(f64::abs).sum())
+}
+
+fn add(to: &mut [(f64, f64)], x: &[f32], factor: f64, error: f64) {
+    for ((value, bound), x) in to.iter_mut().zip(x) {
+        *value += factor * f64::from(*x);
+        *bound += error * f64::from(x.abs());
+    }
+}
+
+/// One query: its probabilities, and what rounding does to each of them, relatively.
+///
+/// A score is `head_dim + 2` roundings over absolute terms, and so is the maximum or the saved
+/// logarithm that is subtracted from it; the difference and the exponential add theirs. Sum,
+/// quotient and the rescaling from tile to tile add `2 keys`. That is counted twice: once for the
+/// exponential, once for the sum that divides it.
+fn probabilities(q: &[f32], keys: &[&[f32]]) -> (Vec<f64>, f64, f64) {
+    let root = 1.0 / (q.len() as f64).sqrt();
+    let scores: Vec<f64> = keys.iter().map(|k| dot(q, k).0 * root).collect();
+    let magnitude = keys.iter().map(|k| dot(q, k).1 * root).fold(0.0, f64::max);
+    let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let sum: f64 = scores.iter().map(|score| (score - largest).exp()).sum();
+    let log_sum_exp = largest + sum.ln();
+    let of_score = (q.len() as f64 + 2.0) * magnitude + 2.0 * magnitude + log_sum_exp.abs();
+    let relative = 2.0 * (2.0 * of_score + TRANSCENDENTAL + 2.0 * keys.len() as f64);
+    let p = scores.iter().map(|score| (score - log_sum_exp).exp()).collect();
+    (p, log_sum_exp, relative * UNIT)
+}
+
+fn exact(args: AttentionArgs, inputs: &[Vec<f32>; 4]) -> Results<Bounded> {
+    let AttentionArgs { batch, queries, keys, heads, kv_heads, head_dim } = args;
+    let [q, k, v, d_output] = inputs;
+    let query_zeros = || vec![(0.0, 0.0); q.len()];
+    let key_zeros = || vec![(0.0, 0.0); k.len()];
+    let (mut output, mut d_q) = (query_zeros(), query_zeros());
+    let (mut d_k, mut d_v) = (key_zeros(), key_zeros());
+    let mut saved = Vec::new();
+    let (group, root) = (heads / kv_heads, 1.0 / (head_dim as f64).sqrt());
+    let joins = (keys + queries * group + head_dim + 8) as f64 * UNIT;
+    for (b, h, t) in (0..batch * heads * queries)
+        .map(|i| (i / queries / heads, i / queries % heads, i % queries))
+    {
+        let row = ((b * queries + t) * heads + h) * head_dim..;
+        let (q, d_y) = (&q[row.clone()][..head_dim], &d_output[row.clone()][..head_dim]);
+        let seen = keys - queries + t + 1;
+        let at = |j: usize| ((b * keys + j) * kv_heads + h / group) * head_dim;
+        let vector = |x: &'_ [f32], j: usize| x[at(j)..][..head_dim].to_vec();
+        let rows: Vec<Vec<f32>> = (0..seen).map(|j| vector(k, j)).collect();
+        let rows: Vec<&[f32]> = rows.iter().map(Vec::as_slice).collect();
+        let (p, log_sum_exp, relative) = probabilities(q, &rows);
+        saved.push((log_sum_exp, relative + log_sum_exp.abs() * UNIT));
+        let d_p: Vec<(f64, f64)> = (0..seen).map(|j| dot(d_y, &vector(v, j))).collect();
+        let mean: f64 = p.iter().zip(&d_p).map(|(p, d)| p * d.0).sum();
+        let magnitude: f64 = p.iter().zip(&d_p).map(|(p, d)| p * d.1).sum();
+        for j in 0..seen {
+            let d_score = root * p[j] * (d_p[j].0 - mean);
+            let error = root
+                * p[j]
+                * (relative * (d_p[j].0 - mean).abs()
+                    + relative * magnitude
+                    + joins * (d_p[j].1 + magnitude));
+            let error = error + joins * d_score.abs();
+            let of_p = p[j] * (relative + joins);
+            add(&mut output[row.start..], &vector(v, j), p[j], of_p);
+            add(&mut d_q[row.start..], rows[j], d_score, error);
+            add(&mut d_k[at(j)..], q, d_score, error);
+            add(&mut d_v[at(j)..], d_y, p[j], of_p);
+        }
+    }
+    [output, saved, d_q, d_k, d_v].map(Bounded)
+}
