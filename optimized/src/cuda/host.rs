@@ -150,12 +150,7 @@ fn inside(operation: &'static str, start: usize, len: usize, buffer: &Buffer) ->
 }
 
 /// The first `len` values of a buffer, as f32.
-fn operand(
-    buffer: &Buffer,
-    tensor: &'static str,
-    len: usize,
-    stored: Compute,
-) -> Result<Vec<f32>> {
+fn operand(buffer: &Buffer, tensor: &'static str, len: usize, stored: Compute) -> Result<Vec<f32>> {
     let actual = buffer.bytes() / stored.bytes();
     if actual < len {
         return Err(Error::Length { operation: "product", tensor, expected: len, actual });

@@ -175,8 +175,7 @@ impl<B: Backend> LinearMethod<B> for L4q<B> {
         };
         let BackwardCall { tokens, x, d_y, .. } = call;
         let from = WeightGradientArgs { tokens, d_y, x, grad_scale: self.options.grad_scale };
-        let done =
-            backend.weight_gradient(&self.args(), &from, &mut scratch.d_weight, gradients);
+        let done = backend.weight_gradient(&self.args(), &from, &mut scratch.d_weight, gradients);
         let [d_scale, d_offset, d_lora_a, d_lora_b] = taken;
         self.scale.gradient = d_scale;
         self.offset.gradient = d_offset;

@@ -71,8 +71,7 @@ impl Layer {
         let (mut d_lora_a, mut d_lora_b) = (up(&start.d_lora_a), up(&start.d_lora_b));
         self.host
             .with(backend, |args| {
-                let from =
-                    WeightGradientArgs { tokens: self.tokens, d_y: &d_y, x: &x, grad_scale };
+                let from = WeightGradientArgs { tokens: self.tokens, d_y: &d_y, x: &x, grad_scale };
                 let d_low_rank = self.host.rank.map(|_| (&mut d_lora_a, &mut d_lora_b));
                 let gradients = FakeQuantizeGradients {
                     d_scale: Some(&mut d_scale),
@@ -101,8 +100,9 @@ impl Layer {
         let (x, d_y) = (rounded(&self.x), rounded(&self.d_y));
         (0..out * width)
             .map(|e| {
-                let terms = (0..self.tokens)
-                    .map(|t| f64::from(d_y[t * out + e / width]) * f64::from(x[t * width + e % width]));
+                let terms = (0..self.tokens).map(|t| {
+                    f64::from(d_y[t * out + e / width]) * f64::from(x[t * width + e % width])
+                });
                 let (sum, size) =
                     terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()));
                 (sum, gamma(self.tokens) * size)
@@ -166,8 +166,12 @@ struct Sum {
 
 impl Sum {
     fn of(start: f32, factor: f32, terms: impl Iterator<Item = (f64, f64, f64)>) -> Self {
-        let mut sum =
-            Self { exact: f64::from(start), size: f64::from(start).abs(), inherited: 0.0, terms: 0 };
+        let mut sum = Self {
+            exact: f64::from(start),
+            size: f64::from(start).abs(),
+            inherited: 0.0,
+            terms: 0,
+        };
         for (d, error, c) in terms {
             let factor = f64::from(factor);
             sum.exact += factor * d * c;
@@ -200,8 +204,7 @@ fn check(layer: &Layer, start: &Gradients, actual: &Gradients) {
             let code = v[e].clamp(qmin, qmax).round_ties_even();
             (d[e], error[e], f64::from(code - if in_range[e] { v[e] } else { 0.0 }))
         });
-        let of_offset =
-            elements.map(|e| (d[e], error[e], f64::from(u8::from(!in_range[e]))));
+        let of_offset = elements.map(|e| (d[e], error[e], f64::from(u8::from(!in_range[e]))));
         if host.scale[g] < 1e-8 {
             assert_eq!(actual.d_scale[g], start.d_scale[g], "a floored scale does not move");
         } else {
@@ -228,7 +231,8 @@ fn check(layer: &Layer, start: &Gradients, actual: &Gradients) {
 #[test]
 fn what_is_not_finite_is_refused_in_the_words_of_the_two_steps() {
     let shape = (130, 40, 4, Some(8), Some(3));
-    let places: [(&str, fn(&mut Host)); 4] = [
+    type Spoil = fn(&mut Host);
+    let places: [(&str, Spoil); 4] = [
         ("weight", |host| host.weight[129 * 40 + 3] = f32::NAN),
         ("scale", |host| host.scale[7] = f32::INFINITY),
         ("lora_a", |host| host.lora_a[41] = f32::NEG_INFINITY),

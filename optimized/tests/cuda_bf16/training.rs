@@ -121,8 +121,7 @@ fn an_l4q_run_follows_that_of_f32() {
     let (_root, folder) = base();
     let text = tokens(&folder);
     let [exact, rounded, again] = [Compute::F32, Compute::Bf16, Compute::Bf16].map(|compute| {
-        let mut model =
-            method_model(backend(compute), &folder, &l4q(4), Start::Fresh(3)).unwrap();
+        let mut model = method_model(backend(compute), &folder, &l4q(4), Start::Fresh(3)).unwrap();
         train(&mut model, text.clone(), 8)
     });
     assert_eq!(rounded, again);

@@ -1,9 +1,7 @@
-// lr_qat_quantize and its backward: Eqs. (M5), (M6). Twin: ops/lr_qat_quantize/cpu.rs. Class: exact,
-// d_scale a reduction. The gradients of the factors are two plain products of what is left in
-// d_output.
-// weight [out, in] as stored, lora_a [rank, in], lora_b [out, rank], scale, zero_point [out, groups]
-// -> output [out, in] f32, or that rounded once to bf16; codes [out, in] i8; d_output [out, in] in
-// place, d_scale [out, groups].
+// lr_qat_quantize and its backward: Eqs. (M5), (M6). Twin: ops/lr_qat_quantize/cpu.rs. Class:
+// exact, d_scale a reduction. d_lora_a and d_lora_b are plain products of what d_output is left as.
+// weight [out, in] as stored, lora_a [rank, in], lora_b [out, rank], scale and zero_point
+// [out, groups] -> output [out, in] f32 or rounded once to bf16, codes [out, in] i8, d_output too.
 // A block per tile of 32 rows, see quantizer.cuh. Reads half a byte to 4 B of the weight and writes
 // 4 B per element, 1 B more for a code; 2 * rank operations and about 20 more. Backward: reads and
 // writes d_output beside, and sums groups as group_sums.cuh has it.
@@ -208,13 +206,11 @@ __device__ __forceinline__ void mask_tile(const LrQat& q, float* d_output, Pack<
         const float* scale,                               /* [out, groups] */                   \
         const float* zero_point, unsigned has_zero_point, /* [out, groups], else nothing */     \
         unsigned stored, unsigned live, unsigned rounds_update, float qmin, float steps,        \
-        float unit,                                                                             \
-        T* output,                                        /* [out, in] */                       \
+        float unit, T* output,                            /* [out, in] */                       \
         signed char* codes, unsigned wants_codes,         /* [out, in], else nothing */         \
         word* status, unsigned first) {                                                         \
-        LrQat q = {{lora_a, lora_b, out, width, groups, rank, lora_scaling},                    \
-                   weight, scale, zero_point, has_zero_point,                                   \
-                   stored, live,  rounds_update, 0, qmin, steps, unit};                         \
+        LrQat q = {{lora_a, lora_b, out, width, groups, rank, lora_scaling}, weight, scale,     \
+                   zero_point, has_zero_point, stored, live, rounds_update, 0, qmin, steps, unit};\
         if (by_four(width / groups)) {                                                          \
             quantize_tile<4>(q, output, codes, wants_codes, status, first);                     \
         } else {                                                                                \

@@ -29,9 +29,9 @@ const THREADS: u32 = 256;
 const FUSED: &[(usize, usize)] = &[(16, 2560), (64, 1024)];
 
 fn is_fused(rank: usize, tokens: usize) -> bool {
-    FUSED.iter().any(|(most_rank, most_tokens)| {
-        rank <= *most_rank && (1..=*most_tokens).contains(&tokens)
-    })
+    FUSED
+        .iter()
+        .any(|(most_rank, most_tokens)| rank <= *most_rank && (1..=*most_tokens).contains(&tokens))
 }
 
 /// How a weight is cut into tiles.
@@ -131,7 +131,13 @@ impl<L: Launcher> Cuda<L> {
                         let d_lora_a = d_lora_a.first_mut(NAME, "d_lora_a", rank * width)?;
                         let d_lora_b = d_lora_b.first_mut(NAME, "d_lora_b", out * rank)?;
                         let to = (d_lora_a, d_lora_b);
-                        self.add_factors(factors, tiles, (rank * width, out * rank), low_rank.lora_scaling, to)
+                        self.add_factors(
+                            factors,
+                            tiles,
+                            (rank * width, out * rank),
+                            low_rank.lora_scaling,
+                            to,
+                        )
                     }
                     _ => Ok(()),
                 }
@@ -148,10 +154,8 @@ impl<L: Launcher> Cuda<L> {
         lora_scaling: f32,
         (d_lora_a, d_lora_b): (&mut L::Buffer, &mut L::Buffer),
     ) -> Result<()> {
-        let parts = [
-            (d_lora_a, tiles.down, 0, of_a),
-            (d_lora_b, tiles.across, tiles.down * of_a, of_b),
-        ];
+        let parts =
+            [(d_lora_a, tiles.down, 0, of_a), (d_lora_b, tiles.across, tiles.down * of_a, of_b)];
         for (to, count, start, len) in parts {
             self.launcher.launch(
                 ADD,
