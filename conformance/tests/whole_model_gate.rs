@@ -283,6 +283,9 @@ gate!(reference_f32: "reference" F32,
 gate!(cpu_f32: "cpu" F32,
     [lora l4q lr_qat qa_lora qat qat_lora peqa], merging [l4q lr_qat qa_lora qat peqa]);
 
+gate!(cuda_host_f32: "cuda-host" F32,
+    [lora l4q lr_qat qa_lora qat qat_lora peqa], merging [l4q lr_qat qa_lora qat peqa]);
+
 /// The gate can fail: what a resumed run forgets is in every tensor that it leaves.
 #[test]
 fn a_forgotten_moment_or_step_shows() {
@@ -308,7 +311,7 @@ fn a_forgotten_moment_or_step_shows() {
 /// A subject, precision or method that the gate leaves out is one that the subject does not have.
 #[test]
 fn nothing_that_trains_is_left_out() {
-    let gated = [reference_f64::GATED, reference_f32::GATED, cpu_f32::GATED];
+    let gated = [reference_f64::GATED, reference_f32::GATED, cpu_f32::GATED, cuda_host_f32::GATED];
     for name in BUILT_IN {
         for precision in subject(name).precisions().to_vec() {
             for method in METHODS {

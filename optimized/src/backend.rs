@@ -25,6 +25,14 @@ pub trait Storage: Send + Sync {
     /// # Errors
     /// When the device has no room.
     fn zeros(&self, len: usize) -> Result<Self::Floats>;
+    /// `len` zeros of the type that the backend multiplies: room for an effective weight, which
+    /// only the operations that quantize write and only products and downloads read.
+    ///
+    /// # Errors
+    /// When the device has no room.
+    fn operand(&self, len: usize) -> Result<Self::Floats> {
+        self.zeros(len)
+    }
     /// Copies host values to the device.
     ///
     /// # Errors
@@ -104,6 +112,7 @@ pub trait Backend:
     + ops::rtn::Rtn
     + ops::squared_norm::SquaredNorm
     + ops::swiglu::Swiglu
+    + ops::weight_gradient::WeightGradient
 {
     /// The name that `--device` and reports use.
     const NAME: &'static str;

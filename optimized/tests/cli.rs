@@ -419,3 +419,14 @@ fn a_model_that_is_not_llama_is_refused_by_field() {
         place.train_refused(&["config.json", shown]);
     }
 }
+
+#[test]
+fn bf16_products_need_a_cuda_device() {
+    let place = Place::new();
+    let run = |device: &str, compute: &str| {
+        let arguments = ["train", "recipe.toml", "--device", device, "--compute", compute];
+        plumbline(place.path(), &arguments)
+    };
+    refused(&run("cpu", "bf16"), &["--compute bf16 needs a CUDA device"]);
+    refused(&run("cuda-host", "f16"), &["--compute", "f16"]);
+}

@@ -3,9 +3,9 @@
 use std::str::FromStr;
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use plumbline::cpu::Cpu;
-use plumbline::cuda::{Cuda, Gpu, Interpreter};
+use plumbline::cuda::{Compute, Cuda, Gpu, Interpreter};
 
 /// The option, for the commands that compute.
 #[derive(Debug, Clone, Copy, clap::Args)]
@@ -14,6 +14,28 @@ pub struct DeviceOption {
     /// GPU's kernels on the processor (slow, for tests)
     #[arg(long, default_value = "cpu")]
     pub device: Device,
+    /// Type that a CUDA device rounds the operands of matrix products to: f32 rounds nothing, bf16
+    /// multiplies on tensor cores; sums, parameters and gradients are f32
+    #[arg(long, value_enum, default_value = "f32")]
+    pub compute: ComputeOption,
+}
+
+/// What `--compute` may say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum ComputeOption {
+    /// Nothing is rounded.
+    F32,
+    /// To the nearest bf16.
+    Bf16,
+}
+
+impl From<ComputeOption> for Compute {
+    fn from(option: ComputeOption) -> Self {
+        match option {
+            ComputeOption::F32 => Self::F32,
+            ComputeOption::Bf16 => Self::Bf16,
+        }
+    }
 }
 
 /// What `--device` may say.
@@ -57,14 +79,27 @@ pub enum Opened {
     CudaHost(Arc<Cuda<Interpreter>>),
 }
 
-impl Device {
+impl DeviceOption {
     /// Opens the device. There is no falling back: what was asked for is used, or it is an error.
     pub fn open(self) -> Result<Opened> {
-        Ok(match self {
-            Self::Auto if Gpu::count() > 0 => Self::Cuda(0).open()?,
-            Self::Auto | Self::Cpu => Opened::Cpu(Arc::new(Cpu)),
-            Self::Cuda(number) => Opened::Cuda(Arc::new(Cuda::new(Gpu::new(number)?)?)),
-            Self::CudaHost => Opened::CudaHost(Arc::new(Cuda::new(Interpreter::new())?)),
+        let device = match self.device {
+            Device::Auto if Gpu::count() > 0 => Device::Cuda(0),
+            Device::Auto => Device::Cpu,
+            other => other,
+        };
+        let compute = self.compute.into();
+        Ok(match device {
+            Device::Cuda(number) => {
+                Opened::Cuda(Arc::new(Cuda::with_compute(Gpu::new(number)?, compute)?))
+            }
+            Device::CudaHost => {
+                Opened::CudaHost(Arc::new(Cuda::with_compute(Interpreter::new(), compute)?))
+            }
+            Device::Auto | Device::Cpu => {
+                let f32_only = "the cpu multiplies f32: --compute bf16 needs a CUDA device";
+                ensure!(compute == Compute::F32, f32_only);
+                Opened::Cpu(Arc::new(Cpu))
+            }
         })
     }
 }

@@ -36,7 +36,7 @@ pub enum Eval {
 /// Runs the command.
 pub fn eval(command: Eval) -> Result<()> {
     let Eval::Perplexity { model, source, context, on, json } = command;
-    let opened = on.device.open()?;
+    let opened = on.open()?;
     let folder = open_model(model.as_deref())?;
     let (name, tokens) = source.tokens(&folder)?;
     let context = context.unwrap_or(folder.config().max_position_embeddings);

@@ -51,7 +51,7 @@ pub struct Generate {
 /// Runs the command.
 pub fn generate(arguments: &Generate) -> Result<()> {
     let sampling = Sampling::new(arguments.temperature, arguments.top_p)?;
-    let opened = arguments.on.device.open()?;
+    let opened = arguments.on.open()?;
     let folder = open_model(arguments.model.as_deref())?;
     let config = folder.config();
     let tokenizer = match folder.tokenizer_bytes() {

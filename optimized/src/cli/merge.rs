@@ -17,7 +17,7 @@ use plumbline::methods::{IntoCodes, LinearMethod};
 use plumbline::model::Llama;
 use plumbline::recipe::{self, MethodSettings, TrainRecipe};
 
-use super::device::{Device, Opened};
+use super::device::{DeviceOption, Opened};
 use super::progress::waiting;
 use super::source::open_model;
 use super::train::latest_checkpoint;
@@ -36,8 +36,8 @@ struct Merge<'a, B> {
 }
 
 /// Runs the command: exit code 1 when the merged model is not bit for bit what it has to be.
-pub fn merge(run: &Path, out: &Path, device: Device, json: bool) -> Result<ExitCode> {
-    match device.open()? {
+pub fn merge(run: &Path, out: &Path, on: DeviceOption, json: bool) -> Result<ExitCode> {
+    match on.open()? {
         Opened::Cpu(backend) => merge_on(backend, run, out, json),
         Opened::Cuda(backend) => merge_on(backend, run, out, json),
         Opened::CudaHost(backend) => merge_on(backend, run, out, json),

@@ -89,11 +89,11 @@ pub fn main() -> ExitCode {
 fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Demo(arguments) => return demo::demo(&arguments),
-        Command::Train { recipe, on, json } => train::train(&recipe, on.device, json)?,
-        Command::Pretrain { recipe, on } => pretrain::pretrain(&recipe, on.device)?,
+        Command::Train { recipe, on, json } => train::train(&recipe, on, json)?,
+        Command::Pretrain { recipe, on } => pretrain::pretrain(&recipe, on)?,
         Command::Eval(command) => eval::eval(command)?,
         Command::Merge { run, out, on, json } => {
-            return merge::merge(&run, &out, on.device, json);
+            return merge::merge(&run, &out, on, json);
         }
         Command::Generate(arguments) => generate::generate(&arguments)?,
         Command::Inspect { model, json } => inspect::inspect(model.as_deref(), json)?,

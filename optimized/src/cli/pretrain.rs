@@ -9,12 +9,12 @@ use plumbline::checkpoint::{Precision, Tokenizer, new_folder, save_dense};
 use plumbline::recipe::{self, PretrainRecipe, resolve};
 use plumbline::train::{TokenWindows, Trainer, new_model};
 
-use super::device::{Device, Opened};
+use super::device::{DeviceOption, Opened};
 use super::run::{EvalText, Watch, read_text, start_run};
 
 /// Runs a recipe and writes `model/` into its output folder.
-pub fn pretrain(recipe_path: &Path, device: Device) -> Result<()> {
-    match device.open()? {
+pub fn pretrain(recipe_path: &Path, on: DeviceOption) -> Result<()> {
+    match on.open()? {
         Opened::Cpu(backend) => pretrain_on(backend, recipe_path),
         Opened::Cuda(backend) => pretrain_on(backend, recipe_path),
         Opened::CudaHost(backend) => pretrain_on(backend, recipe_path),

@@ -12,7 +12,7 @@ use plumbline::model::Llama;
 use plumbline::recipe::{self, MethodSettings, TrainRecipe, resolve};
 use plumbline::train::{TokenWindows, Trainer};
 
-use super::device::{Device, Opened};
+use super::device::{DeviceOption, Opened};
 use super::progress::waiting;
 use super::run::{EvalText, Watch, encode_files, start_run};
 use super::source::open_model;
@@ -83,9 +83,9 @@ fn check_vocabulary(tokens: &[i32], vocab_size: usize, texts: &[PathBuf]) -> Res
 const LOADING: &str = "loading the model";
 
 /// Runs a recipe.
-pub fn train(path: &Path, device: Device, json: bool) -> Result<()> {
+pub fn train(path: &Path, on: DeviceOption, json: bool) -> Result<()> {
     // A device that is not there is said before files are read for minutes.
-    match device.open()? {
+    match on.open()? {
         Opened::Cpu(backend) => train_on(backend, prepare(path)?, json),
         Opened::Cuda(backend) => train_on(backend, prepare(path)?, json),
         Opened::CudaHost(backend) => train_on(backend, prepare(path)?, json),

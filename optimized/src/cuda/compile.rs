@@ -30,10 +30,13 @@ pub const FLAGS: &[&str] = &[
 
 /// What the kernels include.
 const HEADERS: &[(&CStr, &str)] = &[
+    (c"bf16.cuh", include_str!("bf16.cuh")),
     (c"kernels.cuh", include_str!("kernels.cuh")),
     (c"groups.cuh", include_str!("../ops/fake_quantize/groups.cuh")),
     (c"quantizer.cuh", include_str!("../ops/fake_quantize/quantizer.cuh")),
     (c"group_sums.cuh", include_str!("../ops/fake_quantize_backward/group_sums.cuh")),
+    (c"mask.cuh", include_str!("../ops/fake_quantize_backward/mask.cuh")),
+    (c"products.cuh", include_str!("../ops/weight_gradient/products.cuh")),
     (c"search.cuh", include_str!("../ops/init_scale/search.cuh")),
     (c"tiles.cuh", include_str!("../ops/attention/tiles.cuh")),
 ];

@@ -3,15 +3,21 @@
 //! A GPU: buffers, launches and products through its driver.
 
 use std::collections::HashMap;
+use std::ffi::c_void;
 use std::sync::{Arc, Mutex};
 
+use cudarc::cublas::result::gemm_ex;
+use cudarc::cublas::sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
+use cudarc::cublas::sys::cublasGemmAlgo_t::CUBLAS_GEMM_DFALT;
 use cudarc::cublas::sys::cublasOperation_t::{CUBLAS_OP_N, CUBLAS_OP_T};
+use cudarc::cublas::sys::cudaDataType_t::{CUDA_R_16BF, CUDA_R_32F};
 use cudarc::cublas::{CudaBlas, Gemm, GemmConfig};
 use cudarc::driver::{
-    CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, LaunchConfig, PushKernelArg,
+    CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DevicePtrMut,
+    LaunchConfig, PushKernelArg,
 };
 
-use super::launch::{Argument, Kernel, Launcher, Module, Product, Shape};
+use super::launch::{Argument, Compute, Kernel, Launcher, Module, Product, Shape};
 use crate::error::{Error, Result};
 
 /// One GPU. Everything runs in the order of the calls, on one stream.
@@ -94,6 +100,47 @@ impl Gpu {
             .map_err(failed(&format!("find {} in {name}.ptx", kernel.entry)))?;
         loaded.functions.insert((name, kernel.entry), function.clone());
         Ok(function)
+    }
+}
+
+impl Gpu {
+    /// A product of bf16 matrices with f32 sums; the lengths are compared.
+    fn multiply_bf16(
+        &self,
+        config: GemmConfig<f32>,
+        a: &CudaSlice<u8>,
+        b: &CudaSlice<u8>,
+        out: &mut CudaSlice<u8>,
+    ) -> Result<()> {
+        let (a, _a_in_use) = a.device_ptr(&self.stream);
+        let (b, _b_in_use) = b.device_ptr(&self.stream);
+        let (out, _out_in_use) = out.device_ptr_mut(&self.stream);
+        // SAFETY: the buffers hold the elements that sizes and strides reach, aligned to 256 bytes;
+        // the factors are on the host, as the library's default wants them, and outlive the call.
+        unsafe {
+            gemm_ex(
+                *self.blas.handle(),
+                config.transa,
+                config.transb,
+                config.m,
+                config.n,
+                config.k,
+                (&raw const config.alpha).cast(),
+                b as *const c_void,
+                CUDA_R_16BF,
+                config.lda,
+                a as *const c_void,
+                CUDA_R_16BF,
+                config.ldb,
+                (&raw const config.beta).cast(),
+                out as *mut c_void,
+                CUDA_R_32F,
+                config.ldc,
+                CUBLAS_COMPUTE_32F,
+                CUBLAS_GEMM_DFALT,
+            )
+        }
+        .map_err(|cause| missing(&format!("cannot multiply matrices: {cause}")))
     }
 }
 
@@ -200,8 +247,9 @@ impl Launcher for Gpu {
         if rows == 0 || columns == 0 {
             return Ok(());
         }
-        inside("product", 0, 4 * rows * inner, a.len())?;
-        inside("product", 0, 4 * inner * columns, b.len())?;
+        let operand_bytes = product.operands.bytes();
+        inside("product", 0, operand_bytes * rows * inner, a.len())?;
+        inside("product", 0, operand_bytes * inner * columns, b.len())?;
         inside("product", 0, 4 * rows * columns, out.len())?;
         let size = |size: usize| {
             i32::try_from(size).map_err(|_| missing(&format!("a matrix has {size} rows")))
@@ -219,6 +267,9 @@ impl Launcher for Gpu {
             beta: f32::from(u8::from(product.add)),
             ldc: size(columns)?,
         };
+        if product.operands == Compute::Bf16 {
+            return self.multiply_bf16(config, a, b, out);
+        }
         // SAFETY: every bit pattern is an f32, and allocations are aligned to 256 bytes.
         let (a, b, out) = unsafe {
             (

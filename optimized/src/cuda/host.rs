@@ -3,8 +3,10 @@
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 
+use half::bf16;
+
 use super::interpreter::{Buffer, Machine};
-use super::launch::{Argument, Kernel, Launcher, Module, Product, Shape};
+use super::launch::{Argument, Compute, Kernel, Launcher, Module, Product, Shape};
 use crate::cpu::gemm::{self, Matrix, Threads};
 use crate::error::{Error, Result};
 
@@ -115,10 +117,11 @@ impl Launcher for Interpreter {
     }
 
     fn product(&self, product: Product, a: &Buffer, b: &Buffer, out: &mut Buffer) -> Result<()> {
-        let Product { rows, columns, inner, a_transposed, b_transposed, multiplier, add } = product;
-        let a = floats(a, "a", rows * inner)?;
-        let b = floats(b, "b", inner * columns)?;
-        let mut sums = floats(out, "out", rows * columns)?;
+        let Product { rows, columns, inner, a_transposed, b_transposed, multiplier, add, operands } =
+            product;
+        let a = operand(a, "a", rows * inner, operands)?;
+        let b = operand(b, "b", inner * columns, operands)?;
+        let mut sums = operand(out, "out", rows * columns, Compute::F32)?;
         let left = match a_transposed {
             false => Matrix::new(&a, rows, inner),
             true => Matrix::new(&a, inner, rows).t(),
@@ -146,13 +149,22 @@ fn inside(operation: &'static str, start: usize, len: usize, buffer: &Buffer) ->
     }
 }
 
-/// The first `len` values of a buffer.
-fn floats(buffer: &Buffer, tensor: &'static str, len: usize) -> Result<Vec<f32>> {
-    let actual = buffer.bytes() / 4;
+/// The first `len` values of a buffer, as f32.
+fn operand(buffer: &Buffer, tensor: &'static str, len: usize, stored: Compute) -> Result<Vec<f32>> {
+    let actual = buffer.bytes() / stored.bytes();
     if actual < len {
         return Err(Error::Length { operation: "product", tensor, expected: len, actual });
     }
     let mut values = vec![0f32; len];
-    buffer.read(0, bytemuck::cast_slice_mut(&mut values));
+    match stored {
+        Compute::F32 => buffer.read(0, bytemuck::cast_slice_mut(&mut values)),
+        Compute::Bf16 => {
+            let mut halves = vec![bf16::ZERO; len];
+            buffer.read(0, bytemuck::cast_slice_mut(&mut halves));
+            for (value, half) in values.iter_mut().zip(halves) {
+                *value = half.to_f32();
+            }
+        }
+    }
     Ok(values)
 }

@@ -88,6 +88,26 @@ impl<B> Argument<'_, B> {
     }
 }
 
+/// Type that the operands of a product are rounded to once; sums are f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Compute {
+    /// As they are.
+    #[default]
+    F32,
+    /// To the nearest bf16, ties to even.
+    Bf16,
+}
+
+impl Compute {
+    /// Bytes of an operand's value.
+    pub(crate) fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 => 2,
+        }
+    }
+}
+
 /// `out = multiplier * a @ b`, or added to `out`; every matrix is row-major and dense.
 #[derive(Debug, Clone, Copy)]
 pub struct Product {
@@ -105,6 +125,8 @@ pub struct Product {
     pub multiplier: f32,
     /// Whether the old content of the result is added.
     pub add: bool,
+    /// What `a` and `b` hold; the result is f32.
+    pub operands: Compute,
 }
 
 /// A machine that runs kernels. Work is done in the order of the calls.
@@ -162,7 +184,7 @@ pub trait Launcher: Send + Sync + 'static {
         arguments: &mut [Argument<'_, Self::Buffer>],
     ) -> Result<()>;
 
-    /// A product of f32 matrices with f32 sums, in an order that a rerun repeats.
+    /// A product of matrices with f32 sums, in an order that a rerun repeats.
     ///
     /// # Errors
     /// When a buffer is too short.

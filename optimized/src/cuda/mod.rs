@@ -13,20 +13,27 @@ mod workspace;
 pub use device::Gpu;
 pub use host::Interpreter;
 pub use interpreter::Buffer as HostBuffer;
-pub use launch::{Argument, Kernel, Launcher, Module, Product, Shape};
+pub use launch::{Argument, Compute, Kernel, Launcher, Module, Product, Shape};
 pub use modules::MODULES;
 pub(crate) use modules::*;
+
+use half::bf16;
 
 use crate::backend::{Backend, Storage};
 use crate::error::{Error, Result};
 use status::Status;
-use workspace::Workspace;
+pub(crate) use workspace::Workspace;
 
 /// A backend whose operations are CUDA kernels.
 pub struct Cuda<L: Launcher> {
     pub(crate) launcher: L,
     pub(crate) status: Status<L>,
     pub(crate) workspace: Workspace<L>,
+    pub(crate) compute: Compute,
+    /// Either operand of a product, rounded.
+    pub(crate) rounded: [Workspace<L>; 2],
+    /// The parts that tiles of a weight have in the gradients of low-rank factors.
+    pub(crate) factors: Workspace<L>,
 }
 
 /// The backend whose kernels the interpreter runs.
@@ -36,6 +43,8 @@ pub type Host = Cuda<Interpreter>;
 pub struct Values<L: Launcher> {
     pub(crate) buffer: L::Buffer,
     len: usize,
+    /// `Bf16` for what [`Storage::operand`] allocated and the backend rounds; `F32` for all else.
+    stored: Compute,
 }
 
 impl<L: Launcher> Values<L> {
@@ -62,10 +71,46 @@ impl<L: Launcher> Values<L> {
     }
 
     fn holds(&self, operation: &'static str, tensor: &'static str, expected: usize) -> Result<()> {
+        if self.stored == Compute::Bf16 {
+            return Err(Error::Invalid(format!(
+                "{operation}: {tensor} is the rounded operand of a product, expected f32 values"
+            )));
+        }
+        self.long_enough(operation, tensor, expected)
+    }
+
+    fn long_enough(
+        &self,
+        operation: &'static str,
+        tensor: &'static str,
+        expected: usize,
+    ) -> Result<()> {
         if self.len < expected {
             return Err(Error::Length { operation, tensor, expected, actual: self.len });
         }
         Ok(())
+    }
+
+    /// The buffer and what it holds, where a rounded operand is as good as f32 values.
+    pub(crate) fn operand(
+        &self,
+        operation: &'static str,
+        tensor: &'static str,
+        expected: usize,
+    ) -> Result<(&L::Buffer, Compute)> {
+        self.long_enough(operation, tensor, expected)?;
+        Ok((&self.buffer, self.stored))
+    }
+
+    /// The same, to be written to.
+    pub(crate) fn operand_mut(
+        &mut self,
+        operation: &'static str,
+        tensor: &'static str,
+        expected: usize,
+    ) -> Result<(&mut L::Buffer, Compute)> {
+        self.long_enough(operation, tensor, expected)?;
+        Ok((&mut self.buffer, self.stored))
     }
 }
 
@@ -77,12 +122,24 @@ pub struct Ids<L: Launcher> {
 }
 
 impl<L: Launcher> Cuda<L> {
-    /// The backend on this machine.
+    /// The backend on this machine; products are of f32.
     ///
     /// # Errors
     /// When the machine has no room for a word.
     pub fn new(launcher: L) -> Result<Self> {
-        Ok(Self { status: Status::new(&launcher)?, workspace: Workspace::new(), launcher })
+        Self::with_compute(launcher, Compute::F32)
+    }
+
+    /// The same; the operands of every product of a linear layer are rounded as `compute` says.
+    /// Parameters, gradients and activations in memory stay f32.
+    ///
+    /// # Errors
+    /// When the machine has no room for a word.
+    pub fn with_compute(launcher: L, compute: Compute) -> Result<Self> {
+        let status = Status::new(&launcher)?;
+        let rounded = [Workspace::new(2), Workspace::new(2)];
+        let (workspace, factors) = (Workspace::new(4), Workspace::new(4));
+        Ok(Self { status, workspace, compute, rounded, factors, launcher })
     }
 
     /// The machine.
@@ -94,7 +151,7 @@ impl<L: Launcher> Cuda<L> {
         let len = bytes.len() / element_bytes;
         let mut buffer = self.launcher.zeros(len, element_bytes)?;
         self.launcher.write(bytes, &mut buffer, 0)?;
-        Ok(Values { buffer, len })
+        Ok(Values { buffer, len, stored: Compute::F32 })
     }
 
     /// Waits, and returns values once no kernel has complained.
@@ -117,7 +174,12 @@ impl<L: Launcher> Storage for Cuda<L> {
     type Tokens = Ids<L>;
 
     fn zeros(&self, len: usize) -> Result<Values<L>> {
-        Ok(Values { buffer: self.launcher.zeros(len, 4)?, len })
+        Ok(Values { buffer: self.launcher.zeros(len, 4)?, len, stored: Compute::F32 })
+    }
+
+    fn operand(&self, len: usize) -> Result<Values<L>> {
+        let stored = self.compute;
+        Ok(Values { buffer: self.launcher.zeros(len, stored.bytes())?, len, stored })
     }
 
     fn upload(&self, values: &[f32]) -> Result<Values<L>> {
@@ -125,7 +187,14 @@ impl<L: Launcher> Storage for Cuda<L> {
     }
 
     fn download(&self, buffer: &Values<L>, len: usize) -> Result<Vec<f32>> {
-        self.downloaded(buffer.first("download", "buffer", len)?, len)
+        let (from, stored) = buffer.operand("download", "buffer", len)?;
+        match stored {
+            Compute::F32 => self.downloaded(from, len),
+            Compute::Bf16 => {
+                let values = self.downloaded::<bf16>(from, len)?;
+                Ok(values.into_iter().map(bf16::to_f32).collect())
+            }
+        }
     }
 
     fn write(&self, values: &[f32], buffer: &mut Values<L>) -> Result<()> {
@@ -151,7 +220,7 @@ impl<L: Launcher> Storage for Cuda<L> {
     }
 
     fn zero_codes(&self, len: usize) -> Result<Values<L>> {
-        Ok(Values { buffer: self.launcher.zeros(len, 1)?, len })
+        Ok(Values { buffer: self.launcher.zeros(len, 1)?, len, stored: Compute::F32 })
     }
 
     fn upload_codes(&self, codes: &[i8]) -> Result<Values<L>> {

@@ -25,10 +25,12 @@ modules! {
     FAKE_QUANTIZE_BACKWARD = "fake_quantize_backward";
     GROUP_POOL = "group_pool";
     INIT_SCALE = "init_scale";
+    LINEAR = "linear";
     LR_QAT_QUANTIZE = "lr_qat_quantize";
     RMS_NORM = "rms_norm";
     ROPE = "rope";
     RTN = "rtn";
     SQUARED_NORM = "squared_norm";
     SWIGLU = "swiglu";
+    WEIGHT_GRADIENT = "weight_gradient";
 }

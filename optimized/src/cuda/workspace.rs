@@ -10,12 +10,14 @@ use crate::error::Result;
 /// Work is done in the order of the calls, so an operation's kernels are done with the buffer
 /// before those of the next one start. What it holds at first is left over from another operation.
 pub struct Workspace<L: Launcher> {
+    element_bytes: usize,
     words: Mutex<Option<(L::Buffer, usize)>>,
 }
 
 impl<L: Launcher> Workspace<L> {
-    pub(super) fn new() -> Self {
-        Self { words: Mutex::new(None) }
+    /// `element_bytes` of the narrowest values that kernels write there, up to 8.
+    pub(super) fn new(element_bytes: usize) -> Self {
+        Self { element_bytes, words: Mutex::new(None) }
     }
 
     /// Runs `launches` with a buffer of at least `words` times 8 bytes that nobody else uses
@@ -33,8 +35,9 @@ impl<L: Launcher> Workspace<L> {
         if kept.as_ref().is_none_or(|(_, len)| *len < words) {
             // The old one goes before the new one comes.
             *kept = None;
-            // Elements of 4 bytes: the halves of a word may be two threads'.
-            *kept = Some((launcher.zeros(2 * words, 4)?, words));
+            // Elements so narrow that those of a word may be several threads'.
+            let bytes = self.element_bytes;
+            *kept = Some((launcher.zeros(words * 8 / bytes, bytes)?, words));
         }
         let (buffer, _) = kept.as_mut().expect("it was just filled");
         launches(buffer)

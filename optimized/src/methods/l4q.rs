@@ -15,6 +15,7 @@ use crate::error::Result;
 use crate::ops::fake_quantize::{FakeQuantizeArgs, LowRank};
 use crate::ops::fake_quantize_backward::FakeQuantizeGradients;
 use crate::ops::linear::LinearArgs;
+use crate::ops::weight_gradient::WeightGradientArgs;
 
 /// What a recipe decides about an L4Q layer.
 #[derive(Debug, Clone, Copy)]
@@ -163,7 +164,6 @@ impl<B: Backend> LinearMethod<B> for L4q<B> {
         backend.fake_quantize(&self.args(), &mut scratch.effective, None)?;
         let to_input = LinearArgs { write: call.write, ..args };
         backend.linear_input_gradient(to_input, call.d_y, &scratch.effective, call.d_x)?;
-        backend.linear_weight_gradient(args, call.d_y, call.x, &mut scratch.d_weight)?;
         // The gradient buffers leave their parameters while the values are borrowed.
         let mut taken = [&mut self.scale, &mut self.offset, &mut self.lora_a, &mut self.lora_b]
             .map(|parameter| parameter.gradient.take());
@@ -173,13 +173,9 @@ impl<B: Backend> LinearMethod<B> for L4q<B> {
             d_offset: d_offset.as_mut(),
             d_low_rank: d_lora_a.as_mut().zip(d_lora_b.as_mut()),
         };
-        let grad_scale = self.options.grad_scale;
-        let done = backend.fake_quantize_backward(
-            &self.args(),
-            grad_scale,
-            &mut scratch.d_weight,
-            gradients,
-        );
+        let BackwardCall { tokens, x, d_y, .. } = call;
+        let from = WeightGradientArgs { tokens, d_y, x, grad_scale: self.options.grad_scale };
+        let done = backend.weight_gradient(&self.args(), &from, &mut scratch.d_weight, gradients);
         let [d_scale, d_offset, d_lora_a, d_lora_b] = taken;
         self.scale.gradient = d_scale;
         self.offset.gradient = d_offset;

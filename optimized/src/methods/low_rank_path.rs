@@ -2,8 +2,9 @@
 
 use super::{BackwardCall, LoraOptions, Parameter, ParameterKind, Trainable};
 use crate::backend::Backend;
+use crate::cpu::Cpu;
 use crate::error::Result;
-use crate::ops::linear::LinearArgs;
+use crate::ops::linear::{Linear, LinearArgs};
 
 /// `lora_scaling * (input @ lora_a^T) @ lora_b^T`, added to what the layer gives.
 pub(super) struct LowRankPath<B: Backend> {
@@ -90,11 +91,12 @@ impl<B: Backend> LowRankPath<B> {
     /// When the device failed.
     pub(super) fn delta(&self, backend: &B) -> Result<Vec<f32>> {
         let (out, inputs) = (self.lora_b.shape[0], self.lora_a.shape[1]);
-        let mut delta = backend.zeros(out * inputs)?;
+        let mut delta = vec![0.0; out * inputs];
         let args = LinearArgs::new(out, inputs, self.rank()).scaled(self.options.lora_scaling);
-        let (lora_a, lora_b) = (&self.lora_a.value, &self.lora_b.value);
-        backend.linear_input_gradient(args, lora_b, lora_a, &mut delta)?;
-        backend.download(&delta, out * inputs)
+        // A weight is merged in full precision, whatever type the backend multiplies.
+        let (lora_a, lora_b) = (self.lora_a.to_host(backend)?, self.lora_b.to_host(backend)?);
+        Cpu.linear_input_gradient(args, &lora_b, &lora_a, &mut delta)?;
+        Ok(delta)
     }
 
     pub(super) fn trainable(&mut self) -> impl Iterator<Item = Trainable<'_, B>> {

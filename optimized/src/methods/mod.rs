@@ -188,7 +188,7 @@ impl ScratchNeed {
     /// When the device has no room.
     pub fn allocate<B: Storage>(self, backend: &B, tokens: usize) -> Result<Scratch<B>> {
         Ok(Scratch {
-            effective: backend.zeros(self.effective)?,
+            effective: backend.operand(self.effective)?,
             d_weight: backend.zeros(self.d_weight)?,
             low_rank: backend.zeros(self.rank * tokens)?,
             d_low_rank: backend.zeros(self.rank * tokens)?,

@@ -18,6 +18,7 @@ pub mod rope;
 pub mod rtn;
 pub mod squared_norm;
 pub mod swiglu;
+pub mod weight_gradient;
 
 use crate::error::{Error, Result};
 

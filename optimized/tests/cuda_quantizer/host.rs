@@ -126,7 +126,7 @@ impl Host {
             .collect()
     }
 
-    fn with<B: Storage, R>(
+    pub fn with<B: Storage, R>(
         &self,
         backend: &B,
         call: impl FnOnce(&FakeQuantizeArgs<'_, B::Floats>) -> R,
@@ -168,6 +168,7 @@ impl Host {
         .map_err(|error: plumbline::error::Error| error.to_string())
     }
 
+    #[allow(dead_code, reason = "not every test that has this file asks for it")]
     /// All gradients, each added to `start` of its own.
     pub fn backward<B: FakeQuantizeBackward>(
         &self,

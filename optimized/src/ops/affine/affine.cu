@@ -1,10 +1,11 @@
 // affine_quantize, affine_dequantize and its backward: Eqs. (Q11), (Q12), (M16). Twin:
 // ops/affine/cpu.rs. Class: exact, the sums too: their order is the cpu backend's.
 // weight, codes, output, d_output [out, in], scale, zero_point, d_scale [out, groups]; a code is an
-// unsigned byte.
+// unsigned byte; output is f32, or that rounded once to bf16.
 // A block per row and 256 * C columns, a thread takes C neighbours; 4 B of the one and 1 B of the
 // other matrix per element. Backward: half a warp per group, reads 5 B per element once.
 // Host guarantees: width % groups == 0.
+#include "bf16.cuh"
 #include "groups.cuh"
 
 // Places in the lists of tensors that status.rs keeps for the two operations.
@@ -30,18 +31,19 @@ __device__ __forceinline__ void quantize(const float* weight, const float* scale
     store_codes(codes + at.first, code);
 }
 
-template <unsigned C>
+template <unsigned C, typename T>
 __device__ __forceinline__ void dequantize(const unsigned char* codes, const float* scale,
-                                           const float* zero_point, float* output, unsigned width,
+                                           const float* zero_point, T* output, unsigned width,
                                            unsigned groups, word* status, unsigned first) {
     Columns<C> at(width, groups);
     if (!at.inside) return;
-    float s = scale[at.group], z = zero_point[at.group], y[C];
-    load_codes(codes + at.first, y);
+    float s = scale[at.group], z = zero_point[at.group], code[C];
+    load_codes(codes + at.first, code);
+    T y[C];
     for (unsigned c = 0; c < C; ++c) {
-        y[c] = floored(s) * (y[c] - z);
-        if (isfinite(y[c])) continue;
-        complain(status, first + OUTPUT, at.first + c, y[c]);
+        y[c] = rounded<T>(floored(s) * (code[c] - z));
+        if (isfinite(widened(y[c]))) continue;
+        complain(status, first + OUTPUT, at.first + c, widened(y[c]));
         if (!isfinite(s)) complain(status, first + DEQUANTIZE_SCALE, at.group, s);
         if (!isfinite(z)) complain(status, first + ZERO_POINT, at.group, z);
     }
@@ -62,18 +64,22 @@ extern "C" __global__ void affine_quantize(const float* weight,      // [out, in
     }
 }
 
-extern "C" __global__ void affine_dequantize(const unsigned char* codes,  // [out, in]
-                                             const float* scale,          // [out, groups]
-                                             const float* zero_point,     // [out, groups]
-                                             float* output,               // [out, in]
-                                             unsigned width, unsigned groups, word* status,
-                                             unsigned first) {
-    if (by_four(width / groups)) {
-        dequantize<4>(codes, scale, zero_point, output, width, groups, status, first);
-    } else {
-        dequantize<1>(codes, scale, zero_point, output, width, groups, status, first);
+// One entry for each type of the output.
+#define AFFINE_DEQUANTIZE(NAME, T)                                                              \
+    extern "C" __global__ void NAME(const unsigned char* codes, /* [out, in] */                 \
+                                    const float* scale,         /* [out, groups] */             \
+                                    const float* zero_point,    /* [out, groups] */             \
+                                    T* output,                  /* [out, in] */                 \
+                                    unsigned width, unsigned groups, word* status,              \
+                                    unsigned first) {                                           \
+        if (by_four(width / groups)) {                                                          \
+            dequantize<4>(codes, scale, zero_point, output, width, groups, status, first);      \
+        } else {                                                                                \
+            dequantize<1>(codes, scale, zero_point, output, width, groups, status, first);      \
+        }                                                                                       \
     }
-}
+AFFINE_DEQUANTIZE(affine_dequantize, float)
+AFFINE_DEQUANTIZE(affine_dequantize_bf16, bf16)
 
 extern "C" __global__ void affine_dequantize_backward(const unsigned char* codes,  // [out, in]
                                                       const float* scale,       // [out, groups]

@@ -1,10 +1,11 @@
 use super::{Affine, AffineGrid};
-use crate::cuda::{AFFINE, Argument, Cuda, Kernel, Launcher, Values};
+use crate::cuda::{AFFINE, Argument, Compute, Cuda, Kernel, Launcher, Values};
 use crate::error::Result;
 use crate::ops::fake_quantize::cuda::{by_columns, by_groups};
 
 const QUANTIZE: Kernel = Kernel { module: &AFFINE, entry: "affine_quantize" };
 const DEQUANTIZE: Kernel = Kernel { module: &AFFINE, entry: "affine_dequantize" };
+const DEQUANTIZE_BF16: Kernel = Kernel { module: &AFFINE, entry: "affine_dequantize_bf16" };
 const BACKWARD: Kernel = Kernel { module: &AFFINE, entry: "affine_dequantize_backward" };
 
 impl<'a, L: Launcher> AffineGrid<'a, Cuda<L>> {
@@ -64,10 +65,14 @@ impl<L: Launcher> Affine for Cuda<L> {
         let len = out * spec.in_features();
         let [scale, zero_point] = grid.arguments(NAME)?;
         let codes = codes.first(NAME, "codes", len)?;
-        let output = output.first_mut(NAME, "output", len)?;
+        let (output, stored) = output.operand_mut(NAME, "output", len)?;
+        let kernel = match stored {
+            Compute::F32 => DEQUANTIZE,
+            Compute::Bf16 => DEQUANTIZE_BF16,
+        };
         self.status.with(NAME, |status, first| {
             self.launcher.launch(
-                DEQUANTIZE,
+                kernel,
                 by_columns(spec, out),
                 &mut [
                     Argument::In(codes),

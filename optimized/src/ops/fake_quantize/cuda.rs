@@ -1,18 +1,32 @@
 use plumbline_reference::spec::QuantSpec;
 
 use super::{FakeQuantize, FakeQuantizeArgs};
-use crate::cuda::{Argument, Cuda, FAKE_QUANTIZE, Kernel, Launcher, Shape, Values};
+use crate::cuda::{Argument, Compute, Cuda, FAKE_QUANTIZE, Kernel, Launcher, Shape, Values};
 use crate::error::Result;
 
 /// Rows and threads of a block that quantizes, as in quantizer.cuh.
 const TILE_ROWS: usize = 32;
 const THREADS: u32 = 256;
 
-const KERNEL: Kernel = Kernel { module: &FAKE_QUANTIZE, entry: "fake_quantize" };
-const DEQUANTIZE: Kernel = Kernel { module: &FAKE_QUANTIZE, entry: "dequantize" };
+/// By what the output is stored as.
+fn kernel(stored: Compute) -> Kernel {
+    let entry = match stored {
+        Compute::F32 => "fake_quantize",
+        Compute::Bf16 => "fake_quantize_bf16",
+    };
+    Kernel { module: &FAKE_QUANTIZE, entry }
+}
+
+fn dequantize_kernel(stored: Compute) -> Kernel {
+    let entry = match stored {
+        Compute::F32 => "dequantize",
+        Compute::Bf16 => "dequantize_bf16",
+    };
+    Kernel { module: &FAKE_QUANTIZE, entry }
+}
 
 /// Neighbouring columns that one thread takes: four where they always share a group.
-fn columns_of_a_thread(spec: QuantSpec) -> usize {
+pub(crate) fn columns_of_a_thread(spec: QuantSpec) -> usize {
     if spec.group_size().is_multiple_of(4) { 4 } else { 1 }
 }
 
@@ -82,7 +96,8 @@ impl<L: Launcher> FakeQuantize for Cuda<L> {
         const NAME: &str = "fake_quantize";
         let len = args.out_features * args.spec.in_features();
         let mut arguments = quantizer_arguments(NAME, args)?;
-        arguments.push(Argument::Out(output.first_mut(NAME, "output", len)?));
+        let (output, stored) = output.operand_mut(NAME, "output", len)?;
+        arguments.push(Argument::Out(output));
         match codes {
             Some(codes) => arguments
                 .extend([Argument::Out(codes.first_mut(NAME, "codes", len)?), Argument::U32(1)]),
@@ -92,7 +107,8 @@ impl<L: Launcher> FakeQuantize for Cuda<L> {
         self.status.with(NAME, |status, first| {
             let mut arguments = arguments;
             arguments.extend([Argument::Out(status), Argument::U32(first)]);
-            self.launcher.launch(KERNEL, by_tiles(args.spec, args.out_features), &mut arguments)
+            let shape = by_tiles(args.spec, args.out_features);
+            self.launcher.launch(kernel(stored), shape, &mut arguments)
         })
     }
 
@@ -107,14 +123,15 @@ impl<L: Launcher> FakeQuantize for Cuda<L> {
     ) -> Result<()> {
         let (width, groups) = (spec.in_features(), out_features * spec.groups());
         let len = out_features * width;
+        let (output, stored) = output.operand_mut("dequantize", "output", len)?;
         self.launcher.launch(
-            DEQUANTIZE,
+            dequantize_kernel(stored),
             by_columns(spec, out_features),
             &mut [
                 Argument::In(codes.first("dequantize", "codes", len)?),
                 Argument::In(scale.first("dequantize", "scale", groups)?),
                 Argument::In(offset.first("dequantize", "offset", groups)?),
-                Argument::Out(output.first_mut("dequantize", "output", len)?),
+                Argument::Out(output),
                 Argument::side(width),
                 Argument::side(spec.groups()),
             ],

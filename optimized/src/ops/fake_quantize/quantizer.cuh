@@ -6,6 +6,7 @@
 // share their group and are read at once, and 1 elsewhere. DEPTH ranks at a time, the tile's parts
 // of lora_a and lora_b go through shared memory; a lane reads C + 4 values there for 4 * C products.
 #pragma once
+#include "bf16.cuh"
 #include "groups.cuh"
 
 constexpr unsigned WARPS = 8;   // of a block
@@ -49,10 +50,17 @@ struct Tile {
     bool inside;            // whether the lane's columns exist
     unsigned group;         // of the lane's columns
 
-    __device__ __forceinline__ explicit Tile(const LowRank& q) {
-        unsigned across = (q.width + 32 * C - 1) / (32 * C);
-        index = blockIdx.x % across;
-        first_row = blockIdx.x / across * TILE_ROWS;
+    // Tiles across a row.
+    static __device__ __forceinline__ unsigned across(const LowRank& q) {
+        return (q.width + 32 * C - 1) / (32 * C);
+    }
+
+    // The block's own, where each block has one.
+    __device__ __forceinline__ explicit Tile(const LowRank& q)
+        : Tile(q, blockIdx.x % across(q), blockIdx.x / across(q) * TILE_ROWS) {}
+
+    __device__ __forceinline__ Tile(const LowRank& q, unsigned index, unsigned first_row)
+        : index(index), first_row(first_row) {
         first_column = index * 32 * C;
         row = first_row + threadIdx.x / 32 * ROWS;
         column = first_column + threadIdx.x % 32 * C;
@@ -75,15 +83,15 @@ struct Tile {
     }
 };
 
-// sum = lora_b @ lora_a on the tile, from zero in ascending order of the rank.
+// The tile's parts of some ranks of lora_a and lora_b, in shared memory.
 template <unsigned C>
-__device__ __forceinline__ void low_rank_sums(const LowRank& q, const Tile<C>& tile,
-                                              float (&sum)[ROWS][C]) {
-    __shared__ __align__(16) float a[DEPTH][32 * C];
-    __shared__ __align__(16) float b[DEPTH][TILE_ROWS + 4];  // 4 spread its columns over the banks
-    for (unsigned i = 0; i < ROWS; ++i)
-        for (unsigned c = 0; c < C; ++c) sum[i][c] = 0.0f;
-    for (unsigned start = 0; start < q.rank; start += DEPTH) {
+struct __align__(16) Ranks {
+    float a[DEPTH][32 * C];
+    float b[DEPTH][TILE_ROWS + 4];  // 4 spread its columns over the banks
+
+    // Fetches up to DEPTH ranks from `start` on and returns their number; zeros beyond the weight.
+    __device__ __forceinline__ unsigned fetch(const LowRank& q, const Tile<C>& tile,
+                                              unsigned start) {
         unsigned depth = min(DEPTH, q.rank - start);
         __syncthreads();  // every warp is done with the ranks before
         for (unsigned r = threadIdx.x / 32; r < depth; r += WARPS) {
@@ -99,11 +107,31 @@ __device__ __forceinline__ void low_rank_sums(const LowRank& q, const Tile<C>& t
             }
         }
         __syncthreads();  // the ranks are there
+        return depth;
+    }
+};
+
+// The block's only ones.
+template <unsigned C>
+__device__ __forceinline__ Ranks<C>& shared_ranks() {
+    __shared__ Ranks<C> ranks;
+    return ranks;
+}
+
+// sum = lora_b @ lora_a on the tile, from zero in ascending order of the rank.
+template <unsigned C>
+__device__ __forceinline__ void low_rank_sums(const LowRank& q, const Tile<C>& tile,
+                                              float (&sum)[ROWS][C]) {
+    Ranks<C>& ranks = shared_ranks<C>();
+    for (unsigned i = 0; i < ROWS; ++i)
+        for (unsigned c = 0; c < C; ++c) sum[i][c] = 0.0f;
+    for (unsigned start = 0; start < q.rank; start += DEPTH) {
+        unsigned depth = ranks.fetch(q, tile, start);
 #pragma unroll 2
         for (unsigned r = 0; r < depth; ++r) {
             float a_r[C], b_r[ROWS];
-            load(&a[r][threadIdx.x % 32 * C], a_r);
-            load(&b[r][threadIdx.x / 32 * ROWS], b_r);
+            load(&ranks.a[r][threadIdx.x % 32 * C], a_r);
+            load(&ranks.b[r][threadIdx.x / 32 * ROWS], b_r);
             for (unsigned i = 0; i < ROWS; ++i)
                 for (unsigned c = 0; c < C; ++c) sum[i][c] += b_r[i] * a_r[c];
         }
@@ -111,37 +139,38 @@ __device__ __forceinline__ void low_rank_sums(const LowRank& q, const Tile<C>& t
 }
 
 // Where a number that is not finite may come from, beside the update; nullptr for nowhere.
+template <typename T>
 struct Suspects {
     const float* scale;   // [out, groups]
     const float* offset;  // [out, groups]
     const float* weight;  // [out, in]
-    const float* output;  // [out, in]
+    const T* output;      // [out, in]
 };
 
 // Tells the host of all that is not finite among what the lane's part of a tile depends on.
-template <unsigned C>
+template <unsigned C, typename T>
 __device__ __forceinline__ void report_tile(const LowRank& q, const Tile<C>& tile,
-                                            const Suspects& suspects, word* status,
+                                            const Suspects<T>& suspects, word* status,
                                             unsigned first) {
     if (!tile.inside) return;
-    auto look = [&](const float* values, word index, unsigned tensor) {
-        if (values && !isfinite(values[index])) {
-            complain(status, first + tensor, index, values[index]);
-        }
+    auto look = [&](float value, word index, unsigned tensor) {
+        if (!isfinite(value)) complain(status, first + tensor, index, value);
     };
 #pragma unroll 1
     for (unsigned e = 0; e < ROWS * C; ++e) {
         word row = tile.row + e / C, column = tile.column + e % C;
         if (row >= q.out) return;
-        look(suspects.scale, row * q.groups + tile.group, SCALE);
-        look(suspects.offset, row * q.groups + tile.group, OFFSET);
-        look(suspects.weight, row * q.width + column, WEIGHT);
+        word group = row * q.groups + tile.group, at = row * q.width + column;
+        if (suspects.scale) look(suspects.scale[group], group, SCALE);
+        if (suspects.offset) look(suspects.offset[group], group, OFFSET);
+        if (suspects.weight) look(suspects.weight[at], at, WEIGHT);
 #pragma unroll 1
         for (unsigned r = 0; r < q.rank; ++r) {
-            look(q.lora_a, (word)r * q.width + column, LORA_A);
-            look(q.lora_b, row * q.rank + r, LORA_B);
+            word in_a = (word)r * q.width + column, in_b = row * q.rank + r;
+            look(q.lora_a[in_a], in_a, LORA_A);
+            look(q.lora_b[in_b], in_b, LORA_B);
         }
-        look(suspects.output, row * q.width + column, OUTPUT);
+        if (suspects.output) look(widened(suspects.output[at]), at, OUTPUT);
     }
 }
 
@@ -179,10 +208,11 @@ struct Arguments {
 
     // Tells the host what is not finite, in the order of the cpu backend: the inputs; a NaN from
     // finite inputs; the output, where there is one. An argument that overflows saturates.
+    template <typename T>
     __device__ __forceinline__ void report(const Quantizer& q, const Tile<C>& tile,
-                                           const float* output, word* status,
-                                           unsigned first) const {
+                                           const T* output, word* status, unsigned first) const {
         if (undefined) complain(status, first + ARGUMENT, 0, nanf(""));
-        if (!finite) report_tile(q, tile, {q.scale, q.offset, q.weight, output}, status, first);
+        Suspects<T> suspects = {q.scale, q.offset, q.weight, output};
+        if (!finite) report_tile(q, tile, suspects, status, first);
     }
 };

@@ -2,7 +2,7 @@ use plumbline_reference::spec::{GradScale, QuantSpec};
 
 use super::{FakeQuantizeBackward, FakeQuantizeGradients, factor};
 use crate::cuda::{
-    Argument, Cuda, FAKE_QUANTIZE_BACKWARD, Kernel, Launcher, Product, Shape, Values,
+    Argument, Compute, Cuda, FAKE_QUANTIZE_BACKWARD, Kernel, Launcher, Product, Shape, Values,
 };
 use crate::error::Result;
 use crate::ops::fake_quantize::{FakeQuantizeArgs, LowRank, cuda as quantizer};
@@ -26,22 +26,10 @@ impl<L: Launcher> FakeQuantizeBackward for Cuda<L> {
         gradients: FakeQuantizeGradients<'_, Values<L>>,
     ) -> Result<()> {
         let (spec, out) = (args.spec, args.out_features);
-        let groups = out * spec.groups();
         self.workspace.with(&self.launcher, out * parts(spec), |partial| {
             self.mask(args, d_output, partial)?;
-            let factor = factor(spec, grad_scale);
-            if let Some(d_scale) = gradients.d_scale {
-                let scale = args.scale.first(NAME, "scale", groups)?;
-                let d_scale = d_scale.first_mut(NAME, "d_scale", groups)?;
-                let to = vec![Argument::In(scale), Argument::Out(d_scale)];
-                self.add_group_sums(SCALE, args, partial, to, factor)?;
-            }
-            if let Some(d_offset) = gradients.d_offset {
-                let d_offset = d_offset.first_mut(NAME, "d_offset", groups)?;
-                let to = vec![Argument::Out(d_offset)];
-                self.add_group_sums(OFFSET, args, partial, to, factor)?;
-            }
-            Ok(())
+            let to = (gradients.d_scale, gradients.d_offset);
+            self.group_gradients(args, partial, factor(spec, grad_scale), to)
         })?;
         match (&args.low_rank, gradients.d_low_rank) {
             (Some(low_rank), Some(to)) => {
@@ -73,6 +61,29 @@ impl<L: Launcher> Cuda<L> {
                 &mut arguments,
             )
         })
+    }
+
+    /// Adds the parts of the groups' sums to the gradients of scale and offset, where these are.
+    pub(crate) fn group_gradients(
+        &self,
+        args: &FakeQuantizeArgs<'_, Values<L>>,
+        partial: &L::Buffer,
+        factor: f32,
+        (d_scale, d_offset): (Option<&mut Values<L>>, Option<&mut Values<L>>),
+    ) -> Result<()> {
+        let groups = args.out_features * args.spec.groups();
+        if let Some(d_scale) = d_scale {
+            let scale = args.scale.first(NAME, "scale", groups)?;
+            let d_scale = d_scale.first_mut(NAME, "d_scale", groups)?;
+            let to = vec![Argument::In(scale), Argument::Out(d_scale)];
+            self.add_group_sums(SCALE, args, partial, to, factor)?;
+        }
+        if let Some(d_offset) = d_offset {
+            let d_offset = d_offset.first_mut(NAME, "d_offset", groups)?;
+            let to = vec![Argument::Out(d_offset)];
+            self.add_group_sums(OFFSET, args, partial, to, factor)?;
+        }
+        Ok(())
     }
 
     /// Adds the parts up and the sums, times the factor, to a gradient.
@@ -119,6 +130,7 @@ impl<L: Launcher> Cuda<L> {
             b_transposed: false,
             multiplier: low_rank.lora_scaling,
             add: true,
+            operands: Compute::F32,
         };
         let to_b = Product {
             rows: out,

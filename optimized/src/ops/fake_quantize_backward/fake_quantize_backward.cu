@@ -8,10 +8,7 @@
 // one tile; then a thread per group adds the parts from left to right. Both orders are fixed, so a
 // rerun has the same bits.
 // Host guarantees: as fake_quantize.
-#include "group_sums.cuh"
-
-// The sums of a group: for the scale D * (code - M * v), for the offset D * (1 - M).
-enum Sum { OF_SCALE, OF_OFFSET };
+#include "mask.cuh"
 
 template <unsigned C>
 __device__ __forceinline__ void mask_tile(const Quantizer& q, float* d_output, Pack<2>* partial,
@@ -23,23 +20,11 @@ __device__ __forceinline__ void mask_tile(const Quantizer& q, float* d_output, P
     for (unsigned i = 0; i < ROWS; ++i) {
         if (tile.has(q, i)) load(d_output + tile.at(q, i), d[i]);
     }
-
-    GroupLanes lanes(tile.inside ? tile.group : ~0u);
+    mask(q, tile, arguments, d, partial);
     for (unsigned i = 0; i < ROWS; ++i) {
-        Pack<2> sums = {};
-        for (unsigned c = 0; c < C; ++c) {
-            float v = arguments.v[i][c];
-            bool in_range = v >= q.qmin && v <= q.qmax;
-            sums.at[OF_SCALE] += d[i][c] * (q.code(v) - (in_range ? v : 0.0f));
-            sums.at[OF_OFFSET] += in_range ? 0.0f : d[i][c];
-            d[i][c] = in_range ? d[i][c] : 0.0f;
-        }
-        lanes.add_up(sums);
-        if (!tile.has(q, i)) continue;
-        store(d_output + tile.at(q, i), d[i]);
-        if (lanes.leads) partial[part_at(q, tile, i)] = sums;
+        if (tile.has(q, i)) store(d_output + tile.at(q, i), d[i]);
     }
-    arguments.report(q, tile, nullptr, status, first);
+    arguments.report(q, tile, (const float*)nullptr, status, first);
 }
 
 extern "C" __global__ void fake_quantize_backward(const float* weight,  // [out, in]

@@ -47,7 +47,7 @@ pub trait FakeQuantizeBackward: Storage {
 }
 
 /// The constant factor on the gradients of scale and offset. Eq. (Q7).
-fn factor(spec: QuantSpec, grad_scale: GradScale) -> f32 {
+pub(crate) fn factor(spec: QuantSpec, grad_scale: GradScale) -> f32 {
     let qmax = f64::from(spec.qmax());
     let (group_size, groups) = (spec.group_size() as f64, spec.groups() as f64);
     let factor = match grad_scale {

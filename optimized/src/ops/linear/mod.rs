@@ -1,7 +1,7 @@
 //! `linear`: a product with a weight matrix, and its two adjoints. Eq. (N1).
 
 mod cpu;
-mod cuda;
+pub(crate) mod cuda;
 
 use super::Write;
 use crate::backend::Storage;

@@ -2,12 +2,13 @@ use plumbline_reference::spec::{InnerScale, LrQatDialect, LrQatMask};
 
 use super::stored::{self, check_zero_point_bits, fixed_unit};
 use super::{LrQatArgs, LrQatGradients, LrQatQuantize, StoredWeight};
-use crate::cuda::{Argument, Cuda, Kernel, LR_QAT_QUANTIZE, Launcher, Shape, Values};
+use crate::cuda::{Argument, Compute, Cuda, Kernel, LR_QAT_QUANTIZE, Launcher, Shape, Values};
 use crate::error::Result;
 use crate::ops::fake_quantize::cuda::by_tiles;
 use crate::ops::fake_quantize_backward::cuda::parts;
 
 const QUANTIZE: Kernel = Kernel { module: &LR_QAT_QUANTIZE, entry: "lr_qat_quantize" };
+const QUANTIZE_BF16: Kernel = Kernel { module: &LR_QAT_QUANTIZE, entry: "lr_qat_quantize_bf16" };
 const BACKWARD: Kernel = Kernel { module: &LR_QAT_QUANTIZE, entry: "lr_qat_quantize_backward" };
 const SCALE: Kernel = Kernel { module: &LR_QAT_QUANTIZE, entry: "lr_qat_scale_gradient" };
 
@@ -81,7 +82,12 @@ impl<L: Launcher> LrQatQuantize for Cuda<L> {
         let (grid, out) = (*args.spec.grid(), args.out_features);
         let len = out * grid.in_features();
         let mut arguments = arguments(NAME, args)?;
-        arguments.push(Argument::Out(output.first_mut(NAME, "output", len)?));
+        let (output, stored) = output.operand_mut(NAME, "output", len)?;
+        let kernel = match stored {
+            Compute::F32 => QUANTIZE,
+            Compute::Bf16 => QUANTIZE_BF16,
+        };
+        arguments.push(Argument::Out(output));
         match codes {
             Some(codes) => arguments
                 .extend([Argument::Out(codes.first_mut(NAME, "codes", len)?), Argument::U32(1)]),
@@ -91,7 +97,7 @@ impl<L: Launcher> LrQatQuantize for Cuda<L> {
         self.status.with(NAME, |status, first| {
             let mut arguments = arguments;
             arguments.extend([Argument::Out(status), Argument::U32(first)]);
-            self.launcher.launch(QUANTIZE, by_tiles(grid, out), &mut arguments)
+            self.launcher.launch(kernel, by_tiles(grid, out), &mut arguments)
         })
     }
 

@@ -2,8 +2,8 @@
 // exact, d_scale a reduction. The gradients of the factors are two plain products of what is left
 // in d_output.
 // weight [out, in] as stored, lora_a [rank, in], lora_b [out, rank],
-// scale, zero_point [out, groups] -> output [out, in], codes [out, in] i8;
-// d_output [out, in] in place, d_scale [out, groups].
+// scale, zero_point [out, groups] -> output [out, in] f32 or rounded once to bf16, codes [out, in]
+// i8; d_output [out, in] in place, d_scale [out, groups].
 // A block per tile of 32 rows, see quantizer.cuh. Reads half a byte to 4 B of the weight and writes
 // 4 B per element, 1 B more for a code; 2 * rank operations and about 20 more. Backward: reads and
 // writes d_output beside, and sums groups as group_sums.cuh has it.
@@ -135,9 +135,9 @@ struct Rounding {
 
     // Tells the host what is wrong, in the order of the cpu backend: the inputs; an argument; the
     // output, where there is one.
+    template <typename T>
     __device__ __forceinline__ void report(const LrQat& q, const Tile<C>& tile,
-                                           const float* output, word* status,
-                                           unsigned first) const {
+                                           const T* output, word* status, unsigned first) const {
         if (overflows) complain(status, first + ARGUMENT, 0, __int_as_float(0x7f800000));
         if (sound) return;
         for (unsigned i = 0; q.has_zero_point && i < ROWS; ++i) {
@@ -146,22 +146,24 @@ struct Rounding {
             if (!is_code(q, z)) complain(status, first + ZERO_POINT, at, z);
         }
         auto weight = q.stored == F32 ? static_cast<const float*>(q.weight) : nullptr;
-        report_tile(q, tile, {q.scale, nullptr, weight, output}, status, first);
+        Suspects<T> suspects = {q.scale, nullptr, weight, output};
+        report_tile(q, tile, suspects, status, first);
     }
 };
 
-template <unsigned C>
-__device__ __forceinline__ void quantize_tile(const LrQat& q, float* output, signed char* codes,
+template <unsigned C, typename T>
+__device__ __forceinline__ void quantize_tile(const LrQat& q, T* output, signed char* codes,
                                               unsigned wants_codes, word* status, unsigned first) {
     Tile<C> tile(q);
     Rounding<C> rounding(q, tile);
     for (unsigned i = 0; i < ROWS; ++i) {
         if (!tile.has(q, i)) continue;
-        float code[C], y[C];
+        float code[C];
+        T y[C];
         for (unsigned c = 0; c < C; ++c) {
             code[c] = rounding.at(q, tile, i, c).code;
-            y[c] = code[c] * rounding.scale[i];
-            rounding.sound &= isfinite(y[c]);
+            y[c] = rounded<T>(code[c] * rounding.scale[i]);
+            rounding.sound &= isfinite(widened(y[c]));
         }
         store(output + tile.at(q, i), y);
         if (wants_codes) store_codes(codes + tile.at(q, i), code);
@@ -195,29 +197,32 @@ __device__ __forceinline__ void mask_tile(const LrQat& q, float* d_output, Pack<
         store(d_output + tile.at(q, i), d[i]);
         if (lanes.leads) partial[part_at(q, tile, i)] = sum;
     }
-    rounding.report(q, tile, nullptr, status, first);
+    rounding.report(q, tile, (const float*)nullptr, status, first);
 }
 
-extern "C" __global__ void lr_qat_quantize(
-    const float* lora_a,                               // [rank, in]
-    const float* lora_b,                               // [out, rank]
-    unsigned out, unsigned width, unsigned groups, unsigned rank, float lora_scaling,
-    const void* weight,                                // [out, in] as stored
-    const float* scale,                                // [out, groups]
-    const float* zero_point, unsigned has_zero_point,  // [out, groups], else nothing
-    unsigned stored, unsigned live, unsigned rounds_update, float qmin, float steps, float unit,
-    float* output,                                     // [out, in]
-    signed char* codes, unsigned wants_codes,          // [out, in], else nothing
-    word* status, unsigned first) {
-    LrQat q = {{lora_a, lora_b, out, width, groups, rank, lora_scaling},
-               weight, scale, zero_point, has_zero_point,
-               stored, live,  rounds_update, 0, qmin, steps, unit};
-    if (by_four(width / groups)) {
-        quantize_tile<4>(q, output, codes, wants_codes, status, first);
-    } else {
-        quantize_tile<1>(q, output, codes, wants_codes, status, first);
+// One entry for each type of the output.
+#define LR_QAT_QUANTIZE(NAME, T)                                                                \
+    extern "C" __global__ void NAME(                                                            \
+        const float* lora_a, /* [rank, in] */                                                   \
+        const float* lora_b, /* [out, rank] */                                                  \
+        unsigned out, unsigned width, unsigned groups, unsigned rank, float lora_scaling,       \
+        const void* weight,                               /* [out, in] as stored */             \
+        const float* scale,                               /* [out, groups] */                   \
+        const float* zero_point, unsigned has_zero_point, /* [out, groups], else nothing */     \
+        unsigned stored, unsigned live, unsigned rounds_update, float qmin, float steps,        \
+        float unit, T* output,                            /* [out, in] */                       \
+        signed char* codes, unsigned wants_codes,         /* [out, in], else nothing */         \
+        word* status, unsigned first) {                                                         \
+        LrQat q = {{lora_a, lora_b, out, width, groups, rank, lora_scaling}, weight, scale,     \
+                   zero_point, has_zero_point, stored, live, rounds_update, 0, qmin, steps, unit};\
+        if (by_four(width / groups)) {                                                          \
+            quantize_tile<4>(q, output, codes, wants_codes, status, first);                     \
+        } else {                                                                                \
+            quantize_tile<1>(q, output, codes, wants_codes, status, first);                     \
+        }                                                                                       \
     }
-}
+LR_QAT_QUANTIZE(lr_qat_quantize, float)
+LR_QAT_QUANTIZE(lr_qat_quantize_bf16, bf16)
 
 extern "C" __global__ void lr_qat_quantize_backward(
     const float* lora_a,                               // [rank, in]

@@ -1,0 +1,4 @@
+use super::WeightGradient;
+use crate::cpu::Cpu;
+
+impl WeightGradient for Cpu {}
