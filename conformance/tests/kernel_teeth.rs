@@ -34,7 +34,8 @@ fn every_kernel_is_run_by_a_golden_case() {
     let cases = golden();
     let reach = Reach::of(&cases).unwrap();
     let run: Vec<_> = reach.kernels().collect();
-    let all = MODULES.iter().flat_map(|module| entries(module.ptx).map(|entry| (module.name, entry)));
+    let all =
+        MODULES.iter().flat_map(|module| entries(module.ptx).map(|entry| (module.name, entry)));
     let idle: Vec<_> = all.filter(|kernel| !run.contains(kernel)).collect();
     let elsewhere = |entry: &str| ELSEWHERE.iter().any(|(part, _)| entry.contains(part));
     let idle: Vec<_> = idle.into_iter().filter(|(_, entry)| !elsewhere(entry)).collect();
