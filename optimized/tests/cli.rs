@@ -430,3 +430,33 @@ fn bf16_products_need_a_cuda_device() {
     refused(&run("cpu", "bf16"), &["--compute bf16 needs a CUDA device"]);
     refused(&run("cuda-host", "f16"), &["--compute", "f16"]);
 }
+
+/// Where there is no driver. With one, there is no device of that number.
+#[test]
+fn a_missing_gpu_is_said_in_one_line() {
+    let place = Place::new();
+    for arguments in [
+        &["train", "recipe.toml", "--device", "cuda:99"][..],
+        &["eval", "perplexity", "--text", "text.txt", "--device", "cuda:99"],
+        &["generate", "--device", "cuda:99"],
+    ] {
+        refused(&plumbline(place.path(), arguments), &["cuda: "]);
+    }
+    refused(
+        &plumbline(place.path(), &["train", "recipe.toml", "--device", "gpu"]),
+        &["gpu", "cuda:N"],
+    );
+    assert!(!place.path().join("run").exists());
+}
+
+/// The kernels of a GPU, interpreted: the same run folder, and a merged model with the same bits.
+#[test]
+fn a_recipe_runs_through_the_kernels() {
+    let place = Place::new();
+    let on_host = ["--device", "cuda-host", "--json"];
+    let train = plumbline(place.path(), &[&["train", "recipe.toml"][..], &on_host].concat());
+    assert!(json(&train)["last_loss"].as_f64().unwrap().is_finite());
+    let merge =
+        plumbline(place.path(), &[&["merge", "run", "--out", "merged"][..], &on_host].concat());
+    assert_eq!(json(&merge)["bitwise_equal"], true);
+}
