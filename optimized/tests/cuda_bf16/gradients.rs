@@ -9,7 +9,8 @@ use plumbline::ops::weight_gradient::{WeightGradient, WeightGradientArgs};
 use plumbline_reference::spec::GradScale;
 use rand::Rng;
 
-use super::host::{Gradients, Host, SHAPES, Shape, bits, eighths, floats, random};
+use super::host::{Gradients, Host, SHAPES, Shape};
+use super::numbers::{bits, eighths, floats, random};
 use super::{cuda, gamma, rounded};
 
 /// Several tiles each way, and a rank beyond what is staged at once.
@@ -258,7 +259,7 @@ fn replaced(line: usize, by: &str) -> Cuda<Interpreter> {
     let text: Vec<&str> = lines.map(|(at, text)| if at == line { by } else { text }).collect();
     let module = Module { ptx: text.join("\n").leak(), ..**FUSED };
     let module = Box::leak(Box::new(module));
-    Cuda::with_compute(Interpreter::with_orders(3).replacing(module), Compute::Bf16).unwrap()
+    Cuda::with_compute(Interpreter::new().replacing(module), Compute::Bf16).unwrap()
 }
 
 /// Lines of the wide and the narrow kernel that begin with an instruction.

@@ -5,10 +5,13 @@ mod common;
 mod gradients;
 #[path = "../cuda_quantizer/host.rs"]
 mod host;
+#[path = "../common/numbers.rs"]
+mod numbers;
 mod training;
 
 use half::bf16;
-use host::{Host, SHAPES, bits, floats, random};
+use host::{Host, SHAPES};
+use numbers::{bits, floats, random};
 use plumbline::backend::Storage;
 use plumbline::cpu::Cpu;
 use plumbline::cuda::{Compute, Cuda, Interpreter};
