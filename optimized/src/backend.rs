@@ -19,6 +19,8 @@ pub trait Storage: Send + Sync {
     type Halves: Send + Sync;
     /// Token ids.
     type Tokens: Send + Sync;
+    /// Sums in f64 that operations write and the host reads all at once.
+    type Sums: Send + Sync;
 
     /// `len` zeros.
     ///
@@ -90,6 +92,26 @@ pub trait Storage: Send + Sync {
     /// # Errors
     /// When the device has no room.
     fn upload_tokens(&self, tokens: &[i32]) -> Result<Self::Tokens>;
+    /// Overwrites the first ids of a buffer; operations on fewer than it holds read those alone.
+    ///
+    /// # Errors
+    /// When the buffer is shorter than `tokens`.
+    fn write_tokens(&self, tokens: &[i32], buffer: &mut Self::Tokens) -> Result<()>;
+    /// Copies sums to the device.
+    ///
+    /// # Errors
+    /// When the device has no room.
+    fn upload_sums(&self, sums: &[f64]) -> Result<Self::Sums>;
+    /// Sets every sum to zero.
+    ///
+    /// # Errors
+    /// When the device failed.
+    fn clear_sums(&self, sums: &mut Self::Sums) -> Result<()>;
+    /// All sums. A device is waited for once, and says what it refused since it was last asked.
+    ///
+    /// # Errors
+    /// `NonFinite` naming an operation's tensor; when the device failed.
+    fn read_sums(&self, sums: &mut Self::Sums) -> Result<Vec<f64>>;
 }
 
 /// Everything a LLaMA and its methods need of a device.
@@ -111,6 +133,7 @@ pub trait Backend:
     + ops::rope::Rope
     + ops::rtn::Rtn
     + ops::squared_norm::SquaredNorm
+    + ops::sums::Clip
     + ops::swiglu::Swiglu
     + ops::weight_gradient::WeightGradient
 {

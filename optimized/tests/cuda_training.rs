@@ -5,13 +5,14 @@ use plumbline::backend::Storage;
 use plumbline::cpu::Cpu;
 use plumbline::cuda::{Cuda, Interpreter};
 use plumbline::error::Result;
-use plumbline::ops::adamw::{AdamW, AdamWArgs, AdamWTensors};
+use plumbline::ops::adamw::{AdamW, AdamWArgs, AdamWTensors, GradientMultiplier};
 use plumbline::ops::add::Add;
 use plumbline::ops::embedding::{Embedding, EmbeddingShape};
 use plumbline::ops::fake_quantize::{FakeQuantize, FakeQuantizeArgs};
 use plumbline::ops::init_scale::InitScale;
 use plumbline::ops::linear::{Linear, LinearArgs};
 use plumbline::ops::squared_norm::SquaredNorm;
+use plumbline::ops::sums::{Clip, StepSlots};
 use plumbline_reference::spec::{AdamWSpec, Bits, InitScaleRule, QuantSpec};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -92,23 +93,24 @@ fn a_weight_that_is_not_finite_gets_no_grid() {
     assert_eq!(refused(grid(&cuda(), spec(10, 5, 4), rule, &weight)), expected);
 }
 
-/// Three steps; parameter, first and second moment.
-fn stepped<B: AdamW>(backend: &B, len: usize) -> [Vec<f32>; 3] {
+/// Three steps with these factors on their gradients; parameter, first and second moment.
+fn stepped<B: AdamW>(backend: &B, len: usize, factors: [f64; 3]) -> [Vec<f32>; 3] {
+    let sums = backend.upload_sums(&[factors[0], 0.0, factors[1], factors[2]]).unwrap();
     let mut parameter = backend.upload(&floats(1, len)).unwrap();
     let (mut first, mut second) = (backend.zeros(len).unwrap(), backend.zeros(len).unwrap());
     for step in 1..=3 {
         let gradient = backend.upload(&floats(10 + step, len)).unwrap();
         let spec = AdamWSpec::new(0.9, 0.95, 1e-8).unwrap();
         let (learning_rate, weight_decay) = (3e-3, 0.1);
-        let gradient_multiplier = 0.7;
-        let args = AdamWArgs { len, spec, learning_rate, weight_decay, gradient_multiplier, step };
+        let args = AdamWArgs { len, spec, learning_rate, weight_decay, step };
+        let multiplier = GradientMultiplier { sums: &sums, slot: [0, 2, 3][step as usize - 1] };
         let tensors = AdamWTensors {
             parameter: &mut parameter,
             gradient: &gradient,
             first_moment: &mut first,
             second_moment: &mut second,
         };
-        backend.adamw(args, tensors).unwrap();
+        backend.adamw(args, multiplier, tensors).unwrap();
     }
     [parameter, first, second].map(|buffer| backend.download(&buffer, len).unwrap())
 }
@@ -116,11 +118,57 @@ fn stepped<B: AdamW>(backend: &B, len: usize) -> [Vec<f32>; 3] {
 #[test]
 fn a_step_of_the_optimizer_has_the_bits_of_the_cpu() {
     for len in [0, 1, 3, 4, 5, 1022, 1024] {
-        let expected = stepped(&Cpu, len);
-        for (actual, expected) in stepped(&cuda(), len).iter().zip(&expected) {
-            assert_eq!(bits(actual), bits(expected), "{len}");
+        for factors in [[0.7, 0.1, 1.0], [0.7, f64::NAN, 0.3], [f64::INFINITY, 1e300, -0.5]] {
+            let expected = stepped(&Cpu, len, factors);
+            for (actual, expected) in stepped(&cuda(), len, factors).iter().zip(&expected) {
+                assert_eq!(bits(actual), bits(expected), "{len} {factors:?}");
+            }
         }
     }
+}
+
+#[test]
+fn a_factor_that_is_not_finite_leaves_everything_as_it_is() {
+    for factor in [f64::NAN, f64::INFINITY, 1e300] {
+        for stood in [stepped(&Cpu, 9, [factor; 3]), stepped(&cuda(), 9, [factor; 3])] {
+            assert_eq!(stood, [floats(1, 9), vec![0.0; 9], vec![0.0; 9]]);
+        }
+    }
+}
+
+#[test]
+fn clipping_has_the_bits_of_the_cpu() {
+    let mut random = ChaCha8Rng::seed_from_u64(1);
+    for (losses, tensors) in [(0, 0), (1, 1), (2, 5), (3, 255), (1, 256), (300, 700)] {
+        let slots = StepSlots { losses, tensors };
+        let mut sums: Vec<f64> =
+            (0..slots.count()).map(|_| random.random_range(0.0..3.0)).collect();
+        for round in 0..5 {
+            // The third is not finite in a loss, the fourth in a gradient.
+            match round {
+                2 if losses > 0 => sums[losses - 1] = f64::INFINITY,
+                3 if tensors > 0 => (sums[losses / 2], sums[losses]) = (0.0, f64::NAN),
+                _ => {}
+            }
+            for max_norm in [0.0, 1e-3, 1.0, 1e6] {
+                let cpu = clipped(&Cpu, slots, max_norm, &sums);
+                let cuda = clipped(&cuda(), slots, max_norm, &sums);
+                let finite = sums[..losses + tensors].iter().all(|sum| sum.is_finite());
+                assert_eq!(cpu[slots.factor()].is_nan(), !finite);
+                let bits = |sums: &[f64]| -> Vec<Option<u64>> {
+                    let bits = |sum: &f64| (!sum.is_nan()).then(|| sum.to_bits());
+                    sums.iter().map(bits).collect()
+                };
+                assert_eq!(bits(&cuda), bits(&cpu), "{slots:?} {round} {max_norm}");
+            }
+        }
+    }
+}
+
+fn clipped<B: Clip>(backend: &B, slots: StepSlots, max_norm: f64, sums: &[f64]) -> Vec<f64> {
+    let mut sums = backend.upload_sums(sums).unwrap();
+    backend.clip(slots, max_norm, &mut sums).unwrap();
+    backend.read_sums(&mut sums).unwrap()
 }
 
 #[test]
@@ -142,22 +190,30 @@ fn a_squared_norm_is_a_sum_in_doubles() {
         let cuda = cuda();
         let device = cuda.upload(&x).unwrap();
         let expected: f64 = x.iter().map(|x| f64::from(*x) * f64::from(*x)).sum();
-        let actual = cuda.squared_norm(&device, len).unwrap();
+        let mut sums = cuda.upload_sums(&[3.0; 3]).unwrap();
+        cuda.squared_norm(&device, len, &mut sums, 0).unwrap();
+        cuda.squared_norm(&device, len, &mut sums, 2).unwrap();
+        let [actual, untouched, again] = cuda.read_sums(&mut sums).unwrap()[..] else {
+            panic!("three sums");
+        };
         // Squares of floats are exact in f64; all terms are positive.
         let bound = 2.0 * len as f64 * f64::EPSILON / 2.0 * expected;
         assert!((actual - expected).abs() <= bound, "{len}: {actual} beside {expected}");
-        assert_eq!(actual.to_bits(), cuda.squared_norm(&device, len).unwrap().to_bits());
+        assert_eq!((actual.to_bits(), untouched), (again.to_bits(), 3.0));
     }
     for value in [f32::NAN, f32::INFINITY] {
         let cuda = cuda();
         let x = cuda.upload(&[1.0, value, 2.0]).unwrap();
-        assert!(!cuda.squared_norm(&x, 3).unwrap().is_finite());
-        assert!(cuda.squared_norm(&x, 1).unwrap() == 1.0);
+        let mut sums = cuda.upload_sums(&[0.0; 2]).unwrap();
+        cuda.squared_norm(&x, 3, &mut sums, 0).unwrap();
+        cuda.squared_norm(&x, 1, &mut sums, 1).unwrap();
+        let sums = cuda.read_sums(&mut sums).unwrap();
+        assert!(!sums[0].is_finite() && sums[1] == 1.0);
     }
 }
 
 #[test]
-fn a_complaint_is_heard_by_the_norm() {
+fn a_complaint_is_heard_with_the_sums() {
     let cuda = cuda();
     let [weight, scale, offset] =
         [[f32::NAN, 1.0], [1.0; 2], [0.0; 2]].map(|values| cuda.upload(&values).unwrap());
@@ -172,9 +228,17 @@ fn a_complaint_is_heard_by_the_norm() {
     };
     let mut output = cuda.zeros(2).unwrap();
     cuda.fake_quantize(&args, &mut output, None).unwrap();
-    let refused = cuda.squared_norm(&scale, 2).unwrap_err().to_string();
+    let mut sums = cuda.upload_sums(&[0.0; 3]).unwrap();
+    cuda.squared_norm(&scale, 2, &mut sums, 0).unwrap();
+    let slots = StepSlots { losses: 0, tensors: 1 };
+    cuda.clip(slots, 0.0, &mut sums).unwrap();
+    let refused = cuda.read_sums(&mut sums).unwrap_err().to_string();
     assert_eq!(refused, "fake_quantize: weight is not finite: NaN at flat index 0");
-    assert_eq!(cuda.squared_norm(&scale, 2).unwrap(), 2.0);
+    // It was told once; the sums are those of before, and the factor was spoilt by it.
+    let told = cuda.read_sums(&mut sums).unwrap();
+    assert!(told[..2] == [2.0, 2f64.sqrt()] && told[2].is_nan(), "{told:?}");
+    cuda.clip(slots, 0.0, &mut sums).unwrap();
+    assert_eq!(cuda.read_sums(&mut sums).unwrap()[2], 1.0);
 }
 
 /// The rows, then the table with their gradients added.

@@ -197,11 +197,19 @@ fn losses<S: CrossEntropy>(
     values.push(BEYOND);
     let mut logits_on = backend.upload(&values).unwrap();
     let on = backend.upload_tokens(targets).unwrap();
-    let forward = backend.cross_entropy(args, &logits_on, &on).unwrap();
-    let backward = backend.cross_entropy_backward(args, &mut logits_on, &on).unwrap();
-    assert_eq!(forward, backward);
-    assert_eq!(forward.counted, targets.iter().filter(|target| **target != -7).count());
-    (forward.sum, taken(backend, &logits_on, logits.len()))
+    // Both are added to what is there.
+    let mut sums = backend.upload_sums(&[2.0, 0.0, 0.0]).unwrap();
+    let counted = backend.cross_entropy(args, &logits_on, &on, &mut sums, 1).unwrap();
+    backend.cross_entropy_backward(args, &mut logits_on, &on, &mut sums, 2).unwrap();
+    let once = backend.read_sums(&mut sums).unwrap();
+    assert_eq!((once[0], once[1]), (2.0, once[2]));
+    backend.cross_entropy(args, &logits_on, &on, &mut sums, 0).unwrap();
+    let (mut alone, again) =
+        (backend.upload_sums(&[0.0]).unwrap(), backend.read_sums(&mut sums).unwrap());
+    backend.cross_entropy(args, &logits_on, &on, &mut alone, 0).unwrap();
+    assert_eq!(again, [2.0 + backend.read_sums(&mut alone).unwrap()[0], once[1], once[2]]);
+    assert_eq!(counted, targets.iter().filter(|target| **target != -7).count());
+    (once[1], taken(backend, &logits_on, logits.len()))
 }
 
 #[test]
@@ -212,15 +220,22 @@ fn a_target_outside_the_vocabulary_is_refused_and_an_infinite_logit_shows() {
     let logits = backend.upload(&[0.0, 1.0, f32::INFINITY, 0.0, 1.0, 2.0]).unwrap();
     for target in [3, -1] {
         let targets = backend.upload_tokens(&[0, target]).unwrap();
-        let told = backend.cross_entropy(args, &logits, &targets).unwrap_err().to_string();
+        let mut sums = backend.upload_sums(&[0.0]).unwrap();
+        let told = backend.cross_entropy(args, &logits, &targets, &mut sums, 0);
+        let told = told.unwrap_err().to_string();
         assert_eq!(told, format!("token {target} at position 1 is outside 0..3"));
     }
     let targets = backend.upload_tokens(&[0, 1]).unwrap();
-    assert!(backend.cross_entropy(args, &logits, &targets).unwrap().sum.is_nan());
+    let mut sums = backend.upload_sums(&[0.0; 3]).unwrap();
+    backend.cross_entropy(args, &logits, &targets, &mut sums, 0).unwrap();
     let masked = backend.upload(&[0.0, f32::NEG_INFINITY, 0.0, 0.0, 1.0, 2.0]).unwrap();
-    assert!(backend.cross_entropy(args, &masked, &targets).unwrap().sum.is_finite());
+    backend.cross_entropy(args, &masked, &targets, &mut sums, 1).unwrap();
     let empty = CrossEntropyArgs { tokens: 0, ..args };
-    assert_eq!(backend.cross_entropy(empty, &logits, &targets).unwrap().counted, 0);
+    assert_eq!(backend.cross_entropy(empty, &logits, &targets, &mut sums, 2).unwrap(), 0);
+    let losses = backend.read_sums(&mut sums).unwrap();
+    assert!(losses[0].is_nan() && losses[1].is_finite() && losses[2] == 0.0, "{losses:?}");
+    let told = backend.cross_entropy(args, &masked, &targets, &mut sums, 3).unwrap_err();
+    assert_eq!(told.to_string(), "cross_entropy: sums holds 3 values, expected 4");
 }
 
 fn sizes(

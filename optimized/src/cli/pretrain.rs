@@ -68,7 +68,8 @@ fn pretrain_on<B: Backend>(backend: Arc<B>, recipe_path: &Path) -> Result<()> {
     let mut model = new_model(backend, &config, recipe.training.seed)?;
     let settings = recipe.training.clone();
     let schedule = recipe.schedule;
-    let mut trainer = Trainer::new(&model, data, context, settings, &recipe.optimizer, schedule)?;
+    let mut trainer =
+        Trainer::new(&mut model, data, context, settings, &recipe.optimizer, schedule)?;
     let mut metrics = start_run(&recipe.output.dir, &recipe)?;
     let (every, steps) = (recipe.training.eval_every, recipe.training.steps);
     let mut watch = Watch::new(&mut metrics, &eval, context, every, steps);

@@ -116,7 +116,8 @@ fn fit<B: Backend, M: Method>(
     let settings = recipe.training.clone();
     let context = recipe.data.context;
     let schedule = recipe.schedule;
-    let mut trainer = Trainer::new(&model, data, context, settings, &recipe.optimizer, schedule)?;
+    let mut trainer =
+        Trainer::new(&mut model, data, context, settings, &recipe.optimizer, schedule)?;
     let fingerprint = base.fingerprint()?;
     let mut metrics = start_run(&recipe.output.dir, &recipe)?;
     let (every, steps) = (recipe.training.eval_every, recipe.training.steps);

@@ -19,6 +19,7 @@ impl Storage for Cpu {
     type Codes = Vec<i8>;
     type Halves = Vec<u16>;
     type Tokens = Vec<i32>;
+    type Sums = Vec<f64>;
 
     fn zeros(&self, len: usize) -> Result<Vec<f32>> {
         Ok(vec![0.0; len])
@@ -73,6 +74,24 @@ impl Storage for Cpu {
 
     fn upload_tokens(&self, tokens: &[i32]) -> Result<Vec<i32>> {
         Ok(tokens.to_vec())
+    }
+
+    fn write_tokens(&self, tokens: &[i32], buffer: &mut Vec<i32>) -> Result<()> {
+        prefix_mut("write_tokens", "buffer", buffer, tokens.len())?.copy_from_slice(tokens);
+        Ok(())
+    }
+
+    fn upload_sums(&self, sums: &[f64]) -> Result<Vec<f64>> {
+        Ok(sums.to_vec())
+    }
+
+    fn clear_sums(&self, sums: &mut Vec<f64>) -> Result<()> {
+        sums.fill(0.0);
+        Ok(())
+    }
+
+    fn read_sums(&self, sums: &mut Vec<f64>) -> Result<Vec<f64>> {
+        Ok(sums.clone())
     }
 }
 

@@ -220,6 +220,7 @@ impl Launcher for Gpu {
                 Argument::I32(value) => launch.arg(&*value),
                 Argument::U64(value) => launch.arg(&*value),
                 Argument::F32(value) => launch.arg(&*value),
+                Argument::F64(value) => launch.arg(&*value),
             };
         }
         let triple = |[x, y, z]: [u32; 3]| (x, y, z);

@@ -1,7 +1,8 @@
 //! The interpreter as a machine that runs kernels, for where there is no GPU.
 
 use std::collections::BTreeSet;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use half::bf16;
 
@@ -15,6 +16,9 @@ pub struct Interpreter {
     machine: Machine,
     replaced: Option<&'static Module>,
     launched: Mutex<BTreeSet<(&'static str, &'static str)>>,
+    reads: AtomicU64,
+    allocations: AtomicU64,
+    bytes: Arc<AtomicU64>,
 }
 
 impl Default for Interpreter {
@@ -31,7 +35,14 @@ impl Interpreter {
 
     /// Runs every launch in `orders` orders of its blocks and warps; they must agree in every bit.
     pub fn with_orders(orders: usize) -> Self {
-        Self { machine: Machine::new(orders), replaced: None, launched: Mutex::default() }
+        Self {
+            machine: Machine::new(orders),
+            replaced: None,
+            launched: Mutex::default(),
+            reads: AtomicU64::default(),
+            allocations: AtomicU64::default(),
+            bytes: Arc::default(),
+        }
     }
 
     /// Replaces the number of instructions after which a warp is taken to loop for ever.
@@ -53,6 +64,21 @@ impl Interpreter {
         self.launched.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Copies to the host so far: each of them would wait for a device.
+    pub fn reads(&self) -> u64 {
+        self.reads.load(Relaxed)
+    }
+
+    /// Buffers made so far.
+    pub fn allocations(&self) -> u64 {
+        self.allocations.load(Relaxed)
+    }
+
+    /// Bytes of the buffers that exist.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Relaxed)
+    }
+
     /// Instructions executed so far, counted once for each warp.
     pub fn instructions(&self) -> u64 {
         self.machine.instructions()
@@ -64,10 +90,12 @@ impl Launcher for Interpreter {
     type Buffer = Buffer;
 
     fn zeros(&self, len: usize, element_bytes: usize) -> Result<Buffer> {
-        Ok(Buffer::zeros(len, element_bytes))
+        self.allocations.fetch_add(1, Relaxed);
+        Ok(Buffer::zeros(len, element_bytes).counted(self.bytes.clone()))
     }
 
     fn read(&self, buffer: &Buffer, start: usize, bytes: &mut [u8]) -> Result<()> {
+        self.reads.fetch_add(1, Relaxed);
         inside("read", start, bytes.len(), buffer)?;
         buffer.read(start, bytes);
         Ok(())

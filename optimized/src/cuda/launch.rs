@@ -79,6 +79,8 @@ pub enum Argument<'a, B> {
     U64(u64),
     /// `float`.
     F32(f32),
+    /// `double`.
+    F64(f64),
 }
 
 impl<B> Argument<'_, B> {

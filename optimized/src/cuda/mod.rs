@@ -121,6 +121,38 @@ pub struct Ids<L: Launcher> {
     pub(crate) host: Vec<i32>,
 }
 
+/// Sums in f64, and after the last of them room for the complaint that is read with them.
+pub struct Sums<L: Launcher> {
+    buffer: L::Buffer,
+    len: usize,
+}
+
+impl<L: Launcher> Sums<L> {
+    /// The buffer, when it has this slot.
+    pub(crate) fn with_slot(&self, operation: &'static str, slot: usize) -> Result<&L::Buffer> {
+        self.has(operation, slot)?;
+        Ok(&self.buffer)
+    }
+
+    /// The same, to be written to.
+    pub(crate) fn with_slot_mut(
+        &mut self,
+        operation: &'static str,
+        slot: usize,
+    ) -> Result<&mut L::Buffer> {
+        self.has(operation, slot)?;
+        Ok(&mut self.buffer)
+    }
+
+    fn has(&self, operation: &'static str, slot: usize) -> Result<()> {
+        if slot >= self.len {
+            let (expected, actual) = (slot + 1, self.len);
+            return Err(Error::Length { operation, tensor: "sums", expected, actual });
+        }
+        Ok(())
+    }
+}
+
 impl<L: Launcher> Cuda<L> {
     /// The backend on this machine; products are of f32.
     ///
@@ -140,6 +172,12 @@ impl<L: Launcher> Cuda<L> {
         let rounded = [Workspace::new(2), Workspace::new(2)];
         let (workspace, factors) = (Workspace::new(4), Workspace::new(4));
         Ok(Self { status, workspace, compute, rounded, factors, launcher })
+    }
+
+    /// Bytes of the memory that the kernels of one call hand on to each other: as much as the
+    /// largest call so far needed.
+    pub fn workspace_bytes(&self) -> usize {
+        self.workspace.bytes()
     }
 
     /// The machine.
@@ -172,6 +210,7 @@ impl<L: Launcher> Storage for Cuda<L> {
     type Codes = Values<L>;
     type Halves = Values<L>;
     type Tokens = Ids<L>;
+    type Sums = Sums<L>;
 
     fn zeros(&self, len: usize) -> Result<Values<L>> {
         Ok(Values { buffer: self.launcher.zeros(len, 4)?, len, stored: Compute::F32 })
@@ -238,6 +277,32 @@ impl<L: Launcher> Storage for Cuda<L> {
     fn upload_tokens(&self, tokens: &[i32]) -> Result<Ids<L>> {
         let values = self.uploaded(bytemuck::cast_slice(tokens), 4)?;
         Ok(Ids { values, host: tokens.to_vec() })
+    }
+
+    fn write_tokens(&self, tokens: &[i32], buffer: &mut Ids<L>) -> Result<()> {
+        let to = buffer.values.first_mut("write_tokens", "buffer", tokens.len())?;
+        self.launcher.write(bytemuck::cast_slice(tokens), to, 0)?;
+        buffer.host[..tokens.len()].copy_from_slice(tokens);
+        Ok(())
+    }
+
+    fn upload_sums(&self, sums: &[f64]) -> Result<Sums<L>> {
+        let mut buffer = self.launcher.zeros(sums.len() + 1, 8)?;
+        self.launcher.write(bytemuck::cast_slice(sums), &mut buffer, 0)?;
+        Ok(Sums { buffer, len: sums.len() })
+    }
+
+    fn clear_sums(&self, sums: &mut Sums<L>) -> Result<()> {
+        self.launcher.clear(&mut sums.buffer)
+    }
+
+    fn read_sums(&self, sums: &mut Sums<L>) -> Result<Vec<f64>> {
+        self.status.copy(&self.launcher, &mut sums.buffer, 8 * sums.len)?;
+        let mut values = vec![0f64; sums.len + 1];
+        self.launcher.read(&sums.buffer, 0, bytemuck::cast_slice_mut(&mut values))?;
+        let complaint = values.pop().expect("there is one more than sums").to_bits();
+        self.status.judge(&self.launcher, complaint)?;
+        Ok(values)
     }
 }
 

@@ -31,6 +31,7 @@ modules! {
     ROPE = "rope";
     RTN = "rtn";
     SQUARED_NORM = "squared_norm";
+    SUMS = "sums";
     SWIGLU = "swiglu";
     WEIGHT_GRADIENT = "weight_gradient";
 }

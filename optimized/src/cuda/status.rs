@@ -58,18 +58,36 @@ impl<L: Launcher> Status<L> {
         launch(&mut self.word.lock().expect("no launch panics"), (row * TENSORS) as u32)
     }
 
-    /// The first complaint since the last look.
+    /// Runs `launch` with the word's buffer, for a kernel that is to see whether one before it
+    /// complained.
+    pub(crate) fn seen_by<R>(&self, launch: impl FnOnce(&L::Buffer) -> R) -> R {
+        launch(&self.word.lock().expect("no launch panics"))
+    }
+
+    /// Copies the word to byte `start` of a buffer, to be read together with it and then judged.
+    pub(super) fn copy(&self, launcher: &L, to: &mut L::Buffer, start: usize) -> Result<()> {
+        launcher.copy(&self.word.lock().expect("no launch panics"), 0, to, start, 8)
+    }
+
+    /// Reads the word and judges it.
+    ///
+    /// # Errors
+    /// As [`Status::judge`].
+    pub(super) fn look(&self, launcher: &L) -> Result<()> {
+        let mut bytes = [0; 8];
+        launcher.read(&self.word.lock().expect("no launch panics"), 0, &mut bytes)?;
+        self.judge(launcher, u64::from_le_bytes(bytes))
+    }
+
+    /// What the word says, which was read since the last judgement; the next one begins clean.
     ///
     /// # Errors
     /// `NonFinite` naming operation and tensor; `Invalid` for a zero point that is no code.
-    pub(super) fn look(&self, launcher: &L) -> Result<()> {
-        let mut buffer = self.word.lock().expect("no launch panics");
-        let mut bytes = [0; 8];
-        launcher.read(&buffer, 0, &mut bytes)?;
-        let word = u64::from_le_bytes(bytes);
+    pub(super) fn judge(&self, launcher: &L, word: u64) -> Result<()> {
         if word == CLEAN {
             return Ok(());
         }
+        let mut buffer = self.word.lock().expect("no launch panics");
         launcher.write(&CLEAN.to_le_bytes(), &mut buffer, 0)?;
         // As `complain` of kernels.cuh packs it.
         let (code, index, kind) = ((word >> 48) as usize, (word << 16 >> 18) as usize, word & 3);

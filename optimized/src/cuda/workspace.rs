@@ -20,6 +20,11 @@ impl<L: Launcher> Workspace<L> {
         Self { element_bytes, words: Mutex::new(None) }
     }
 
+    /// Its size now.
+    pub(super) fn bytes(&self) -> usize {
+        self.words.lock().expect("no launch panics").as_ref().map_or(0, |(_, words)| 8 * words)
+    }
+
     /// Runs `launches` with a buffer of at least `words` times 8 bytes that nobody else uses
     /// meanwhile.
     ///

@@ -39,6 +39,10 @@ impl<B: Backend> LinearMethod<B> for Dense<B> {
         ScratchNeed::default()
     }
 
+    fn frozen_bytes(&self) -> usize {
+        self.weight.frozen_bytes()
+    }
+
     fn forward(
         &self,
         backend: &B,

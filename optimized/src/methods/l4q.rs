@@ -142,6 +142,10 @@ impl<B: Backend> LinearMethod<B> for L4q<B> {
         ScratchNeed { effective: len, d_weight: len, ..ScratchNeed::default() }
     }
 
+    fn frozen_bytes(&self) -> usize {
+        self.weight.frozen_bytes()
+    }
+
     fn forward(
         &self,
         backend: &B,

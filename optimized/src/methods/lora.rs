@@ -79,6 +79,10 @@ impl<B: Backend> LinearMethod<B> for Lora<B> {
         ScratchNeed { rank: self.path.rank(), ..ScratchNeed::default() }
     }
 
+    fn frozen_bytes(&self) -> usize {
+        self.weight.frozen_bytes()
+    }
+
     fn forward(
         &self,
         backend: &B,

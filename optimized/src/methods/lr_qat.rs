@@ -203,6 +203,12 @@ impl<B: Backend> LinearMethod<B> for LrQat<B> {
         ScratchNeed { effective: len, d_weight: len, ..ScratchNeed::default() }
     }
 
+    fn frozen_bytes(&self) -> usize {
+        let grid = self.options.spec.grid();
+        let zero_points = if self.zero_point.is_some() { grid.groups() } else { 0 };
+        self.out_features * (self.weight.row_bytes(grid.in_features()) + 4 * zero_points)
+    }
+
     fn forward(
         &self,
         backend: &B,

@@ -48,6 +48,11 @@ impl<B: Backend> LinearMethod<B> for Merged<B> {
         ScratchNeed { effective, ..ScratchNeed::default() }
     }
 
+    fn frozen_bytes(&self) -> usize {
+        let (codes, groups) = (self.spec.in_features(), self.spec.groups());
+        self.out_features * (codes + 2 * 4 * groups)
+    }
+
     fn forward(
         &self,
         backend: &B,

@@ -117,6 +117,11 @@ impl<B: Storage> Parameter<B> {
         Ok((values.iter().filter(|value| **value < SCALE_FLOOR as f32).count(), values.len()))
     }
 
+    /// Bytes of the values where they are frozen; those of a trained tensor its `trainable` tells.
+    pub fn frozen_bytes(&self) -> usize {
+        if self.gradient.is_none() { 4 * self.len() } else { 0 }
+    }
+
     /// Values on the host.
     ///
     /// # Errors
@@ -182,6 +187,12 @@ impl ScratchNeed {
         }
     }
 
+    /// Values for sequences of up to `tokens` tokens in all.
+    pub fn values(self, tokens: usize) -> usize {
+        let Self { effective, d_weight, rank, groups } = self;
+        effective + d_weight + 2 * (rank + groups) * tokens
+    }
+
     /// Allocates for sequences of up to `tokens` tokens in all.
     ///
     /// # Errors
@@ -202,6 +213,9 @@ impl ScratchNeed {
 pub trait LinearMethod<B: Backend>: Sized + Send {
     /// What the layer needs of the shared temporaries.
     fn scratch_need(&self) -> ScratchNeed;
+
+    /// Bytes of what the layer keeps on the device and does not train.
+    fn frozen_bytes(&self) -> usize;
 
     /// `y [tokens, out]` from `x [tokens, in]`.
     ///

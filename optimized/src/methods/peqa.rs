@@ -78,6 +78,10 @@ impl<B: Backend> LinearMethod<B> for Peqa<B> {
         ScratchNeed { effective: len, d_weight: len, ..ScratchNeed::default() }
     }
 
+    fn frozen_bytes(&self) -> usize {
+        self.out_features * self.spec.in_features() + 4 * self.scale.len()
+    }
+
     fn forward(
         &self,
         backend: &B,

@@ -107,6 +107,10 @@ impl<B: Backend> LinearMethod<B> for QaLora<B> {
         ScratchNeed { rank: self.path.rank(), groups, ..self.base.scratch_need() }
     }
 
+    fn frozen_bytes(&self) -> usize {
+        self.base.frozen_bytes()
+    }
+
     fn forward(
         &self,
         backend: &B,

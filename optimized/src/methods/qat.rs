@@ -127,6 +127,10 @@ impl<B: Backend> LinearMethod<B> for Qat<B> {
         ScratchNeed { effective: len, d_weight: len, ..ScratchNeed::default() }
     }
 
+    fn frozen_bytes(&self) -> usize {
+        self.weight.frozen_bytes() + self.offset.frozen_bytes()
+    }
+
     fn forward(
         &self,
         backend: &B,

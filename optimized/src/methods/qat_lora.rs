@@ -98,6 +98,10 @@ impl<B: Backend> LinearMethod<B> for QatLora<B> {
         ScratchNeed { effective: len, d_weight: len, rank, ..ScratchNeed::default() }
     }
 
+    fn frozen_bytes(&self) -> usize {
+        self.weight.frozen_bytes()
+    }
+
     fn forward(
         &self,
         backend: &B,

@@ -2,7 +2,7 @@
 
 use plumbline_reference::spec::LlamaConfig;
 
-use crate::backend::{Backend, Storage};
+use crate::backend::Backend;
 use crate::error::Result;
 use crate::methods::{Scratch, ScratchNeed};
 
@@ -22,158 +22,182 @@ pub enum Recompute {
 pub(super) const LOGIT_TOKENS: usize = 256;
 
 /// What a block keeps between its forward and its backward.
-pub(super) struct BlockActivations<B: Storage> {
-    pub(super) attention_norm: B::Floats, // [tokens, hidden]
-    pub(super) attention_rms: B::Floats,  // [tokens], inverse
-    pub(super) q: B::Floats,              // [tokens, heads * head_dim], rotated
-    pub(super) k: B::Floats,              // [tokens, kv_heads * head_dim], rotated
-    pub(super) v: B::Floats,              // [tokens, kv_heads * head_dim]
-    pub(super) attended: B::Floats,       // [tokens, heads * head_dim]
-    pub(super) log_sum_exp: B::Floats,    // [batch, heads, length]
-    pub(super) middle: B::Floats,         // [tokens, hidden], after the attention's residual
-    pub(super) mlp_norm: B::Floats,       // [tokens, hidden]
-    pub(super) mlp_rms: B::Floats,        // [tokens], inverse
-    pub(super) gate: B::Floats,           // [tokens, intermediate]
-    pub(super) up: B::Floats,             // [tokens, intermediate]
-    pub(super) gated: B::Floats,          // [tokens, intermediate]
+pub(super) struct BlockActivations<F> {
+    pub(super) attention_norm: F, // [tokens, hidden]
+    pub(super) attention_rms: F,  // [tokens], inverse
+    pub(super) q: F,              // [tokens, heads * head_dim], rotated
+    pub(super) k: F,              // [tokens, kv_heads * head_dim], rotated
+    pub(super) v: F,              // [tokens, kv_heads * head_dim]
+    pub(super) attended: F,       // [tokens, heads * head_dim]
+    pub(super) log_sum_exp: F,    // [batch, heads, length]
+    pub(super) middle: F,         // [tokens, hidden], after the attention's residual
+    pub(super) mlp_norm: F,       // [tokens, hidden]
+    pub(super) mlp_rms: F,        // [tokens], inverse
+    pub(super) gate: F,           // [tokens, intermediate]
+    pub(super) up: F,             // [tokens, intermediate]
+    pub(super) gated: F,          // [tokens, intermediate]
 }
 
-impl<B: Backend> BlockActivations<B> {
-    fn new(backend: &B, config: &LlamaConfig, tokens: usize) -> Result<Self> {
+impl<F> BlockActivations<F> {
+    fn new(
+        zeros: &impl Fn(usize) -> Result<F>,
+        config: &LlamaConfig,
+        tokens: usize,
+    ) -> Result<Self> {
         let hidden = tokens * config.hidden_size;
         let intermediate = tokens * config.intermediate_size;
         let queries = tokens * config.num_attention_heads * config.head_dim;
         let keys = tokens * config.num_key_value_heads * config.head_dim;
         Ok(Self {
-            attention_norm: backend.zeros(hidden)?,
-            attention_rms: backend.zeros(tokens)?,
-            q: backend.zeros(queries)?,
-            k: backend.zeros(keys)?,
-            v: backend.zeros(keys)?,
-            attended: backend.zeros(queries)?,
-            log_sum_exp: backend.zeros(tokens * config.num_attention_heads)?,
-            middle: backend.zeros(hidden)?,
-            mlp_norm: backend.zeros(hidden)?,
-            mlp_rms: backend.zeros(tokens)?,
-            gate: backend.zeros(intermediate)?,
-            up: backend.zeros(intermediate)?,
-            gated: backend.zeros(intermediate)?,
+            attention_norm: zeros(hidden)?,
+            attention_rms: zeros(tokens)?,
+            q: zeros(queries)?,
+            k: zeros(keys)?,
+            v: zeros(keys)?,
+            attended: zeros(queries)?,
+            log_sum_exp: zeros(tokens * config.num_attention_heads)?,
+            middle: zeros(hidden)?,
+            mlp_norm: zeros(hidden)?,
+            mlp_rms: zeros(tokens)?,
+            gate: zeros(intermediate)?,
+            up: zeros(intermediate)?,
+            gated: zeros(intermediate)?,
         })
     }
 }
 
 /// Gradients of activations; one set serves every block.
-pub(super) struct ActivationGradients<B: Storage> {
-    pub(super) d_hidden: B::Floats, // [tokens, hidden], of the residual stream
-    pub(super) d_norm: B::Floats,   // [tokens, hidden]
-    pub(super) d_q: B::Floats,      // like q
-    pub(super) d_k: B::Floats,      // like k
-    pub(super) d_v: B::Floats,      // like v
-    pub(super) d_attended: B::Floats, // like attended
-    pub(super) d_gate: B::Floats,   // like gate
-    pub(super) d_up: B::Floats,     // like up
-    pub(super) d_gated: B::Floats,  // like gated
+pub(super) struct ActivationGradients<F> {
+    pub(super) d_hidden: F,   // [tokens, hidden], of the residual stream
+    pub(super) d_norm: F,     // [tokens, hidden]
+    pub(super) d_q: F,        // like q
+    pub(super) d_k: F,        // like k
+    pub(super) d_v: F,        // like v
+    pub(super) d_attended: F, // like attended
+    pub(super) d_gate: F,     // like gate
+    pub(super) d_up: F,       // like up
+    pub(super) d_gated: F,    // like gated
 }
 
-impl<B: Backend> ActivationGradients<B> {
-    fn new(backend: &B, config: &LlamaConfig, tokens: usize) -> Result<Self> {
+impl<F> ActivationGradients<F> {
+    fn new(
+        zeros: &impl Fn(usize) -> Result<F>,
+        config: &LlamaConfig,
+        tokens: usize,
+    ) -> Result<Self> {
         let hidden = tokens * config.hidden_size;
         let intermediate = tokens * config.intermediate_size;
         let queries = tokens * config.num_attention_heads * config.head_dim;
         let keys = tokens * config.num_key_value_heads * config.head_dim;
         Ok(Self {
-            d_hidden: backend.zeros(hidden)?,
-            d_norm: backend.zeros(hidden)?,
-            d_q: backend.zeros(queries)?,
-            d_k: backend.zeros(keys)?,
-            d_v: backend.zeros(keys)?,
-            d_attended: backend.zeros(queries)?,
-            d_gate: backend.zeros(intermediate)?,
-            d_up: backend.zeros(intermediate)?,
-            d_gated: backend.zeros(intermediate)?,
+            d_hidden: zeros(hidden)?,
+            d_norm: zeros(hidden)?,
+            d_q: zeros(queries)?,
+            d_k: zeros(keys)?,
+            d_v: zeros(keys)?,
+            d_attended: zeros(queries)?,
+            d_gate: zeros(intermediate)?,
+            d_up: zeros(intermediate)?,
+            d_gated: zeros(intermediate)?,
         })
     }
 }
 
 /// Buffers of the final normalisation, the output projection and the loss.
-pub(super) struct HeadActivations<B: Storage> {
-    pub(super) norm: B::Floats,   // [tokens, hidden]
-    pub(super) rms: B::Floats,    // [tokens], inverse
-    pub(super) rows: B::Floats,   // [LOGIT_TOKENS, hidden]
-    pub(super) d_rows: B::Floats, // [LOGIT_TOKENS, hidden]
-    pub(super) logits: B::Floats, // [LOGIT_TOKENS, vocab_size], then their gradient
+pub(super) struct HeadActivations<F> {
+    pub(super) norm: F,   // [tokens, hidden]
+    pub(super) rms: F,    // [tokens], inverse
+    pub(super) rows: F,   // [LOGIT_TOKENS, hidden]
+    pub(super) d_rows: F, // [LOGIT_TOKENS, hidden]
+    pub(super) logits: F, // [LOGIT_TOKENS, vocab_size], then their gradient
 }
 
-impl<B: Backend> HeadActivations<B> {
-    fn new(backend: &B, config: &LlamaConfig, tokens: usize) -> Result<Self> {
+impl<F> HeadActivations<F> {
+    fn new(
+        zeros: &impl Fn(usize) -> Result<F>,
+        config: &LlamaConfig,
+        tokens: usize,
+    ) -> Result<Self> {
         let rows = tokens.min(LOGIT_TOKENS);
         Ok(Self {
-            norm: backend.zeros(tokens * config.hidden_size)?,
-            rms: backend.zeros(tokens)?,
-            rows: backend.zeros(rows * config.hidden_size)?,
-            d_rows: backend.zeros(rows * config.hidden_size)?,
-            logits: backend.zeros(rows * config.vocab_size)?,
+            norm: zeros(tokens * config.hidden_size)?,
+            rms: zeros(tokens)?,
+            rows: zeros(rows * config.hidden_size)?,
+            d_rows: zeros(rows * config.hidden_size)?,
+            logits: zeros(rows * config.vocab_size)?,
         })
     }
+}
+
+/// What depends on the number of tokens.
+pub(super) struct Activations<F> {
+    /// Input of each block, then the output of the last: `[tokens, hidden]` each.
+    pub(super) hidden: Vec<F>,
+    /// One per block, or a single one when blocks are recomputed.
+    pub(super) blocks: Vec<BlockActivations<F>>,
+    /// `None` in a workspace that only evaluates.
+    pub(super) gradients: Option<ActivationGradients<F>>,
+    pub(super) head: HeadActivations<F>,
+}
+
+impl<F> Activations<F> {
+    /// Makes each buffer with `zeros`; `recompute` is `None` where there is no backward.
+    pub(super) fn new(
+        zeros: &impl Fn(usize) -> Result<F>,
+        config: &LlamaConfig,
+        tokens: usize,
+        recompute: Option<Recompute>,
+    ) -> Result<Self> {
+        let layers = config.num_hidden_layers;
+        let kept = if recompute == Some(Recompute::None) { layers.max(1) } else { 1 };
+        let gradients = || ActivationGradients::new(zeros, config, tokens);
+        Ok(Self {
+            hidden: (0..=layers)
+                .map(|_| zeros(tokens * config.hidden_size))
+                .collect::<Result<_>>()?,
+            blocks: (0..kept)
+                .map(|_| BlockActivations::new(zeros, config, tokens))
+                .collect::<Result<_>>()?,
+            gradients: recompute.map(|_| gradients()).transpose()?,
+            head: HeadActivations::new(zeros, config, tokens)?,
+        })
+    }
+}
+
+/// Token ids of a batch and the targets of a chunk of it.
+pub(super) struct BatchIds<T> {
+    pub(super) tokens: T,  // [tokens]
+    pub(super) targets: T, // [LOGIT_TOKENS]
 }
 
 /// Everything a forward and backward of up to `tokens` tokens writes, other than parameters.
 pub struct Workspace<B: Backend> {
     pub(super) tokens: usize,
     pub(super) recompute: Recompute,
-    /// Input of each block, then the output of the last: `[tokens, hidden]` each.
-    pub(super) hidden: Vec<B::Floats>,
-    /// One per block, or a single one when blocks are recomputed.
-    pub(super) blocks: Vec<BlockActivations<B>>,
-    /// `None` in a workspace that only evaluates.
-    pub(super) gradients: Option<ActivationGradients<B>>,
-    pub(super) head: HeadActivations<B>,
+    pub(super) ids: BatchIds<B::Tokens>,
+    pub(super) activations: Activations<B::Floats>,
     pub(super) scratch: Scratch<B>,
 }
 
 impl<B: Backend> Workspace<B> {
-    /// For training on batches of up to `tokens` tokens.
+    /// For batches of up to `tokens` tokens; `recompute` is `None` where there is no backward.
     ///
     /// # Errors
     /// When the device has no room.
-    pub(super) fn training(
+    pub(super) fn new(
         backend: &B,
         config: &LlamaConfig,
         need: ScratchNeed,
         tokens: usize,
-        recompute: Recompute,
+        recompute: Option<Recompute>,
     ) -> Result<Self> {
-        let mut workspace = Self::evaluation(backend, config, need, tokens)?;
-        workspace.recompute = recompute;
-        if recompute == Recompute::None {
-            for _ in 1..config.num_hidden_layers {
-                workspace.blocks.push(BlockActivations::new(backend, config, tokens)?);
-            }
-        }
-        workspace.gradients = Some(ActivationGradients::new(backend, config, tokens)?);
-        Ok(workspace)
-    }
-
-    /// For forwards alone.
-    ///
-    /// # Errors
-    /// When the device has no room.
-    pub(super) fn evaluation(
-        backend: &B,
-        config: &LlamaConfig,
-        need: ScratchNeed,
-        tokens: usize,
-    ) -> Result<Self> {
-        let hidden = (0..=config.num_hidden_layers)
-            .map(|_| backend.zeros(tokens * config.hidden_size))
-            .collect::<Result<_>>()?;
+        let ids = |count: usize| backend.upload_tokens(&vec![0; count]);
+        let zeros = |len: usize| backend.zeros(len);
         Ok(Self {
             tokens,
-            recompute: Recompute::Blocks,
-            hidden,
-            blocks: vec![BlockActivations::new(backend, config, tokens)?],
-            gradients: None,
-            head: HeadActivations::new(backend, config, tokens)?,
+            recompute: recompute.unwrap_or(Recompute::Blocks),
+            ids: BatchIds { tokens: ids(tokens)?, targets: ids(tokens.min(LOGIT_TOKENS))? },
+            activations: Activations::new(&zeros, config, tokens, recompute)?,
             scratch: need.allocate(backend, tokens)?,
         })
     }

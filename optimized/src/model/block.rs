@@ -91,7 +91,7 @@ impl<B: Backend, L: LinearMethod<B>> Block<B, L> {
         around: &Surroundings<'_, B>,
         input: &B::Floats,
         output: &mut B::Floats,
-        saved: &mut BlockActivations<B>,
+        saved: &mut BlockActivations<B::Floats>,
         cache: Option<KeyValueCache<'_, B>>,
         scratch: &mut Scratch<B>,
     ) -> Result<()> {
@@ -137,8 +137,8 @@ impl<B: Backend, L: LinearMethod<B>> Block<B, L> {
         &mut self,
         around: &Surroundings<'_, B>,
         input: &B::Floats,
-        saved: &BlockActivations<B>,
-        gradients: &mut ActivationGradients<B>,
+        saved: &BlockActivations<B::Floats>,
+        gradients: &mut ActivationGradients<B::Floats>,
         scratch: &mut Scratch<B>,
     ) -> Result<()> {
         let (backend, config, tokens) = (around.backend, around.config, around.tokens());

@@ -1,6 +1,6 @@
 //! Token by token: keys and values of the past are kept, so a new token costs one row of work.
 
-use super::activations::Workspace;
+use super::activations::{Activations, Workspace};
 use super::block::{KeyValueCache, Surroundings};
 use super::llama::Llama;
 use crate::backend::Backend;
@@ -69,8 +69,9 @@ impl<'m, B: Backend, L: LinearMethod<B>> Decoder<'m, B, L> {
             length: tokens.len(),
             first_position: position,
         };
-        let Workspace { hidden, blocks: saved, head, scratch, .. } = &mut self.workspace;
-        model.embed(tokens, &mut hidden[0])?;
+        let Workspace { activations, ids, scratch, .. } = &mut self.workspace;
+        let Activations { hidden, blocks: saved, head, .. } = activations;
+        model.embed(tokens, &mut ids.tokens, &mut hidden[0])?;
         for (index, (block, (k, v))) in model.blocks.iter().zip(&mut self.caches).enumerate() {
             let (inputs, outputs) = hidden.split_at_mut(index + 1);
             let cache = Some(KeyValueCache { k, v });

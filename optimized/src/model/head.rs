@@ -5,17 +5,25 @@ use std::ops::Range;
 
 use super::activations::{HeadActivations, LOGIT_TOKENS};
 use super::llama::{Batch, IGNORE, Llama};
-use crate::backend::Backend;
+use crate::backend::{Backend, Storage};
 use crate::error::Result;
 use crate::methods::{LinearMethod, Parameter};
 use crate::ops::Write;
-use crate::ops::cross_entropy::{CrossEntropyArgs, LossSum};
+use crate::ops::cross_entropy::CrossEntropyArgs;
 use crate::ops::linear::LinearArgs;
 use crate::ops::rms_norm::{RmsNormArgs, RmsNormGradients};
 
 /// Chunks that cover `tokens` rows.
 fn chunks(tokens: usize) -> impl Iterator<Item = Range<usize>> {
     (0..tokens).step_by(LOGIT_TOKENS).map(move |start| start..tokens.min(start + LOGIT_TOKENS))
+}
+
+/// Where the losses of a batch are added up.
+pub struct LossSlot<'a, B: Storage> {
+    /// Zero before, or the sum that is added to.
+    pub sums: &'a mut B::Sums,
+    /// Which of them.
+    pub slot: usize,
 }
 
 impl<B: Backend, L: LinearMethod<B>> Llama<B, L> {
@@ -34,7 +42,11 @@ impl<B: Backend, L: LinearMethod<B>> Llama<B, L> {
     }
 
     /// Logits of the rows in `range` of the normalised hidden states.
-    fn chunk_logits(&self, range: &Range<usize>, head: &mut HeadActivations<B>) -> Result<()> {
+    fn chunk_logits(
+        &self,
+        range: &Range<usize>,
+        head: &mut HeadActivations<B::Floats>,
+    ) -> Result<()> {
         let (hidden, rows) = (self.config.hidden_size, range.len());
         let backend = &self.backend;
         backend.copy(&head.norm, range.start * hidden, &mut head.rows, 0, rows * hidden)?;
@@ -47,7 +59,7 @@ impl<B: Backend, L: LinearMethod<B>> Llama<B, L> {
         &self,
         tokens: usize,
         hidden: &B::Floats,
-        head: &mut HeadActivations<B>,
+        head: &mut HeadActivations<B::Floats>,
     ) -> Result<Vec<f32>> {
         let args = self.final_norm_args(tokens);
         self.backend.rms_norm(args, hidden, &self.norm.value, &mut head.norm, &mut head.rms)?;
@@ -60,46 +72,52 @@ impl<B: Backend, L: LinearMethod<B>> Llama<B, L> {
         Ok(logits)
     }
 
-    /// Sum of the losses of a batch.
+    /// Adds the losses of a batch to a sum, and returns how many targets count.
     pub(super) fn head_loss(
         &self,
         batch: &Batch<'_>,
         hidden: &B::Floats,
-        head: &mut HeadActivations<B>,
-    ) -> Result<LossSum> {
+        head: &mut HeadActivations<B::Floats>,
+        targets: &mut B::Tokens,
+        loss: LossSlot<'_, B>,
+    ) -> Result<usize> {
         let tokens = batch.targets.len();
         let args = self.final_norm_args(tokens);
-        self.backend.rms_norm(args, hidden, &self.norm.value, &mut head.norm, &mut head.rms)?;
-        let mut loss = LossSum::default();
+        let backend = &self.backend;
+        backend.rms_norm(args, hidden, &self.norm.value, &mut head.norm, &mut head.rms)?;
+        let mut counted = 0;
         for range in chunks(tokens) {
             self.chunk_logits(&range, head)?;
             let args = self.loss_args(range.len(), 0.0);
-            let targets = self.backend.upload_tokens(&batch.targets[range])?;
-            loss += self.backend.cross_entropy(args, &head.logits, &targets)?;
+            backend.write_tokens(&batch.targets[range], targets)?;
+            counted += backend.cross_entropy(args, &head.logits, targets, loss.sums, loss.slot)?;
         }
-        Ok(loss)
+        Ok(counted)
     }
 
-    /// Sum of the losses, and `d_hidden`, the gradient of `gradient_multiplier` times that sum.
+    /// The same, and `d_hidden`, the gradient of `gradient_multiplier` times the sum.
     pub(super) fn head_loss_backward(
         &mut self,
-        batch: &Batch<'_>,
-        gradient_multiplier: f32,
+        (batch, gradient_multiplier): (&Batch<'_>, f32),
         hidden: &B::Floats,
-        head: &mut HeadActivations<B>,
+        head: &mut HeadActivations<B::Floats>,
+        targets: &mut B::Tokens,
         d_hidden: &mut B::Floats,
-    ) -> Result<LossSum> {
+        loss: LossSlot<'_, B>,
+    ) -> Result<usize> {
         let tokens = batch.targets.len();
         let norm = self.final_norm_args(tokens);
-        self.backend.rms_norm(norm, hidden, &self.norm.value, &mut head.norm, &mut head.rms)?;
-        let mut loss = LossSum::default();
+        let backend = self.backend.clone();
+        backend.rms_norm(norm, hidden, &self.norm.value, &mut head.norm, &mut head.rms)?;
+        let mut counted = 0;
         for range in chunks(tokens) {
             self.chunk_logits(&range, head)?;
             let args = self.loss_args(range.len(), gradient_multiplier);
-            let targets = self.backend.upload_tokens(&batch.targets[range.clone()])?;
-            loss += self.backend.cross_entropy_backward(args, &mut head.logits, &targets)?;
+            backend.write_tokens(&batch.targets[range.clone()], targets)?;
+            let (sums, slot) = (&mut *loss.sums, loss.slot);
+            counted +=
+                backend.cross_entropy_backward(args, &mut head.logits, targets, sums, slot)?;
             let args = self.projection_args(range.len());
-            let backend = self.backend.clone();
             let table = self.output_table();
             backend.linear_input_gradient(args, &head.logits, &table.value, &mut head.d_rows)?;
             if let Some(gradient) = &mut table.gradient {
@@ -109,7 +127,7 @@ impl<B: Backend, L: LinearMethod<B>> Llama<B, L> {
             // The normalised rows of this chunk are not read again: their gradient takes the place.
             let width = self.config.hidden_size;
             let (start, len) = (range.start * width, range.len() * width);
-            self.backend.copy(&head.d_rows, 0, &mut head.norm, start, len)?;
+            backend.copy(&head.d_rows, 0, &mut head.norm, start, len)?;
         }
         let gradients = RmsNormGradients {
             d_x: d_hidden,
@@ -117,8 +135,8 @@ impl<B: Backend, L: LinearMethod<B>> Llama<B, L> {
             d_weight: self.norm.gradient.as_mut(),
         };
         let weight = &self.norm.value;
-        self.backend.rms_norm_backward(norm, hidden, weight, &head.rms, &head.norm, gradients)?;
-        Ok(loss)
+        backend.rms_norm_backward(norm, hidden, weight, &head.rms, &head.norm, gradients)?;
+        Ok(counted)
     }
 
     fn loss_args(&self, tokens: usize, gradient_multiplier: f32) -> CrossEntropyArgs {

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use plumbline_reference::spec::LlamaConfig;
 
-use super::activations::{Recompute, Workspace};
+use super::activations::{Activations, Recompute, Workspace};
 use super::block::{Block, Surroundings};
+use super::head::LossSlot;
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::methods::{LinearMethod, Parameter, ParameterKind, ScratchNeed, Trainable};
@@ -299,7 +300,7 @@ impl<B: Backend, L: LinearMethod<B>> Llama<B, L> {
     /// When the device has no room.
     pub fn training_workspace(&self, tokens: usize, recompute: Recompute) -> Result<Workspace<B>> {
         let need = self.scratch_need();
-        Workspace::training(&*self.backend, &self.config, need, tokens, recompute)
+        Workspace::new(&*self.backend, &self.config, need, tokens, Some(recompute))
     }
 
     /// Memory for forwards of up to `tokens` tokens in all.
@@ -307,7 +308,7 @@ impl<B: Backend, L: LinearMethod<B>> Llama<B, L> {
     /// # Errors
     /// When the device has no room.
     pub fn evaluation_workspace(&self, tokens: usize) -> Result<Workspace<B>> {
-        Workspace::evaluation(&*self.backend, &self.config, self.scratch_need(), tokens)
+        Workspace::new(&*self.backend, &self.config, self.scratch_need(), tokens, None)
     }
 
     /// Logits `[batch * length, vocab_size]`, on the host.
@@ -322,8 +323,8 @@ impl<B: Backend, L: LinearMethod<B>> Llama<B, L> {
     ) -> Result<Vec<f32>> {
         let around = self.around(batch, tokens.len(), workspace)?;
         self.hidden_states(&around, tokens, workspace)?;
-        let last = self.blocks.len();
-        self.head_logits(tokens.len(), &workspace.hidden[last], &mut workspace.head)
+        let Activations { hidden, head, .. } = &mut workspace.activations;
+        self.head_logits(tokens.len(), &hidden[self.blocks.len()], head)
     }
 
     /// Sum of the losses over the counted targets. Eq. (N7).
@@ -334,8 +335,12 @@ impl<B: Backend, L: LinearMethod<B>> Llama<B, L> {
         check_targets(batch)?;
         let around = self.around(batch.batch, batch.tokens.len(), workspace)?;
         self.hidden_states(&around, batch.tokens, workspace)?;
-        let last = self.blocks.len();
-        self.head_loss(batch, &workspace.hidden[last], &mut workspace.head)
+        let Workspace { activations: Activations { hidden, head, .. }, ids, .. } = workspace;
+        let mut sums = self.backend.upload_sums(&[0.0])?;
+        let loss = LossSlot { sums: &mut sums, slot: 0 };
+        let last = &hidden[self.blocks.len()];
+        let counted = self.head_loss(batch, last, head, &mut ids.targets, loss)?;
+        Ok(LossSum { sum: self.backend.read_sums(&mut sums)?[0], counted })
     }
 
     /// Sum of the losses; adds the gradient of `gradient_multiplier` times that sum to the buffers
@@ -349,22 +354,41 @@ impl<B: Backend, L: LinearMethod<B>> Llama<B, L> {
         gradient_multiplier: f32,
         workspace: &mut Workspace<B>,
     ) -> Result<LossSum> {
+        let mut sums = self.backend.upload_sums(&[0.0])?;
+        let loss = LossSlot { sums: &mut sums, slot: 0 };
+        let counted = self.add_gradients(batch, gradient_multiplier, workspace, loss)?;
+        Ok(LossSum { sum: self.backend.read_sums(&mut sums)?[0], counted })
+    }
+
+    /// The same without waiting for the device: the losses are added to a slot, and the number of
+    /// counted targets is returned. Eq. (N8).
+    ///
+    /// # Errors
+    /// As [`Llama::loss_and_gradients`], without what only the device knows.
+    pub fn add_gradients(
+        &mut self,
+        batch: &Batch<'_>,
+        gradient_multiplier: f32,
+        workspace: &mut Workspace<B>,
+        loss: LossSlot<'_, B>,
+    ) -> Result<usize> {
         check_targets(batch)?;
         let around = self.around(batch.batch, batch.tokens.len(), workspace)?;
         self.hidden_states(&around, batch.tokens, workspace)?;
         let (length, count) = (around.length, batch.tokens.len());
-        let Workspace { recompute, hidden, blocks: saved, gradients, head, scratch, .. } =
-            workspace;
+        let Workspace { recompute, activations, ids, scratch, .. } = workspace;
+        let Activations { hidden, blocks: saved, gradients, head } = activations;
         let Some(gradients) = gradients else {
             return Err(Error::Invalid("the workspace is for evaluation only".into()));
         };
         let last = self.blocks.len();
-        let loss = self.head_loss_backward(
-            batch,
-            gradient_multiplier,
+        let counted = self.head_loss_backward(
+            (batch, gradient_multiplier),
             &hidden[last],
             head,
+            &mut ids.targets,
             &mut gradients.d_hidden,
+            loss,
         )?;
         let around = Surroundings {
             backend: &*self.backend,
@@ -391,11 +415,10 @@ impl<B: Backend, L: LinearMethod<B>> Llama<B, L> {
             block.backward(&around, input, saved, gradients, scratch)?;
         }
         if let Some(d_table) = &mut self.embed_tokens.gradient {
-            let tokens = self.backend.upload_tokens(batch.tokens)?;
             let shape = embedding_shape(&self.config, count);
-            self.backend.embedding_backward(shape, &tokens, &gradients.d_hidden, d_table)?;
+            self.backend.embedding_backward(shape, &ids.tokens, &gradients.d_hidden, d_table)?;
         }
-        Ok(loss)
+        Ok(counted)
     }
 
     /// Runs the embedding and every block; the last hidden states are `workspace.hidden[blocks]`.
@@ -405,8 +428,9 @@ impl<B: Backend, L: LinearMethod<B>> Llama<B, L> {
         tokens: &[i32],
         workspace: &mut Workspace<B>,
     ) -> Result<()> {
-        let Workspace { hidden, blocks: saved, scratch, .. } = workspace;
-        self.embed(tokens, &mut hidden[0])?;
+        let Workspace { activations, ids, scratch, .. } = workspace;
+        let Activations { hidden, blocks: saved, .. } = activations;
+        self.embed(tokens, &mut ids.tokens, &mut hidden[0])?;
         for (index, block) in self.blocks.iter().enumerate() {
             let (inputs, outputs) = hidden.split_at_mut(index + 1);
             let saved = if saved.len() == 1 { &mut saved[0] } else { &mut saved[index] };
@@ -415,11 +439,16 @@ impl<B: Backend, L: LinearMethod<B>> Llama<B, L> {
         Ok(())
     }
 
-    /// Looks up tokens given by the host.
-    pub(super) fn embed(&self, tokens: &[i32], output: &mut B::Floats) -> Result<()> {
+    /// Looks up tokens given by the host, and leaves them in `ids`.
+    pub(super) fn embed(
+        &self,
+        tokens: &[i32],
+        ids: &mut B::Tokens,
+        output: &mut B::Floats,
+    ) -> Result<()> {
         let shape = embedding_shape(&self.config, tokens.len());
-        let tokens = self.backend.upload_tokens(tokens)?;
-        self.backend.embedding(shape, &tokens, &self.embed_tokens.value, output)
+        self.backend.write_tokens(tokens, ids)?;
+        self.backend.embedding(shape, ids, &self.embed_tokens.value, output)
     }
 
     fn around(

@@ -6,8 +6,11 @@ mod block;
 mod decode;
 mod head;
 mod llama;
+mod plan;
 
 pub use activations::{Recompute, Workspace};
 pub use block::Block;
 pub use decode::Decoder;
+pub use head::LossSlot;
 pub use llama::{Batch, IGNORE, Llama, NamedTensor, Projection, tensor_shapes};
+pub use plan::Plan;

@@ -17,6 +17,7 @@ pub mod rms_norm;
 pub mod rope;
 pub mod rtn;
 pub mod squared_norm;
+pub mod sums;
 pub mod swiglu;
 pub mod weight_gradient;
 

@@ -1,7 +1,7 @@
 //! AdamW over every trained tensor, with its rates by kind of parameter and clipping by the global
 //! norm.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map::Entry};
 
 use plumbline_reference::spec::AdamWSpec;
 use serde::{Deserialize, Serialize};
@@ -9,8 +9,9 @@ use serde::{Deserialize, Serialize};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::methods::{LinearMethod, ParameterKind};
-use crate::model::Llama;
-use crate::ops::adamw::{AdamWArgs, AdamWTensors};
+use crate::model::{Llama, LossSlot};
+use crate::ops::adamw::{AdamWArgs, AdamWTensors, GradientMultiplier};
+use crate::ops::sums::StepSlots;
 
 /// Overrides for one kind of parameter.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
@@ -158,6 +159,7 @@ pub struct Optimizer<B: Backend> {
     settings: OptimizerSettings,
     spec: AdamWSpec,
     moments: BTreeMap<String, Moments<B::Floats>>,
+    sums: Option<(B::Sums, StepSlots)>,
     step: u64,
 }
 
@@ -168,7 +170,7 @@ impl<B: Backend> Optimizer<B> {
     /// As [`OptimizerSettings::check`].
     pub fn new(settings: &OptimizerSettings) -> Result<Self> {
         let spec = settings.check()?;
-        Ok(Self { settings: settings.clone(), spec, moments: BTreeMap::new(), step: 0 })
+        Ok(Self { settings: settings.clone(), spec, moments: BTreeMap::new(), sums: None, step: 0 })
     }
 
     /// Continues after `steps` steps with the moments that they left; a tensor that has none here
@@ -204,36 +206,75 @@ impl<B: Backend> Optimizer<B> {
         self.moments.iter().map(download).collect()
     }
 
-    /// Updates every trained tensor with its rate times `rate_factor`, clears the gradients and
-    /// returns their global norm before clipping.
+    /// Makes moments and sums for every trained tensor and for `micro_batches` of a step, so that
+    /// steps need no more memory.
     ///
     /// # Errors
-    /// `NonFinite` naming the tensor whose gradient is not a number; nothing is updated then.
+    /// When the device has no room.
+    pub fn reserve<L: LinearMethod<B>>(
+        &mut self,
+        model: &mut Llama<B, L>,
+        micro_batches: usize,
+    ) -> Result<()> {
+        let backend = model.shared_backend();
+        let trained = model.trainable();
+        let slots = StepSlots { losses: micro_batches, tensors: trained.len() };
+        for tensor in trained {
+            if let Entry::Vacant(place) = self.moments.entry(tensor.name) {
+                let len = tensor.len;
+                let (first, second) = (backend.zeros(len)?, backend.zeros(len)?);
+                place.insert(Moments { first, second, len });
+            }
+        }
+        if self.sums.as_ref().is_none_or(|(_, reserved)| *reserved != slots) {
+            self.sums = Some((backend.upload_sums(&vec![0.0; slots.count()])?, slots));
+        }
+        Ok(())
+    }
+
+    /// Where the losses of a micro-batch are added up, for [`Optimizer::step`] to judge them.
+    ///
+    /// # Errors
+    /// `Invalid` when it is none of those reserved.
+    pub fn loss_slot(&mut self, micro_batch: usize) -> Result<LossSlot<'_, B>> {
+        match &mut self.sums {
+            Some((sums, slots)) if micro_batch < slots.losses => {
+                Ok(LossSlot { sums, slot: micro_batch })
+            }
+            _ => Err(Error::Invalid(format!("no sum is reserved for micro-batch {micro_batch}"))),
+        }
+    }
+
+    /// Updates every trained tensor with its rate times `rate_factor` and clears the gradients and
+    /// losses. The device is waited for once, after everything else.
+    ///
+    /// # Errors
+    /// `NonFinite` naming the loss, or the tensor whose gradient is not a number, or what the
+    /// device refused meanwhile; nothing is updated or cleared then.
     pub fn step<L: LinearMethod<B>>(
         &mut self,
         model: &mut Llama<B, L>,
         rate_factor: f64,
-    ) -> Result<f64> {
+    ) -> Result<StepSums> {
+        let micro_batches = self.sums.as_ref().map_or(0, |(_, slots)| slots.losses);
+        self.reserve(model, micro_batches)?;
         let backend = model.shared_backend();
-        let norm = global_norm(&*backend, model)?;
-        let limit = self.settings.max_grad_norm;
-        let clip = if limit > 0.0 && norm > limit { limit / norm } else { 1.0 };
-        self.step += 1;
+        let Some((sums, slots)) = &mut self.sums else {
+            unreachable!("sums were reserved above");
+        };
+        for (slot, tensor) in slots.squares().zip(model.trainable()) {
+            backend.squared_norm(tensor.gradient, tensor.len, sums, slot)?;
+        }
+        backend.clip(*slots, self.settings.max_grad_norm, sums)?;
         for tensor in model.trainable() {
             let (learning_rate, weight_decay) = self.settings.of(tensor.kind);
-            if !self.moments.contains_key(&tensor.name) {
-                let (first, second) = (backend.zeros(tensor.len)?, backend.zeros(tensor.len)?);
-                self.moments
-                    .insert(tensor.name.clone(), Moments { first, second, len: tensor.len });
-            }
-            let moments = self.moments.get_mut(&tensor.name).expect("inserted above");
+            let moments = self.moments.get_mut(&tensor.name).expect("reserved above");
             let args = AdamWArgs {
                 len: tensor.len,
                 spec: self.spec,
                 learning_rate: learning_rate * rate_factor,
                 weight_decay,
-                gradient_multiplier: clip as f32,
-                step: self.step,
+                step: self.step + 1,
             };
             let tensors = AdamWTensors {
                 parameter: tensor.value,
@@ -241,28 +282,49 @@ impl<B: Backend> Optimizer<B> {
                 first_moment: &mut moments.first,
                 second_moment: &mut moments.second,
             };
-            backend.adamw(args, tensors)?;
+            backend.adamw(args, GradientMultiplier { sums, slot: slots.factor() }, tensors)?;
+        }
+        let slots = *slots;
+        let read = backend.read_sums(sums)?;
+        let result = judge(&*backend, model, slots, &read, self.step + 1)?;
+        backend.clear_sums(sums)?;
+        for tensor in model.trainable() {
             backend.clear(tensor.gradient)?;
         }
-        Ok(norm)
+        self.step += 1;
+        Ok(result)
     }
 }
 
-/// Euclidean norm of all gradients together.
-fn global_norm<B: Backend, L: LinearMethod<B>>(
+/// What a step adds up.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StepSums {
+    /// Sum of the losses of all micro-batches, in nats.
+    pub loss: f64,
+    /// Global norm of the gradient before clipping.
+    pub grad_norm: f64,
+}
+
+/// Refuses a loss or a gradient that is not finite; the device updated nothing then.
+fn judge<B: Backend, L: LinearMethod<B>>(
     backend: &B,
     model: &mut Llama<B, L>,
-) -> Result<f64> {
-    let mut sum = 0.0;
-    for tensor in model.trainable() {
-        let square = backend.squared_norm(tensor.gradient, tensor.len)?;
+    slots: StepSlots,
+    sums: &[f64],
+    step: u64,
+) -> Result<StepSums> {
+    let loss = sums[..slots.losses].iter().fold(0.0, |sum, loss| sum + loss);
+    if !loss.is_finite() {
+        let tensor = format!("loss of step {step}");
+        return Err(Error::NonFinite { tensor, index: 0, value: loss as f32 });
+    }
+    for (square, tensor) in sums[slots.squares()].iter().zip(model.trainable()) {
         if !square.is_finite() {
             let values = backend.download(tensor.gradient, tensor.len)?;
             let index = values.iter().position(|value| !value.is_finite()).unwrap_or(0);
             let tensor = format!("gradient of {}", tensor.name);
             return Err(Error::NonFinite { tensor, index, value: values[index] });
         }
-        sum += square;
     }
-    Ok(sum.sqrt())
+    Ok(StepSums { loss, grad_norm: sums[slots.norm()] })
 }

@@ -6,13 +6,12 @@ use serde::{Deserialize, Serialize};
 
 use super::data::TokenWindows;
 use super::metrics::StepRecord;
-use super::optimizer::{Optimizer, OptimizerSettings};
+use super::optimizer::{Optimizer, OptimizerSettings, StepSums};
 use super::schedule::Schedule;
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::methods::LinearMethod;
-use crate::model::{Batch, Llama, Recompute, Workspace};
-use crate::ops::cross_entropy::LossSum;
+use crate::model::{Batch, Llama, Plan, Recompute, Workspace};
 
 /// The loop as a recipe states it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -83,9 +82,9 @@ impl<B: Backend> Trainer<B> {
     /// Plans the memory; nothing is trained yet.
     ///
     /// # Errors
-    /// `Invalid` naming a field; when the device has no room.
+    /// `Invalid` naming a field; when the device has no room, with the plan.
     pub fn new<L: LinearMethod<B>>(
-        model: &Llama<B, L>,
+        model: &mut Llama<B, L>,
         data: TokenWindows,
         context: usize,
         settings: TrainingSettings,
@@ -94,8 +93,13 @@ impl<B: Backend> Trainer<B> {
     ) -> Result<Self> {
         settings.check()?;
         let tokens = settings.micro_batch * context;
-        let workspace = model.training_workspace(tokens, settings.recompute)?;
-        let optimizer = Optimizer::new(optimizer)?;
+        let mut optimizer = Optimizer::new(optimizer)?;
+        let plan = Plan::new(model, tokens, settings.recompute, settings.accumulation);
+        let mut allocate = || {
+            let workspace = model.training_workspace(tokens, settings.recompute)?;
+            optimizer.reserve(model, settings.accumulation).map(|()| workspace)
+        };
+        let workspace = allocate().map_err(|error| plan.explain(error))?;
         Ok(Self { settings, schedule, optimizer, data, context, workspace })
     }
 
@@ -115,7 +119,7 @@ impl<B: Backend> Trainer<B> {
             let per_step = self.settings.micro_batch * self.settings.accumulation * self.context;
             let record = StepRecord {
                 step,
-                loss: loss.sum / loss.counted as f64,
+                loss,
                 rate_factor,
                 grad_norm,
                 tokens: step * per_step as u64,
@@ -133,23 +137,19 @@ impl<B: Backend> Trainer<B> {
         &mut self,
         model: &mut Llama<B, L>,
         step: u64,
-    ) -> Result<(LossSum, f64, f64)> {
+    ) -> Result<(f64, f64, f64)> {
         let TrainingSettings { micro_batch, accumulation, steps, .. } = self.settings;
         let tokens = micro_batch * accumulation * self.context;
-        let mut loss = LossSum::default();
-        for micro in 0..accumulation as u64 {
-            let first = ((step - 1) * accumulation as u64 + micro) * micro_batch as u64;
+        let mut counted = 0;
+        for micro in 0..accumulation {
+            let first = ((step - 1) * accumulation as u64 + micro as u64) * micro_batch as u64;
             let (inputs, targets) = self.data.batch(first, micro_batch);
             let batch = Batch { batch: micro_batch, tokens: &inputs, targets: &targets };
-            let multiplier = 1.0 / tokens as f32;
-            loss += model.loss_and_gradients(&batch, multiplier, &mut self.workspace)?;
-        }
-        if !loss.sum.is_finite() {
-            let tensor = format!("loss of step {step}");
-            return Err(Error::NonFinite { tensor, index: 0, value: loss.sum as f32 });
+            let (multiplier, loss) = (1.0 / tokens as f32, self.optimizer.loss_slot(micro)?);
+            counted += model.add_gradients(&batch, multiplier, &mut self.workspace, loss)?;
         }
         let rate_factor = self.schedule.factor(step, steps);
-        let grad_norm = self.optimizer.step(model, rate_factor)?;
-        Ok((loss, grad_norm, rate_factor))
+        let StepSums { loss, grad_norm } = self.optimizer.step(model, rate_factor)?;
+        Ok((loss / counted as f64, grad_norm, rate_factor))
     }
 }

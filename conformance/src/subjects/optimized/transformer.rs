@@ -2,7 +2,7 @@
 
 use plumbline::backend::Backend;
 use plumbline::ops::Write;
-use plumbline::ops::adamw::{AdamWArgs, AdamWTensors};
+use plumbline::ops::adamw::{AdamWArgs, AdamWTensors, GradientMultiplier};
 use plumbline::ops::attention::{AttentionArgs, AttentionGradients, AttentionSaved};
 use plumbline::ops::cross_entropy::CrossEntropyArgs;
 use plumbline::ops::rms_norm::{RmsNormArgs, RmsNormGradients};
@@ -143,11 +143,12 @@ impl<B: Backend> Call<'_, B> {
     fn loss(&self) -> Result<(f64, usize), Refused> {
         let targets = self.backend.upload_tokens(&self.ids("targets")?)?;
         let logits = self.floats("logits")?;
-        let loss = self.backend.cross_entropy(self.cross_entropy_args()?, &logits, &targets)?;
-        if loss.counted == 0 {
+        let (args, mut sums) = (self.cross_entropy_args()?, self.backend.upload_sums(&[0.0])?);
+        let counted = self.backend.cross_entropy(args, &logits, &targets, &mut sums, 0)?;
+        if counted == 0 {
             return Err(Refused("no target is counted".to_owned()));
         }
-        Ok((loss.sum / loss.counted as f64, loss.counted))
+        Ok((self.backend.read_sums(&mut sums)?[0] / counted as f64, counted))
     }
 
     pub(super) fn cross_entropy(&self) -> Result<Tensors, Refused> {
@@ -159,8 +160,8 @@ impl<B: Backend> Call<'_, B> {
         let gradient_multiplier = 1.0 / counted as f32;
         let args = CrossEntropyArgs { gradient_multiplier, ..self.cross_entropy_args()? };
         let targets = self.backend.upload_tokens(&self.ids("targets")?)?;
-        let mut logits = self.floats("logits")?;
-        self.backend.cross_entropy_backward(args, &mut logits, &targets)?;
+        let (mut logits, mut sums) = (self.floats("logits")?, self.backend.upload_sums(&[0.0])?);
+        self.backend.cross_entropy_backward(args, &mut logits, &targets, &mut sums, 0)?;
         let d_logits = self.download(&logits, self.shape("logits")?)?;
         Ok(crate::ops::tensors([("d_logits", d_logits)]))
     }
@@ -173,7 +174,6 @@ impl<B: Backend> Call<'_, B> {
             spec,
             learning_rate: lr,
             weight_decay,
-            gradient_multiplier: 1.0,
             step,
         };
         let (mut parameter, gradient) = (self.floats("parameter")?, self.floats("gradient")?);
@@ -185,7 +185,8 @@ impl<B: Backend> Call<'_, B> {
             first_moment: &mut first_moment,
             second_moment: &mut second_moment,
         };
-        self.backend.adamw(args, tensors)?;
+        let sums = self.backend.upload_sums(&[1.0])?;
+        self.backend.adamw(args, GradientMultiplier { sums: &sums, slot: 0 }, tensors)?;
         let shape = self.shape("parameter")?;
         Ok(crate::ops::tensors([
             ("parameter", self.download(&parameter, shape)?),

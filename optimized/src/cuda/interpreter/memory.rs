@@ -1,7 +1,7 @@
 //! Global memory: buffers that check every access.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use super::race::{self, Access, Actor, Cell, Race};
 
@@ -21,6 +21,16 @@ pub struct Buffer {
     generation: AtomicU32,
     /// Held by atomic operations, which are therefore atomic for every width.
     atomics: Mutex<()>,
+    /// Where the bytes of existing buffers are counted.
+    counter: Option<Arc<AtomicU64>>,
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        if let Some(counter) = &self.counter {
+            counter.fetch_sub(self.bytes as u64, Relaxed);
+        }
+    }
 }
 
 #[derive(Default)]
@@ -54,7 +64,15 @@ impl Buffer {
             shadow: OnceLock::new(),
             generation: AtomicU32::new(0),
             atomics: Mutex::new(()),
+            counter: None,
         }
+    }
+
+    /// The buffer, its bytes counted for as long as it exists.
+    pub(crate) fn counted(mut self, counter: Arc<AtomicU64>) -> Self {
+        counter.fetch_add(self.bytes as u64, Relaxed);
+        self.counter = Some(counter);
+        self
     }
 
     pub(crate) fn bytes(&self) -> usize {

@@ -287,6 +287,7 @@ fn bind<'a>(
             Argument::U32(value) => (4, false, u64::from(*value)),
             Argument::I32(value) => (4, false, u64::from(*value as u32)),
             Argument::F32(value) => (4, true, u64::from(value.to_bits())),
+            Argument::F64(value) => (8, true, value.to_bits()),
         };
         if (bytes, float) != (parameter.bytes, parameter.float) {
             return Err(format!("argument `{name}` has not the type of its parameter"));

@@ -79,6 +79,7 @@ impl<'a> Decoder<'a> {
                 "u32" | "s32" | "b32" => (4, false),
                 "u64" | "s64" | "b64" => (8, false),
                 "f32" => (4, true),
+                "f64" => (8, true),
                 _ => return Err(format!("parameter {name} of type {kind} is not supported")),
             };
             let register = decoder.new_register()?;

@@ -1,6 +1,8 @@
 // adamw: Eq. (T1). Twin: ops/adamw/cpu.rs. Class: exact.
 // gradient [len], parameter, first_moment, second_moment [len], updated.
 // Four elements per thread, grid-stride. Reads 16 B and writes 12 B per element.
+// A factor that is not finite leaves every tensor as it is: the host has not waited to see whether
+// the gradient is fit to be used.
 // Host guarantees: what depends on the step alone is computed in f64 and rounded once.
 #include "kernels.cuh"
 
@@ -19,8 +21,9 @@ extern "C" __global__ void adamw(float* parameter,       // [len]
                                  const float* gradient,  // [len]
                                  float* first_moment,    // [len]
                                  float* second_moment,   // [len]
+                                 const double* sums,
+                                 unsigned slot,  // in sums: the factor on the gradient
                                  word len,
-                                 float multiplier,  // of the gradient
                                  float keep,        // 1 - lr * weight_decay
                                  float rate,        // lr / (1 - beta1^step)
                                  float correction,  // sqrt(1 - beta2^step)
@@ -30,6 +33,8 @@ extern "C" __global__ void adamw(float* parameter,       // [len]
                                  float old2,  // beta2
                                  float new2)  // 1 - beta2
 {
+    const float multiplier = (float)sums[slot];
+    if (!isfinite(multiplier)) return;
     Step step = {multiplier, keep, rate, correction, eps, old1, new1, old2, new2};
     for (word i = first_element(); i < len / 4; i += all_threads()) {
         float4 p = reinterpret_cast<float4*>(parameter)[i];

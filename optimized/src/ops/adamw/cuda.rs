@@ -1,11 +1,16 @@
-use super::{AdamW, AdamWArgs, AdamWTensors, Constants};
-use crate::cuda::{ADAMW, Argument, Cuda, Kernel, Launcher, Shape, Values};
+use super::{AdamW, AdamWArgs, AdamWTensors, Constants, GradientMultiplier};
+use crate::cuda::{ADAMW, Argument, Cuda, Kernel, Launcher, Shape, Sums, Values};
 use crate::error::Result;
 
 const KERNEL: Kernel = Kernel { module: &ADAMW, entry: "adamw" };
 
 impl<L: Launcher> AdamW for Cuda<L> {
-    fn adamw(&self, args: AdamWArgs, tensors: AdamWTensors<'_, Values<L>>) -> Result<()> {
+    fn adamw(
+        &self,
+        args: AdamWArgs,
+        GradientMultiplier { sums, slot }: GradientMultiplier<'_, Sums<L>>,
+        tensors: AdamWTensors<'_, Values<L>>,
+    ) -> Result<()> {
         let len = args.len;
         let Constants { keep, rate, correction, eps, old1, new1, old2, new2 } = args.constants();
         self.launcher.launch(
@@ -16,8 +21,9 @@ impl<L: Launcher> AdamW for Cuda<L> {
                 Argument::In(tensors.gradient.first("adamw", "gradient", len)?),
                 Argument::Out(tensors.first_moment.first_mut("adamw", "first_moment", len)?),
                 Argument::Out(tensors.second_moment.first_mut("adamw", "second_moment", len)?),
+                Argument::In(sums.with_slot("adamw", slot)?),
+                Argument::side(slot),
                 Argument::U64(len as u64),
-                Argument::F32(args.gradient_multiplier),
                 Argument::F32(keep),
                 Argument::F32(rate),
                 Argument::F32(correction),

@@ -19,8 +19,6 @@ pub struct AdamWArgs {
     pub learning_rate: f64,
     /// Decoupled weight decay.
     pub weight_decay: f64,
-    /// Factor on the gradient before anything else: clipping by the global norm.
-    pub gradient_multiplier: f32,
     /// The first step is 1.
     pub step: u64,
 }
@@ -62,6 +60,14 @@ impl AdamWArgs {
     }
 }
 
+/// The factor on a gradient before anything else: clipping by the global norm.
+pub struct GradientMultiplier<'a, S> {
+    /// Where it is.
+    pub sums: &'a S,
+    /// Its slot there; rounded to f32.
+    pub slot: usize,
+}
+
 /// What one step reads and changes.
 pub struct AdamWTensors<'a, F> {
     /// Updated.
@@ -78,9 +84,14 @@ pub struct AdamWTensors<'a, F> {
 pub trait AdamW: Storage {
     /// `m = beta1 * m + (1 - beta1) * g`, `v = beta2 * v + (1 - beta2) * g^2`,
     /// `p = p * (1 - lr * weight_decay) - lr * (m / (1 - beta1^step)) / (sqrt(v / (1 - beta2^step)) + eps)`.
-    /// Eq. (T1).
+    /// Eq. (T1). A multiplier that is not finite leaves all three tensors as they are.
     ///
     /// # Errors
-    /// `Length` when a buffer is too short.
-    fn adamw(&self, args: AdamWArgs, tensors: AdamWTensors<'_, Self::Floats>) -> Result<()>;
+    /// `Length` when a buffer is too short, or there is no such slot.
+    fn adamw(
+        &self,
+        args: AdamWArgs,
+        multiplier: GradientMultiplier<'_, Self::Sums>,
+        tensors: AdamWTensors<'_, Self::Floats>,
+    ) -> Result<()>;
 }

@@ -1,6 +1,6 @@
 use rayon::prelude::*;
 
-use super::{CrossEntropy, CrossEntropyArgs, LossSum};
+use super::{CrossEntropy, CrossEntropyArgs};
 use crate::cpu::{
     Cpu,
     simd::{exp, lane_max, lane_sum, vectorized},
@@ -14,16 +14,20 @@ impl CrossEntropy for Cpu {
         args: CrossEntropyArgs,
         logits: &Vec<f32>,
         targets: &Vec<i32>,
-    ) -> Result<LossSum> {
+        sums: &mut Vec<f64>,
+        slot: usize,
+    ) -> Result<usize> {
         let len = args.tokens * args.vocab_size;
         let logits = prefix("cross_entropy", "logits", logits, len)?;
         let targets = columns(args, targets)?;
+        let sums = prefix_mut("cross_entropy", "sums", sums, slot + 1)?;
         let losses: Vec<Option<f64>> = logits
             .par_chunks(args.vocab_size)
             .zip(&targets)
             .map(|(row, target)| target.map(|target| log_sum_exp(row).minus(row[target])))
             .collect();
-        Ok(total(losses))
+        sums[slot] += losses.iter().flatten().sum::<f64>();
+        Ok(counted(&targets))
     }
 
     fn cross_entropy_backward(
@@ -31,10 +35,13 @@ impl CrossEntropy for Cpu {
         args: CrossEntropyArgs,
         logits: &mut Vec<f32>,
         targets: &Vec<i32>,
-    ) -> Result<LossSum> {
+        sums: &mut Vec<f64>,
+        slot: usize,
+    ) -> Result<usize> {
         let len = args.tokens * args.vocab_size;
         let logits = prefix_mut("cross_entropy_backward", "logits", logits, len)?;
         let targets = columns(args, targets)?;
+        let sums = prefix_mut("cross_entropy", "sums", sums, slot + 1)?;
         let losses: Vec<Option<f64>> = logits
             .par_chunks_mut(args.vocab_size)
             .zip(&targets)
@@ -58,7 +65,8 @@ impl CrossEntropy for Cpu {
                 Some(loss)
             })
             .collect();
-        Ok(total(losses))
+        sums[slot] += losses.iter().flatten().sum::<f64>();
+        Ok(counted(&targets))
     }
 }
 
@@ -78,6 +86,11 @@ pub(super) fn columns(args: CrossEntropyArgs, targets: &[i32]) -> Result<Vec<Opt
         )
     };
     targets.iter().enumerate().map(column).collect()
+}
+
+/// How many targets are counted.
+pub(super) fn counted(columns: &[Option<usize>]) -> usize {
+    columns.iter().flatten().count()
 }
 
 /// `log(sum(exp(row)))` as its two parts.
@@ -101,12 +114,4 @@ fn log_sum_exp(row: &[f32]) -> LogSumExp {
             LogSumExp { max, sum: lane_sum(row.len(), |v| exp(row[v] - max)) }
         },
     )
-}
-
-/// Adds in the order of the tokens.
-fn total(losses: Vec<Option<f64>>) -> LossSum {
-    losses.into_iter().flatten().fold(LossSum::default(), |total, loss| LossSum {
-        sum: total.sum + loss,
-        counted: total.counted + 1,
-    })
 }

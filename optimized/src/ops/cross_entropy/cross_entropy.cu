@@ -1,6 +1,6 @@
 // cross_entropy, cross_entropy_backward: Eqs. (N7), (N7b). Twin: ops/cross_entropy/cpu.rs.
 // Class: bounded. logits [tokens, vocab_size] f32, targets [tokens] i32 -> losses [tokens] f64,
-// which the host adds; backward also replaces the logits by their gradient.
+// which sums_add adds; backward also replaces the logits by their gradient.
 // A block per row. Forward reads 4 B per element once: the largest logit and the sum of the
 // exponentials are kept together. Backward reads them again (of the L2 cache: a row is at most
 // half a MiB for 128 Ki words) and writes 4 B.

@@ -1,6 +1,7 @@
-use super::{CrossEntropy, CrossEntropyArgs, LossSum, cpu::columns};
-use crate::cuda::{Argument, CROSS_ENTROPY, Cuda, Ids, Kernel, Launcher, Shape, Values};
+use super::{CrossEntropy, CrossEntropyArgs, cpu::columns, cpu::counted};
+use crate::cuda::{Argument, CROSS_ENTROPY, Cuda, Ids, Kernel, Launcher, Shape, Sums, Values};
 use crate::error::Result;
+use crate::ops::Write;
 
 const FORWARD: Kernel = Kernel { module: &CROSS_ENTROPY, entry: "cross_entropy" };
 const BACKWARD: Kernel = Kernel { module: &CROSS_ENTROPY, entry: "cross_entropy_backward" };
@@ -15,7 +16,9 @@ impl<L: Launcher> CrossEntropy for Cuda<L> {
         args: CrossEntropyArgs,
         logits: &Values<L>,
         targets: &Ids<L>,
-    ) -> Result<LossSum> {
+        sums: &mut Sums<L>,
+        slot: usize,
+    ) -> Result<usize> {
         let CrossEntropyArgs { tokens, vocab_size, ignore_index, .. } = args;
         let logits = logits.first("cross_entropy", "logits", tokens * vocab_size)?;
         let columns = columns(args, &targets.host)?;
@@ -32,8 +35,9 @@ impl<L: Launcher> CrossEntropy for Cuda<L> {
                     Argument::I32(ignore_index),
                 ],
             )?;
-            Ok(total(&columns, &self.downloaded(losses, tokens)?))
-        })
+            self.sum_in_order("cross_entropy", (losses, tokens), (sums, slot), Write::Add)
+        })?;
+        Ok(counted(&columns))
     }
 
     fn cross_entropy_backward(
@@ -41,7 +45,9 @@ impl<L: Launcher> CrossEntropy for Cuda<L> {
         args: CrossEntropyArgs,
         logits: &mut Values<L>,
         targets: &Ids<L>,
-    ) -> Result<LossSum> {
+        sums: &mut Sums<L>,
+        slot: usize,
+    ) -> Result<usize> {
         let CrossEntropyArgs { tokens, vocab_size, ignore_index, gradient_multiplier } = args;
         let logits = logits.first_mut("cross_entropy_backward", "logits", tokens * vocab_size)?;
         let columns = columns(args, &targets.host)?;
@@ -59,12 +65,8 @@ impl<L: Launcher> CrossEntropy for Cuda<L> {
                     Argument::F32(gradient_multiplier),
                 ],
             )?;
-            Ok(total(&columns, &self.downloaded(losses, tokens)?))
-        })
+            self.sum_in_order("cross_entropy", (losses, tokens), (sums, slot), Write::Add)
+        })?;
+        Ok(counted(&columns))
     }
-}
-
-/// Adds in the order of the tokens, as the cpu backend does; a token that is not counted lost 0.
-fn total(columns: &[Option<usize>], losses: &[f64]) -> LossSum {
-    LossSum { sum: losses.iter().sum(), counted: columns.iter().flatten().count() }
 }

@@ -19,7 +19,7 @@ pub struct CrossEntropyArgs {
     pub gradient_multiplier: f32,
 }
 
-/// Sum of the losses and how many tokens entered it.
+/// Sum of the losses and how many tokens entered it, on the host.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct LossSum {
     /// Sum over counted tokens, in nats, f64.
@@ -37,21 +37,24 @@ impl std::ops::AddAssign for LossSum {
 
 /// Judges logits.
 pub trait CrossEntropy: Storage {
-    /// `sum_t (log(sum_v exp(logits[t,v])) - logits[t,targets[t]])` over counted tokens. Eq. (N7).
+    /// Adds `sum_t (log(sum_v exp(logits[t,v])) - logits[t,targets[t]])` over counted tokens to a
+    /// slot, and returns how many those are. Eq. (N7).
     ///
     /// # Shapes
     /// `logits [tokens, vocab_size]`, `targets [tokens]`
     ///
     /// # Errors
-    /// `TokenOutOfRange`; `Length`.
+    /// `TokenOutOfRange`; `Length`, also when there is no such slot.
     fn cross_entropy(
         &self,
         args: CrossEntropyArgs,
         logits: &Self::Floats,
         targets: &Self::Tokens,
-    ) -> Result<LossSum>;
+        sums: &mut Self::Sums,
+        slot: usize,
+    ) -> Result<usize>;
 
-    /// The same sum; the logits are replaced by their gradient
+    /// The same; the logits are replaced by their gradient
     /// `gradient_multiplier * (softmax(logits[t,:]) - one_hot(targets[t]))`, zero for a token that
     /// is not counted. Eq. (N7b).
     ///
@@ -62,5 +65,7 @@ pub trait CrossEntropy: Storage {
         args: CrossEntropyArgs,
         logits: &mut Self::Floats,
         targets: &Self::Tokens,
-    ) -> Result<LossSum>;
+        sums: &mut Self::Sums,
+        slot: usize,
+    ) -> Result<usize>;
 }

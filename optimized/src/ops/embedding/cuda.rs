@@ -26,15 +26,17 @@ fn check_rows(shape: EmbeddingShape, tokens: &[i32]) -> Result<()> {
         .try_for_each(|(position, token)| table_row(*token, position, shape.vocab_size).map(|_| ()))
 }
 
-/// The positions by token, those of one token ascending, and where each token's begin in that list.
-fn by_token(tokens: &[i32]) -> (Vec<i32>, Vec<i32>) {
+/// The positions by token, those of one token ascending; after them, where each token's begin in
+/// that list, and its end.
+fn by_token(tokens: &[i32]) -> Vec<i32> {
     let mut positions: Vec<i32> = (0..tokens.len() as i32).collect();
     let token = |position: i32| tokens[position as usize];
     positions.sort_by_key(|position| token(*position));
     let begins = |k: &usize| *k == 0 || token(positions[*k]) != token(positions[*k - 1]);
-    let mut starts: Vec<i32> = (0..tokens.len()).filter(begins).map(|k| k as i32).collect();
-    starts.push(tokens.len() as i32);
-    (positions, starts)
+    let starts: Vec<i32> = (0..tokens.len()).filter(begins).map(|k| k as i32).collect();
+    positions.extend(starts);
+    positions.push(tokens.len() as i32);
+    positions
 }
 
 impl<L: Launcher> Embedding for Cuda<L> {
@@ -74,21 +76,23 @@ impl<L: Launcher> Embedding for Cuda<L> {
         let d_output = d_output.first("embedding_backward", "d_output", count * hidden)?;
         let d_table = d_table.first_mut("embedding_backward", "d_table", vocab_size * hidden)?;
         check_rows(shape, host)?;
-        let (positions, starts) = by_token(host);
-        let rows = starts.len() - 1;
-        let positions = self.uploaded(bytemuck::cast_slice(&positions), 4)?;
-        let starts = self.uploaded(bytemuck::cast_slice(&starts), 4)?;
-        self.launcher.launch(
-            BACKWARD,
-            Shape::plane(rows, hidden.div_ceil(THREADS as usize), THREADS),
-            &mut [
-                Argument::In(&tokens.values.buffer),
-                Argument::In(&positions.buffer),
-                Argument::In(&starts.buffer),
-                Argument::In(d_output),
-                Argument::Out(d_table),
-                Argument::side(hidden),
-            ],
-        )
+        let order = by_token(host);
+        let rows = order.len() - 1 - count;
+        // Room for as many rows as tokens, so that it does not grow with their variety.
+        self.workspace.with(&self.launcher, count + 1, |at| {
+            self.launcher.write(bytemuck::cast_slice(&order), at, 0)?;
+            self.launcher.launch(
+                BACKWARD,
+                Shape::plane(rows, hidden.div_ceil(THREADS as usize), THREADS),
+                &mut [
+                    Argument::In(&tokens.values.buffer),
+                    Argument::In(at),
+                    Argument::In(d_output),
+                    Argument::Out(d_table),
+                    Argument::side(count),
+                    Argument::side(hidden),
+                ],
+            )
+        })
     }
 }

@@ -17,14 +17,16 @@ extern "C" __global__ void embedding(const int* tokens,   // [tokens]
     }
 }
 
-extern "C" __global__ void embedding_backward(const int* tokens,         // [tokens]
-                                              const int* positions,      // [tokens] by token
-                                              const int* starts,         // [rows + 1] in positions
-                                              const float* d_output,     // [tokens, hidden]
-                                              float* d_table,            // [vocab_size, hidden]
+extern "C" __global__ void embedding_backward(const int* tokens,  // [count]
+                                              const int* order,   // positions [count] by token,
+                                                                  // starts [rows + 1] in positions
+                                              const float* d_output,  // [count, hidden]
+                                              float* d_table,         // [vocab_size, hidden]
+                                              unsigned count,         // of tokens
                                               unsigned hidden) {
     unsigned i = blockIdx.y * blockDim.x + threadIdx.x;
     if (i >= hidden) return;
+    const int *positions = order, *starts = order + count;
     int start = starts[blockIdx.x], end = starts[blockIdx.x + 1];
     word at = (word)tokens[positions[start]] * hidden + i;
     float sum = d_table[at];

@@ -25,6 +25,18 @@ pub enum StoredWeight<B: Storage + ?Sized> {
     Int(B::Codes),
 }
 
+impl<B: Storage + ?Sized> StoredWeight<B> {
+    /// Bytes of a row of `width` weights.
+    pub fn row_bytes(&self, width: usize) -> usize {
+        match self {
+            Self::F32(_) => 4 * width,
+            Self::Bf16(_) | Self::F16(_) => 2 * width,
+            Self::Fixed8(_) => width,
+            Self::Int(_) => width.div_ceil(2),
+        }
+    }
+}
+
 impl StoredWeight<Cpu> {
     /// Rounds `weight / max(initial_scale, 1e-8)` once to the stored type. Eq. (M4).
     ///

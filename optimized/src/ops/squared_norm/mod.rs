@@ -8,9 +8,15 @@ use crate::error::Result;
 
 /// The square of a buffer's Euclidean norm.
 pub trait SquaredNorm: Storage {
-    /// `sum(x[i]^2 for i in 0..len)` in f64; infinite or NaN when a value is.
+    /// `sums[slot] = sum(x[i]^2 for i in 0..len)` in f64; infinite or NaN when a value is.
     ///
     /// # Errors
-    /// `Length` when the buffer is shorter than `len`.
-    fn squared_norm(&self, x: &Self::Floats, len: usize) -> Result<f64>;
+    /// `Length` when the buffer is shorter than `len`, or there is no such slot.
+    fn squared_norm(
+        &self,
+        x: &Self::Floats,
+        len: usize,
+        sums: &mut Self::Sums,
+        slot: usize,
+    ) -> Result<()>;
 }

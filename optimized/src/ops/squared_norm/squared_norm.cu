@@ -1,5 +1,5 @@
 // squared_norm. Twin: ops/squared_norm/cpu.rs. Class: reduction, in f64.
-// x [len] -> partial [ceil(len / 8192)] f64, which the host adds up in order.
+// x [len] -> partial [ceil(len / 8192)] f64, which sums_add adds up in order.
 // A block per 8192 elements: 32 per thread, then a tree over the warp, then one over the warps; no
 // part of the order depends on the device. Reads 4 B per element.
 #include "kernels.cuh"
