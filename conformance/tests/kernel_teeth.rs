@@ -22,8 +22,12 @@ fn entries(ptx: &str) -> impl Iterator<Item = &str> {
 
 /// Kernels that no golden case runs, by parts of module and name, and the tests that judge them.
 const ELSEWHERE: &[(&str, &str)] = &[
-    ("bf16", "optimized/tests/cuda_bf16.rs"),
-    ("weight_gradient", "optimized/tests/cuda_bf16.rs"),
+    ("bf16", "optimized/tests/cuda_bf16"),
+    ("weight_gradient", "optimized/tests/cuda_bf16"),
+    (
+        "fake_quantize dequantize",
+        "optimized/tests/cuda_quantizer: what merged layers multiply with",
+    ),
     ("attention_16x", "optimized/tests/cuda_transformer.rs: few queries, wide heads"),
     ("128", "optimized/tests/cuda_transformer.rs: heads wider than 64"),
     ("256", "optimized/tests/cuda_transformer.rs: heads wider than 128"),
