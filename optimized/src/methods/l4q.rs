@@ -56,10 +56,7 @@ impl<B: Backend> L4q<B> {
         options: L4qOptions,
         random: &mut impl Rng,
     ) -> Result<Self> {
-        let (rank, spec) = (options.rank, options.spec);
-        let lora_a = kaiming_uniform(rank * spec.in_features(), spec.in_features(), random);
-        let (scale, offset) = initial_grid(backend, spec, options.init, out_features, weight)?;
-        let start = L4qTensors { lora_a, lora_b: vec![0.0; out_features * rank], scale, offset };
+        let start = L4qTensors::initial(backend, weight, out_features, options, random)?;
         Self::from_tensors(backend, weight, out_features, options, &start)
     }
 
@@ -134,6 +131,25 @@ pub struct L4qTensors {
     pub scale: Vec<f32>,
     /// `[out, groups]`.
     pub offset: Vec<f32>,
+}
+
+impl L4qTensors {
+    /// `lora_a` Kaiming-uniform, `lora_b` zero, scale and offset by the options' rule.
+    ///
+    /// # Errors
+    /// `NonFinite` for a bad weight; when the device has no room.
+    pub(super) fn initial<B: Backend>(
+        backend: &B,
+        weight: &[f32],
+        out_features: usize,
+        options: L4qOptions,
+        random: &mut impl Rng,
+    ) -> Result<Self> {
+        let L4qOptions { spec, rank, init, .. } = options;
+        let lora_a = kaiming_uniform(rank * spec.in_features(), spec.in_features(), random);
+        let (scale, offset) = initial_grid(backend, spec, init, out_features, weight)?;
+        Ok(Self { lora_a, lora_b: vec![0.0; out_features * rank], scale, offset })
+    }
 }
 
 impl<B: Backend> LinearMethod<B> for L4q<B> {

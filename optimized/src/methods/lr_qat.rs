@@ -9,7 +9,7 @@ use rand::Rng;
 
 use super::{
     BackwardCall, LinearMethod, MergedTensors, Parameter, ParameterKind, Scratch, ScratchNeed,
-    Trainable, initial_grid, kaiming_uniform,
+    Trainable, initial_grid, kaiming_uniform, refuse_offset,
 };
 use crate::backend::Backend;
 use crate::error::{Error, Result};
@@ -69,10 +69,7 @@ impl LrQatOptions {
         weight: &[f32],
         out_features: usize,
     ) -> Result<Vec<f32>> {
-        if self.init == InitScaleRule::Asymmetric {
-            let reason = "method.init is asymmetric, which has an offset; lr_qat has none";
-            return Err(Error::Invalid(reason.into()));
-        }
+        refuse_offset(self.init, "lr_qat")?;
         Ok(initial_grid(backend, *self.spec.grid(), self.init, out_features, weight)?.0)
     }
 }

@@ -15,6 +15,7 @@ mod peqa;
 mod qa_lora;
 mod qat;
 mod qat_lora;
+mod quantized_weight;
 
 pub use affine::{Affine, AffineTensors};
 pub use codes::{CodeTensors, IntoCodes};
@@ -32,7 +33,7 @@ use plumbline_reference::spec::{InitScaleRule, QuantSpec, SCALE_FLOOR};
 use rand::Rng;
 
 use crate::backend::{Backend, Storage};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ops::Write;
 use crate::ops::fake_quantize::FakeQuantizeArgs;
 
@@ -333,6 +334,15 @@ fn initial_grid<B: Backend>(
     let weight = backend.upload(weight)?;
     backend.init_scale(spec, rule, out_features, &weight, &mut scale, &mut offset)?;
     Ok((backend.download(&scale, len)?, backend.download(&offset, len)?))
+}
+
+/// That a rule gives no offset, for `what` that has none.
+pub(crate) fn refuse_offset(rule: InitScaleRule, what: &str) -> Result<()> {
+    if rule == InitScaleRule::Asymmetric {
+        let reason = format!("method.init is asymmetric, which has an offset; {what} has none");
+        return Err(Error::Invalid(reason));
+    }
+    Ok(())
 }
 
 /// Kaiming-uniform with slope sqrt(5): uniform in `+-1 / sqrt(in_features)`.

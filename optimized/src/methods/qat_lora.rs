@@ -5,26 +5,21 @@
 use rand::Rng;
 
 use super::low_rank_path::LowRankPath;
+use super::quantized_weight::{QuantizedTensors, QuantizedWeight};
 use super::{
-    BackwardCall, L4qOptions, L4qTensors, LinearMethod, LoraOptions, Parameter, ParameterKind,
-    Scratch, ScratchNeed, Trainable, initial_grid, kaiming_uniform,
+    BackwardCall, L4qOptions, L4qTensors, LinearMethod, LoraOptions, Parameter, Scratch,
+    ScratchNeed, Trainable,
 };
 use crate::backend::Backend;
 use crate::error::Result;
 use crate::ops::Write;
-use crate::ops::fake_quantize::FakeQuantizeArgs;
-use crate::ops::fake_quantize_backward::FakeQuantizeGradients;
-use crate::ops::linear::LinearArgs;
 
 /// `y = x @ fake_quantize(weight)^T + lora_scaling * (x @ lora_a^T) @ lora_b^T`.
 ///
 /// Options and tensors are those of L4Q, which is this method with the update inside the quantizer.
 pub struct QatLora<B: Backend> {
-    options: L4qOptions,
-    weight: Parameter<B>,
+    inner: QuantizedWeight<B>,
     path: LowRankPath<B>,
-    scale: Parameter<B>,
-    offset: Parameter<B>,
 }
 
 impl<B: Backend> QatLora<B> {
@@ -40,11 +35,7 @@ impl<B: Backend> QatLora<B> {
         options: L4qOptions,
         random: &mut impl Rng,
     ) -> Result<Self> {
-        let (rank, spec) = (options.rank, options.spec);
-        let lora_a = kaiming_uniform(rank * spec.in_features(), spec.in_features(), random);
-        let lora_b = vec![0.0; out_features * rank];
-        let (scale, offset) = initial_grid(backend, spec, options.init, out_features, weight)?;
-        let start = L4qTensors { lora_a, lora_b, scale, offset };
+        let start = L4qTensors::initial(backend, weight, out_features, options, random)?;
         Self::from_tensors(backend, weight, out_features, options, &start)
     }
 
@@ -63,43 +54,27 @@ impl<B: Backend> QatLora<B> {
         tensors: &L4qTensors,
     ) -> Result<Self> {
         let L4qTensors { lora_a, lora_b, scale, offset } = tensors;
-        let (width, groups) = (options.spec.in_features(), options.spec.groups());
-        let (shape, grid) = ([out_features, width], [out_features, groups]);
-        let path = LoraOptions { rank: options.rank, lora_scaling: options.lora_scaling };
+        let L4qOptions { spec, rank, lora_scaling, grad_scale, .. } = options;
+        let shape = (out_features, spec.in_features());
+        let path = LoraOptions { rank, lora_scaling };
+        let tensors =
+            QuantizedTensors { weight, trains_weight: false, scale, offset, trains_offset: true };
         Ok(Self {
-            options,
-            weight: Parameter::new(backend, weight, &shape, ParameterKind::Weight, false)?,
-            path: LowRankPath::new(backend, (out_features, width), path, lora_a, lora_b)?,
-            scale: Parameter::new(backend, scale, &grid, ParameterKind::Scale, true)?,
-            offset: Parameter::new(backend, offset, &grid, ParameterKind::Offset, true)?,
+            inner: QuantizedWeight::new(backend, out_features, spec, grad_scale, &tensors)?,
+            path: LowRankPath::new(backend, shape, path, lora_a, lora_b)?,
         })
-    }
-
-    fn args(&self) -> FakeQuantizeArgs<'_, B::Floats> {
-        FakeQuantizeArgs {
-            spec: self.options.spec,
-            out_features: self.weight.shape[0],
-            weight: &self.weight.value,
-            low_rank: None,
-            scale: &self.scale.value,
-            offset: &self.offset.value,
-        }
-    }
-
-    fn linear_args(&self, tokens: usize) -> LinearArgs {
-        LinearArgs::new(tokens, self.weight.shape[1], self.weight.shape[0])
     }
 }
 
 impl<B: Backend> LinearMethod<B> for QatLora<B> {
     fn scratch_need(&self) -> ScratchNeed {
-        let len = self.weight.len();
+        let len = self.inner.weight.len();
         let rank = self.path.rank();
         ScratchNeed { effective: len, d_weight: len, rank, ..ScratchNeed::default() }
     }
 
     fn frozen_bytes(&self) -> usize {
-        self.weight.frozen_bytes()
+        self.inner.weight.frozen_bytes()
     }
 
     fn forward(
@@ -110,49 +85,27 @@ impl<B: Backend> LinearMethod<B> for QatLora<B> {
         y: &mut B::Floats,
         scratch: &mut Scratch<B>,
     ) -> Result<()> {
-        backend.fake_quantize(&self.args(), &mut scratch.effective, None)?;
-        backend.linear(self.linear_args(tokens), x, &scratch.effective, y)?;
+        self.inner.forward(backend, tokens, x, y, scratch)?;
         self.path.add_forward(backend, tokens, x, y, &mut scratch.low_rank)
     }
 
     fn backward(
         &mut self,
         backend: &B,
-        call: BackwardCall<'_, B>,
+        mut call: BackwardCall<'_, B>,
         scratch: &mut Scratch<B>,
     ) -> Result<()> {
-        let args = self.linear_args(call.tokens);
-        backend.fake_quantize(&self.args(), &mut scratch.effective, None)?;
-        let to_input = LinearArgs { write: call.write, ..args };
-        backend.linear_input_gradient(to_input, call.d_y, &scratch.effective, call.d_x)?;
-        backend.linear_weight_gradient(args, call.d_y, call.x, &mut scratch.d_weight)?;
-        let mut d_scale = self.scale.gradient.take();
-        let mut d_offset = self.offset.gradient.take();
-        let gradients = FakeQuantizeGradients {
-            d_scale: d_scale.as_mut(),
-            d_offset: d_offset.as_mut(),
-            d_low_rank: None,
-        };
-        let grad_scale = self.options.grad_scale;
-        let done = backend.fake_quantize_backward(
-            &self.args(),
-            grad_scale,
-            &mut scratch.d_weight,
-            gradients,
-        );
-        self.scale.gradient = d_scale;
-        self.offset.gradient = d_offset;
-        done?;
+        self.inner.backward(backend, &mut call, scratch)?;
         let call = BackwardCall { write: Write::Add, ..call };
         self.path.backward(backend, call, &mut scratch.low_rank, &mut scratch.d_low_rank)
     }
 
     fn trained_scale(&self) -> Option<&Parameter<B>> {
-        Some(&self.scale)
+        Some(&self.inner.scale)
     }
 
     fn trainable(&mut self) -> Vec<Trainable<'_, B>> {
-        let grid = [self.scale.trainable("scale"), self.offset.trainable("offset")];
+        let grid = [self.inner.scale.trainable("scale"), self.inner.offset.trainable("offset")];
         self.path.trainable().chain(grid.into_iter().flatten()).collect()
     }
 }

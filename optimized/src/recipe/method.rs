@@ -7,6 +7,7 @@ use plumbline_reference::spec::{
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::methods::refuse_offset;
 
 /// A method and its own settings.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -229,8 +230,8 @@ impl QatSettings {
     /// `Spec` naming the field; `Invalid` for LSQ with a rule that gives an offset.
     pub fn rule(&self) -> Result<InitScaleRule> {
         let rule = InitScaleRule::from_name(&self.init, self.init_p, self.init_steps)?;
-        if (self.quantizer, rule) == (QatQuantizer::Lsq, InitScaleRule::Asymmetric) {
-            return Err(offset_refused("quantizer lsq"));
+        if self.quantizer == QatQuantizer::Lsq {
+            refuse_offset(rule, "quantizer lsq")?;
         }
         Ok(rule)
     }
@@ -243,9 +244,7 @@ impl LrQatSettings {
     /// `Spec` naming the field; `Invalid` for a rule that gives an offset.
     pub fn rule(&self) -> Result<InitScaleRule> {
         let rule = InitScaleRule::from_name(&self.init, self.init_p, self.init_steps)?;
-        if rule == InitScaleRule::Asymmetric {
-            return Err(offset_refused("lr_qat"));
-        }
+        refuse_offset(rule, "lr_qat")?;
         Ok(rule)
     }
 
@@ -287,10 +286,6 @@ impl QaLoraSettings {
     pub fn group_pool(&self) -> Result<GroupPool> {
         Ok(GroupPool::new(self.pool, self.dialect)?)
     }
-}
-
-fn offset_refused(what: &str) -> Error {
-    Error::Invalid(format!("method.init is asymmetric, which has an offset; {what} has none"))
 }
 
 impl MethodSettings {

@@ -1,0 +1,113 @@
+//! A weight behind its quantizer, on a trained grid: what QAT and QAT-LoRA share. Eqs. (M11), (M12).
+
+use plumbline_reference::spec::{GradScale, QuantSpec};
+
+use super::{BackwardCall, Parameter, ParameterKind, Scratch};
+use crate::backend::Backend;
+use crate::error::Result;
+use crate::ops::fake_quantize::FakeQuantizeArgs;
+use crate::ops::fake_quantize_backward::FakeQuantizeGradients;
+use crate::ops::linear::LinearArgs;
+
+/// `fake_quantize(weight)` and the tensors it is made of.
+pub(super) struct QuantizedWeight<B: Backend> {
+    pub(super) spec: QuantSpec,
+    pub(super) grad_scale: GradScale,
+    pub(super) weight: Parameter<B>,
+    pub(super) scale: Parameter<B>,
+    pub(super) offset: Parameter<B>,
+}
+
+/// The tensors on the host, and which of them are trained beside the scale.
+pub(super) struct QuantizedTensors<'a> {
+    /// `[out, in]`.
+    pub(super) weight: &'a [f32],
+    pub(super) trains_weight: bool,
+    /// `[out, groups]`.
+    pub(super) scale: &'a [f32],
+    /// `[out, groups]`.
+    pub(super) offset: &'a [f32],
+    pub(super) trains_offset: bool,
+}
+
+impl<B: Backend> QuantizedWeight<B> {
+    /// # Errors
+    /// When the device has no room.
+    ///
+    /// # Panics
+    /// When a tensor's length is not what the sizes say.
+    pub(super) fn new(
+        backend: &B,
+        out_features: usize,
+        spec: QuantSpec,
+        grad_scale: GradScale,
+        tensors: &QuantizedTensors<'_>,
+    ) -> Result<Self> {
+        let QuantizedTensors { weight, trains_weight, scale, offset, trains_offset } = *tensors;
+        let shape = [out_features, spec.in_features()];
+        let grid = [out_features, spec.groups()];
+        Ok(Self {
+            spec,
+            grad_scale,
+            weight: Parameter::new(backend, weight, &shape, ParameterKind::Weight, trains_weight)?,
+            scale: Parameter::new(backend, scale, &grid, ParameterKind::Scale, true)?,
+            offset: Parameter::new(backend, offset, &grid, ParameterKind::Offset, trains_offset)?,
+        })
+    }
+
+    pub(super) fn args(&self) -> FakeQuantizeArgs<'_, B::Floats> {
+        FakeQuantizeArgs {
+            spec: self.spec,
+            out_features: self.weight.shape[0],
+            weight: &self.weight.value,
+            low_rank: None,
+            scale: &self.scale.value,
+            offset: &self.offset.value,
+        }
+    }
+
+    fn linear_args(&self, tokens: usize) -> LinearArgs {
+        LinearArgs::new(tokens, self.spec.in_features(), self.weight.shape[0])
+    }
+
+    /// `y = x @ fake_quantize(weight)^T`.
+    pub(super) fn forward(
+        &self,
+        backend: &B,
+        tokens: usize,
+        x: &B::Floats,
+        y: &mut B::Floats,
+        scratch: &mut Scratch<B>,
+    ) -> Result<()> {
+        backend.fake_quantize(&self.args(), &mut scratch.effective, None)?;
+        backend.linear(self.linear_args(tokens), x, &scratch.effective, y)
+    }
+
+    /// `d_x`, and the gradients of scale and offset; `scratch.d_weight` is then the weight's.
+    pub(super) fn backward(
+        &mut self,
+        backend: &B,
+        call: &mut BackwardCall<'_, B>,
+        scratch: &mut Scratch<B>,
+    ) -> Result<()> {
+        let args = self.linear_args(call.tokens);
+        backend.fake_quantize(&self.args(), &mut scratch.effective, None)?;
+        let to_input = LinearArgs { write: call.write, ..args };
+        backend.linear_input_gradient(to_input, call.d_y, &scratch.effective, call.d_x)?;
+        // The mask acts on the gradient of this call alone, so it cannot be summed in place.
+        backend.linear_weight_gradient(args, call.d_y, call.x, &mut scratch.d_weight)?;
+        // The gradient buffers leave their parameters while the values are borrowed.
+        let mut taken =
+            [&mut self.scale, &mut self.offset].map(|parameter| parameter.gradient.take());
+        let [d_scale, d_offset] = &mut taken;
+        let gradients = FakeQuantizeGradients {
+            d_scale: d_scale.as_mut(),
+            d_offset: d_offset.as_mut(),
+            d_low_rank: None,
+        };
+        let (args, d_weight) = (self.args(), &mut scratch.d_weight);
+        let done = backend.fake_quantize_backward(&args, self.grad_scale, d_weight, gradients);
+        [self.scale.gradient, self.offset.gradient] = taken;
+        done
+    }
+}
