@@ -243,30 +243,31 @@ pub(super) fn atomic(cell: &mut impl Cell, actor: &Actor) -> Result<(), Race> {
     unordered(actor, "read", cell.read())
 }
 
+/// A cell that one thread of the host uses at a time.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Shadow {
+    pub(super) write: u64,
+    pub(super) read: u64,
+}
+
+impl Cell for Shadow {
+    fn write(&self) -> Access {
+        Access(self.write)
+    }
+    fn read(&self) -> Access {
+        Access(self.read)
+    }
+    fn swap_write(&mut self, new: Access) -> Access {
+        Access(std::mem::replace(&mut self.write, new.0))
+    }
+    fn swap_read(&mut self, new: Access) -> Access {
+        Access(std::mem::replace(&mut self.read, new.0))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[derive(Default)]
-    struct Plain {
-        read: u64,
-        write: u64,
-    }
-
-    impl Cell for Plain {
-        fn write(&self) -> Access {
-            Access(self.write)
-        }
-        fn read(&self) -> Access {
-            Access(self.read)
-        }
-        fn swap_write(&mut self, new: Access) -> Access {
-            Access(std::mem::replace(&mut self.write, new.0))
-        }
-        fn swap_read(&mut self, new: Access) -> Access {
-            Access(std::mem::replace(&mut self.read, new.0))
-        }
-    }
 
     fn actor(thread: u32) -> Actor {
         Actor { token: 7, first_token: 5, thread, tick: 3, block_since: 2, warp_since: 2 }
@@ -274,7 +275,7 @@ mod tests {
 
     #[test]
     fn a_write_and_a_read_of_two_threads_race() {
-        let mut cell = Plain::default();
+        let mut cell = Shadow::default();
         write(&mut cell, &actor(0)).unwrap();
         read(&mut cell, &actor(0)).unwrap();
         assert!(read(&mut cell, &actor(1)).is_err());
@@ -291,7 +292,7 @@ mod tests {
         for (write, old) in cells.iter().flat_map(|write| cells.iter().map(move |old| (write, old)))
         {
             for span in [Span::Thread, Span::Warp, Span::Block] {
-                let mut cell = Plain {
+                let mut cell = Shadow {
                     write: Access::new(write, Span::Thread).0,
                     read: Access::new(old, span).0,
                 };
@@ -311,7 +312,7 @@ mod tests {
 
     #[test]
     fn a_barrier_orders_the_block() {
-        let mut cell = Plain::default();
+        let mut cell = Shadow::default();
         write(&mut cell, &actor(0)).unwrap();
         let later = Actor { tick: 4, block_since: 4, ..actor(99) };
         read(&mut cell, &later).unwrap();
@@ -320,7 +321,7 @@ mod tests {
     #[test]
     fn a_warp_barrier_orders_its_warp_only() {
         for (thread, ordered) in [(31, true), (32, false)] {
-            let mut cell = Plain::default();
+            let mut cell = Shadow::default();
             write(&mut cell, &actor(0)).unwrap();
             let later = Actor { tick: 4, warp_since: 4, ..actor(thread) };
             assert_eq!(read(&mut cell, &later).is_ok(), ordered);
@@ -329,11 +330,11 @@ mod tests {
 
     #[test]
     fn two_readers_stand_beside_each_other_and_a_writer_sees_both() {
-        let mut cell = Plain::default();
+        let mut cell = Shadow::default();
         read(&mut cell, &actor(0)).unwrap();
         read(&mut cell, &actor(1)).unwrap();
         assert!(write(&mut cell, &actor(1)).is_err());
-        let mut cell = Plain::default();
+        let mut cell = Shadow::default();
         read(&mut cell, &actor(40)).unwrap();
         read(&mut cell, &actor(1)).unwrap();
         // Thread 40's read is in another warp: thread 1's warp barrier does not order it.
@@ -343,11 +344,11 @@ mod tests {
 
     #[test]
     fn blocks_of_one_launch_are_never_ordered_and_launches_always() {
-        let mut cell = Plain::default();
+        let mut cell = Shadow::default();
         write(&mut cell, &actor(0)).unwrap();
         let other_block = Actor { token: 8, tick: 9, block_since: 9, ..actor(0) };
         assert!(read(&mut cell, &other_block).is_err());
-        let mut cell = Plain::default();
+        let mut cell = Shadow::default();
         write(&mut cell, &actor(0)).unwrap();
         let next_launch = Actor { token: 9, first_token: 9, ..actor(0) };
         read(&mut cell, &next_launch).unwrap();
@@ -355,7 +356,7 @@ mod tests {
 
     #[test]
     fn readers_of_two_blocks_forbid_a_write_of_either() {
-        let mut cell = Plain::default();
+        let mut cell = Shadow::default();
         read(&mut cell, &actor(0)).unwrap();
         read(&mut cell, &Actor { token: 8, ..actor(0) }).unwrap();
         assert!(
@@ -365,18 +366,18 @@ mod tests {
 
     #[test]
     fn atomics_stand_beside_atomics_and_nothing_else() {
-        let mut cell = Plain::default();
+        let mut cell = Shadow::default();
         atomic(&mut cell, &actor(0)).unwrap();
         atomic(&mut cell, &Actor { token: 8, ..actor(3) }).unwrap();
         assert!(read(&mut cell, &actor(0)).is_err());
-        let mut cell = Plain::default();
+        let mut cell = Shadow::default();
         write(&mut cell, &actor(0)).unwrap();
         assert!(atomic(&mut cell, &actor(1)).is_err());
     }
 
     #[test]
     fn a_copy_is_there_for_its_thread_once_it_waited() {
-        let mut cell = Plain::default();
+        let mut cell = Shadow::default();
         start_copy(&mut cell, &actor(0)).unwrap();
         let race = read(&mut cell, &actor(0)).unwrap_err();
         assert!(race.describe(&actor(0)).contains("not waited for"));

@@ -1,7 +1,7 @@
 //! Shared memory of one block: bounds by variable, writes before reads, races, copies on their way.
 
 use super::instruction::Lanes;
-use super::race::{self, Access, Actor, Cell};
+use super::race::{self, Actor, Cell, Shadow};
 use super::registers::lanes;
 
 /// A shared variable of a kernel.
@@ -12,27 +12,6 @@ pub(super) struct Variable {
     pub(super) start: usize,
     /// Bytes; what the launch asked for where the kernel left it open.
     pub(super) bytes: usize,
-}
-
-#[derive(Debug, Clone, Copy, Default)]
-struct Shadow {
-    write: u64,
-    read: u64,
-}
-
-impl Cell for Shadow {
-    fn write(&self) -> Access {
-        Access(self.write)
-    }
-    fn read(&self) -> Access {
-        Access(self.read)
-    }
-    fn swap_write(&mut self, new: Access) -> Access {
-        Access(std::mem::replace(&mut self.write, new.0))
-    }
-    fn swap_read(&mut self, new: Access) -> Access {
-        Access(std::mem::replace(&mut self.read, new.0))
-    }
 }
 
 /// The memory, used by one block of a launch after the other.
