@@ -17,7 +17,7 @@ use cudarc::driver::{
     LaunchConfig, PushKernelArg,
 };
 
-use super::launch::{Argument, Compute, Kernel, Launcher, Module, Product, Shape};
+use super::launch::{Argument, Compute, Kernel, Launcher, Module, Product, Shape, inside};
 use crate::error::{Error, Result};
 
 /// One GPU. Everything runs in the order of the calls, on one stream.
@@ -144,15 +144,6 @@ impl Gpu {
     }
 }
 
-/// That `len` bytes from `start` on lie in a buffer of `actual` bytes.
-fn inside(action: &'static str, start: usize, len: usize, actual: usize) -> Result<()> {
-    if start + len > actual {
-        let (operation, tensor) = (action, "buffer (bytes)");
-        return Err(Error::Length { operation, tensor, expected: start + len, actual });
-    }
-    Ok(())
-}
-
 impl Launcher for Gpu {
     const NAME: &'static str = "cuda";
     type Buffer = CudaSlice<u8>;
@@ -170,14 +161,14 @@ impl Launcher for Gpu {
     }
 
     fn read(&self, buffer: &CudaSlice<u8>, start: usize, bytes: &mut [u8]) -> Result<()> {
-        inside("read", start, bytes.len(), buffer.len())?;
+        inside(Self::NAME, "read", start, bytes.len(), buffer.len())?;
         let from = buffer.slice(start..start + bytes.len());
         self.stream.memcpy_dtoh(&from, bytes).map_err(failed("read from the device"))?;
         self.stream.synchronize().map_err(failed("finish the work before a read"))
     }
 
     fn write(&self, bytes: &[u8], buffer: &mut CudaSlice<u8>, start: usize) -> Result<()> {
-        inside("write", start, bytes.len(), buffer.len())?;
+        inside(Self::NAME, "write", start, bytes.len(), buffer.len())?;
         let mut to = buffer.slice_mut(start..start + bytes.len());
         self.stream.memcpy_htod(bytes, &mut to).map_err(failed("write to the device"))
     }
@@ -190,8 +181,8 @@ impl Launcher for Gpu {
         to_start: usize,
         len: usize,
     ) -> Result<()> {
-        inside("copy", from_start, len, from.len())?;
-        inside("copy", to_start, len, to.len())?;
+        inside(Self::NAME, "copy", from_start, len, from.len())?;
+        inside(Self::NAME, "copy", to_start, len, to.len())?;
         let from = from.slice(from_start..from_start + len);
         let mut to = to.slice_mut(to_start..to_start + len);
         self.stream.memcpy_dtod(&from, &mut to).map_err(failed("copy on the device"))
@@ -249,9 +240,9 @@ impl Launcher for Gpu {
             return Ok(());
         }
         let operand_bytes = product.operands.bytes();
-        inside("product", 0, operand_bytes * rows * inner, a.len())?;
-        inside("product", 0, operand_bytes * inner * columns, b.len())?;
-        inside("product", 0, 4 * rows * columns, out.len())?;
+        inside(Self::NAME, "product", 0, operand_bytes * rows * inner, a.len())?;
+        inside(Self::NAME, "product", 0, operand_bytes * inner * columns, b.len())?;
+        inside(Self::NAME, "product", 0, 4 * rows * columns, out.len())?;
         let size = |size: usize| {
             i32::try_from(size).map_err(|_| missing(&format!("a matrix has {size} rows")))
         };

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use half::bf16;
 
 use super::interpreter::{Buffer, Machine};
-use super::launch::{Argument, Compute, Kernel, Launcher, Module, Product, Shape};
+use super::launch::{Argument, Compute, Kernel, Launcher, Module, Product, Shape, inside};
 use crate::cpu::gemm::{self, Matrix, Threads};
 use crate::error::{Error, Result};
 
@@ -96,13 +96,13 @@ impl Launcher for Interpreter {
 
     fn read(&self, buffer: &Buffer, start: usize, bytes: &mut [u8]) -> Result<()> {
         self.reads.fetch_add(1, Relaxed);
-        inside("read", start, bytes.len(), buffer)?;
+        inside(Self::NAME, "read", start, bytes.len(), buffer.bytes())?;
         buffer.read(start, bytes);
         Ok(())
     }
 
     fn write(&self, bytes: &[u8], buffer: &mut Buffer, start: usize) -> Result<()> {
-        inside("write", start, bytes.len(), buffer)?;
+        inside(Self::NAME, "write", start, bytes.len(), buffer.bytes())?;
         buffer.write(start, bytes);
         Ok(())
     }
@@ -115,8 +115,8 @@ impl Launcher for Interpreter {
         to_start: usize,
         len: usize,
     ) -> Result<()> {
-        inside("copy from", from_start, len, from)?;
-        inside("copy to", to_start, len, to)?;
+        inside(Self::NAME, "copy from", from_start, len, from.bytes())?;
+        inside(Self::NAME, "copy to", to_start, len, to.bytes())?;
         let mut bytes = vec![0; len];
         from.read(from_start, &mut bytes);
         to.write(to_start, &bytes);
@@ -161,19 +161,6 @@ impl Launcher for Interpreter {
         gemm::product(&mut sums, columns, left, right, multiplier, add, Threads::Pool);
         out.write(0, bytemuck::cast_slice(&sums));
         Ok(())
-    }
-}
-
-fn inside(operation: &'static str, start: usize, len: usize, buffer: &Buffer) -> Result<()> {
-    match start.checked_add(len) {
-        Some(end) if end <= buffer.bytes() => Ok(()),
-        _ => Err(Error::Device {
-            device: Interpreter::NAME,
-            reason: format!(
-                "{operation}: {len} bytes at byte {start} of a buffer of {}",
-                buffer.bytes()
-            ),
-        }),
     }
 }
 

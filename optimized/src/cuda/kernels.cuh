@@ -36,7 +36,8 @@ __device__ __forceinline__ void store(float* to, Pack<WIDTH> values) {
 }
 
 // The sum over a warp in every lane of it, as a tree: the order is fixed.
-__device__ __forceinline__ float warp_sum(float value) {
+template <typename T>
+__device__ __forceinline__ T warp_sum(T value) {
     for (unsigned distance = 16; distance > 0; distance /= 2) {
         value += __shfl_xor_sync(0xffffffffu, value, distance);
     }

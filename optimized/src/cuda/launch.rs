@@ -4,7 +4,7 @@
 //! compiled kernels (`host`). Everything above this trait is one code path, so that grids, argument
 //! lists and shared-memory sizes are judged where there is no GPU.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// A source file of kernels and what the pinned compiler made of it.
 #[derive(Debug)]
@@ -129,6 +129,23 @@ pub struct Product {
     pub add: bool,
     /// What `a` and `b` hold; the result is f32.
     pub operands: Compute,
+}
+
+/// That `len` bytes from `start` on lie in a buffer of `bytes`.
+pub(super) fn inside(
+    device: &'static str,
+    operation: &str,
+    start: usize,
+    len: usize,
+    bytes: usize,
+) -> Result<()> {
+    match start.checked_add(len) {
+        Some(end) if end <= bytes => Ok(()),
+        _ => {
+            let reason = format!("{operation}: {len} bytes at byte {start} of a buffer of {bytes}");
+            Err(Error::Device { device, reason })
+        }
+    }
 }
 
 /// A machine that runs kernels. Work is done in the order of the calls.

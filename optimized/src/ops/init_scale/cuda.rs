@@ -68,7 +68,7 @@ impl<L: Launcher> InitScale for Cuda<L> {
                     Argument::F32(spec.qmax() as f32),
                     Argument::U32(rule.place),
                     Argument::F32(rule.divisor),
-                    Argument::U64(rule.p.to_bits()),
+                    Argument::F64(rule.p),
                     Argument::U64(rule.steps as u64),
                     Argument::Out(status),
                     Argument::U32(first),

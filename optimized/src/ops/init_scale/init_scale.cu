@@ -21,7 +21,7 @@ struct Symmetric {
 };
 
 // The first of the ranges k * absmax / steps with the least error.
-__device__ float best_range(const Groups& all, float absmax, float qmin, float qmax, double p,
+__device__ float best_range(const Groups& all, float absmax, float qmin, float qmax, double p,       // of the rule lp
                             word steps) {
     auto part = [&](word k) {
         float scale = static_cast<float>(k) * absmax / static_cast<float>(steps) / qmax;
@@ -44,7 +44,7 @@ extern "C" __global__ void init_scale(const float* weight,  // [out, in]
                                       word groups, unsigned group_size, float qmin, float qmax,
                                       unsigned rule,
                                       float divisor,  // of absmax
-                                      word p,         // bits of a double
+                                      double p,       // of the rule lp
                                       word steps, word* status, unsigned first) {
     __shared__ float chunk[GROUPS][CHUNK + 1];
     Groups all = {weight, groups, group_size, chunk};
@@ -65,7 +65,7 @@ extern "C" __global__ void init_scale(const float* weight,  // [out, in]
         case LSQ_PLUS: s = reach(all, sum / count) / -qmin; break;
         case ABSMAX: s = absmax / divisor; break;
         case ASYMMETRIC: s = (max - min) / (qmax - qmin), o = max - s * qmax; break;
-        case LP: s = best_range(all, absmax, qmin, qmax, __longlong_as_double(p), steps); break;
+        case LP: s = best_range(all, absmax, qmin, qmax, p, steps); break;
     }
     if (s == 0.0f) s = 1.0f, o = rule == ASYMMETRIC ? max : 0.0f;  // code 0 is the group
     if (all.mine() < groups) {

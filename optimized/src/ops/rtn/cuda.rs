@@ -48,7 +48,7 @@ impl<L: Launcher> Rtn for Cuda<L> {
                     Argument::F32(divisor),
                     Argument::F32(largest),
                     Argument::F32(-spec.qmin() as f32),
-                    Argument::U64(p.to_bits()),
+                    Argument::F64(p),
                     Argument::U64(steps as u64),
                     Argument::Out(status),
                     Argument::U32(first),

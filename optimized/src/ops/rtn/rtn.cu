@@ -43,7 +43,7 @@ extern "C" __global__ void rtn(const float* weight,  // [out, in]
                                float* zero_point,    // [out, groups]
                                word groups, unsigned group_size, unsigned symmetric, float factor,
                                float divisor, float largest, float middle,
-                               word p,      // bits of a double
+                               double p,    // of the search
                                word steps,  // ranges to try, 0 for the whole one
                                word* status, unsigned first) {
     __shared__ float chunk[GROUPS][CHUNK + 1];
@@ -60,7 +60,7 @@ extern "C" __global__ void rtn(const float* weight,  // [out, in]
         return rule.grid(of * low / all_steps, of * high / all_steps);
     };
     Affine widest = steps > 0 ? part(steps) : rule.grid(low, high);
-    Affine grid = best_grid(all, widest, part, __longlong_as_double(p), steps);
+    Affine grid = best_grid(all, widest, part, p, steps);
     if (all.mine() >= groups) return;
     if (!isfinite(widest.scale)) {
         // A narrower range that does not overflow would be no choice.

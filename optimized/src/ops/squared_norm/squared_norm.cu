@@ -7,11 +7,6 @@
 constexpr unsigned SPAN = 8192;  // elements of a block; cuda.rs has it too
 constexpr unsigned THREADS = 256;
 
-__device__ __forceinline__ double warp_sum(double value) {
-    for (unsigned d = 16; d > 0; d /= 2) value += __shfl_down_sync(~0u, value, d);
-    return value;
-}
-
 extern "C" __global__ void squared_norm(const float* x,   // [len]
                                         double* partial,  // [blocks]
                                         word len) {
