@@ -1,23 +1,15 @@
 //! Every golden case on every subject of this program, in every precision it has.
 
+mod common;
+
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 use std::time::Duration;
 
-use plumbline_conformance::case::Case;
-use plumbline_conformance::collect::collect;
+use common::golden;
 use plumbline_conformance::judge::judge;
 use plumbline_conformance::judge::report::{Counts, Status};
 use plumbline_conformance::ops::OPERATIONS;
 use plumbline_conformance::subject::{BUILT_IN, select};
-
-fn golden() -> Vec<Case> {
-    let folder = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../golden"));
-    let collected = collect(&[folder]);
-    let errors: Vec<_> = collected.errors.iter().map(ToString::to_string).collect();
-    assert!(errors.is_empty(), "{}", errors.join("\n"));
-    collected.cases
-}
 
 #[test]
 fn every_subject_conforms_to_every_golden_case() {

@@ -1,18 +1,10 @@
 //! Small mistakes in the compiled kernels, each noticed on a machine without a GPU.
 
-use std::path::PathBuf;
+mod common;
 
+use common::golden;
 use plumbline::cuda::MODULES;
-use plumbline_conformance::case::Case;
-use plumbline_conformance::collect::{Collected, collect};
 use plumbline_conformance::teeth::kernels::{Fate, Reach, mutants};
-
-fn golden() -> Vec<Case> {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../golden");
-    let Collected { cases, errors } = collect(&[folder]);
-    assert!(errors.is_empty(), "{errors:?}");
-    cases
-}
 
 /// Entries of a module, as its text declares them.
 fn entries(ptx: &str) -> impl Iterator<Item = &str> {

@@ -1,21 +1,14 @@
 //! The golden cases notice every fault of the catalogue, each by a case that says so in a flag.
 
-use std::collections::BTreeSet;
-use std::path::PathBuf;
+mod common;
 
+use std::collections::BTreeSet;
+
+use common::golden;
 use plumbline_conformance::case::Case;
-use plumbline_conformance::collect::collect;
 use plumbline_conformance::ops::OPERATIONS;
 use plumbline_conformance::teeth::arithmetic::Slip;
 use plumbline_conformance::teeth::{self, Fault, MUTANTS, Mutant, Score};
-
-fn golden() -> Vec<Case> {
-    let folder = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../golden"));
-    let collected = collect(&[folder]);
-    let errors: Vec<_> = collected.errors.iter().map(ToString::to_string).collect();
-    assert!(errors.is_empty(), "{}", errors.join("\n"));
-    collected.cases
-}
 
 fn catalogue() -> impl Iterator<Item = &'static Mutant> {
     MUTANTS.iter().flat_map(|family| family.iter())

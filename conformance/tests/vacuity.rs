@@ -1,10 +1,11 @@
 //! Do the cases have what they are for? A test of ties without a tie passes whatever the rounding.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+mod common;
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use common::golden;
 use plumbline_conformance::case::{Case, Expected, Request};
-use plumbline_conformance::collect::collect;
 use plumbline_conformance::families::{Scope, find};
 use plumbline_conformance::judge::judge;
 use plumbline_conformance::ops::{OPERATIONS, Operation};
@@ -14,10 +15,6 @@ use plumbline_conformance::subject::select;
 use plumbline_conformance::tensor::{Data, Tensor};
 use plumbline_conformance::witness::{Features, Witness, groups, is_zero};
 use plumbline_reference::spec::SCALE_FLOOR;
-
-fn golden() -> Vec<Case> {
-    collect(&[PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../golden"))]).cases
-}
 
 /// Whether a case has what a flag claims; nothing where the evidence is of another kind.
 type Proof = fn(&Witness) -> Option<bool>;

@@ -5,8 +5,8 @@ mod common;
 
 use std::sync::Arc;
 
+use common::settings::{base, l4q, lr_qat, qa_lora};
 use plumbline::backend::{Backend, Storage};
-use plumbline::checkpoint::ModelFolder;
 use plumbline::cpu::Cpu;
 use plumbline::cuda::{Cuda, Host, Interpreter};
 use plumbline::error::{Error, Result};
@@ -15,26 +15,14 @@ use plumbline::methods::{L4q, LinearMethod};
 use plumbline::model::{Llama, Plan, Recompute};
 use plumbline::ops::cross_entropy::CrossEntropyArgs;
 use plumbline::ops::fake_quantize::{FakeQuantize, FakeQuantizeArgs};
-use plumbline::recipe::{L4qSettings, LrQatSettings, QaLoraSettings};
 use plumbline::train::{
     Observer, Optimizer, OptimizerSettings, Schedule, StepRecord, TokenWindows, Trainer,
     TrainingSettings, new_model,
 };
-use plumbline_reference::spec::{
-    Bits, Downcast, GradScale, LrQatDialect, LrQatMask, Pool, QaLoraDialect, QuantSpec,
-    SymmetricScale,
-};
+use plumbline_reference::spec::{Bits, Downcast, Pool, QuantSpec};
 
 const CONTEXT: usize = 6;
 const ACCUMULATION: usize = 2;
-
-fn base() -> (tempfile::TempDir, ModelFolder) {
-    let root = tempfile::tempdir().unwrap();
-    let path = root.path().join("model");
-    common::write_model(&path);
-    let folder = ModelFolder::open(&path).unwrap();
-    (root, folder)
-}
 
 fn host() -> Arc<Host> {
     Arc::new(Cuda::new(Interpreter::new()).unwrap())
@@ -42,51 +30,6 @@ fn host() -> Arc<Host> {
 
 fn bits() -> Bits {
     Bits::new(4).unwrap()
-}
-
-fn l4q() -> L4qSettings {
-    L4qSettings {
-        bits: bits(),
-        group_size: Some(16),
-        rank: 3,
-        lora_scaling: 2.0,
-        init: "l4q".into(),
-        init_p: None,
-        init_steps: None,
-        grad_scale: GradScale::None,
-    }
-}
-
-fn lr_qat() -> LrQatSettings {
-    LrQatSettings {
-        bits: bits(),
-        group_size: Some(16),
-        rank: 3,
-        lora_scaling: 8.0,
-        downcast: Downcast::Int,
-        inner_scale: "frozen".into(),
-        mask: LrQatMask::Rounded,
-        dialect: LrQatDialect::Paper,
-        init: "min_max".into(),
-        init_p: None,
-        init_steps: None,
-    }
-}
-
-fn qa_lora() -> QaLoraSettings {
-    QaLoraSettings {
-        bits: bits(),
-        group_size: Some(16),
-        rank: 3,
-        lora_scaling: 2.0,
-        pool: Pool::Sum,
-        dialect: QaLoraDialect::Paper,
-        symmetric: false,
-        range: "min_max".into(),
-        range_p: None,
-        range_steps: None,
-        convention: SymmetricScale::Paper,
-    }
 }
 
 fn trainer<B: Backend, L: LinearMethod<B>>(
@@ -158,8 +101,8 @@ fn begun<B: Backend, M: Method>(backend: Arc<B>, method: &M) -> Llama<B, M::Laye
 
 #[test]
 fn a_step_waits_once_and_allocates_nothing() {
-    let on_device = counted(begun(host(), &l4q()), Recompute::None);
-    let mut model = begun(Arc::new(Cpu), &l4q());
+    let on_device = counted(begun(host(), &l4q(4)), Recompute::None);
+    let mut model = begun(Arc::new(Cpu), &l4q(4));
     let mut on_cpu = Counts::default();
     trainer(&mut model, Recompute::None).unwrap().run(&mut model, &mut on_cpu).unwrap();
     for (device, cpu) in on_device.records.iter().zip(&on_cpu.records) {
@@ -167,8 +110,8 @@ fn a_step_waits_once_and_allocates_nothing() {
         assert!((device.loss - cpu.loss).abs() <= 1e-3 * cpu.loss, "{device:?} {cpu:?}");
         assert!((device.grad_norm - cpu.grad_norm).abs() <= 1e-2 * cpu.grad_norm);
     }
-    counted(begun(host(), &lr_qat()), Recompute::Blocks);
-    counted(begun(host(), &qa_lora()), Recompute::Blocks);
+    counted(begun(host(), &lr_qat(4, Downcast::Int, "frozen")), Recompute::Blocks);
+    counted(begun(host(), &qa_lora(4, Pool::Sum)), Recompute::Blocks);
 }
 
 #[test]
@@ -193,7 +136,7 @@ fn refused<B: Backend>(
     backend: Arc<B>,
     spoil: impl FnOnce(&B, &mut Llama<B, L4q<B>>, &mut Optimizer<B>),
 ) -> String {
-    let mut model = begun(backend.clone(), &l4q());
+    let mut model = begun(backend.clone(), &l4q(4));
     let mut optimizer = Optimizer::new(&OptimizerSettings::default()).unwrap();
     optimizer.reserve(&mut model, ACCUMULATION).unwrap();
     for tensor in model.trainable() {
@@ -261,7 +204,7 @@ fn what_a_kernel_complains_of_updates_nothing() {
 
 #[test]
 fn a_full_device_is_told_with_the_plan() {
-    let mut model = begun(Arc::new(Cpu), &l4q());
+    let mut model = begun(Arc::new(Cpu), &l4q(4));
     let plan = Plan::new(&mut model, CONTEXT, Recompute::None, ACCUMULATION);
     let full = Error::Device { device: "cuda", reason: "cannot allocate 9 MiB".into() };
     let told = plan.explain(full).to_string();

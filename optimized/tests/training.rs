@@ -4,63 +4,18 @@ mod common;
 
 use std::sync::Arc;
 
+use common::settings::{base, l4q, lr_qat, peqa, qa_lora};
 use plumbline::checkpoint::ModelFolder;
 use plumbline::cpu::Cpu;
 use plumbline::eval::next_tokens;
 use plumbline::finetune::{MergedModel, Method, Start, first_difference, merge, method_model};
 use plumbline::methods::{IntoCodes, L4q, LinearMethod};
 use plumbline::model::{Batch, Decoder, Llama, Recompute};
-use plumbline::recipe::{
-    L4qSettings, LoraSettings, LrQatSettings, PeqaSettings, QaLoraSettings, QatLoraSettings,
-    QatSettings,
-};
+use plumbline::recipe::{LoraSettings, QatLoraSettings, QatSettings};
 use plumbline::train::{
     Observer, OptimizerSettings, Schedule, StepRecord, TokenWindows, Trainer, TrainingSettings,
 };
-use plumbline_reference::spec::{
-    Bits, Downcast, GradScale, LrQatDialect, LrQatMask, Pool, QaLoraDialect, QatQuantizer,
-    SymmetricScale,
-};
-
-fn base() -> (tempfile::TempDir, ModelFolder) {
-    let root = tempfile::tempdir().unwrap();
-    let path = root.path().join("model");
-    common::write_model(&path);
-    let folder = ModelFolder::open(&path).unwrap();
-    (root, folder)
-}
-
-fn l4q(bits: u32) -> L4qSettings {
-    L4qSettings {
-        bits: Bits::new(bits).unwrap(),
-        group_size: Some(16),
-        rank: 3,
-        lora_scaling: 2.0,
-        init: "l4q".into(),
-        init_p: None,
-        init_steps: None,
-        grad_scale: GradScale::None,
-    }
-}
-
-/// A factor on the update that moves codes within eight steps: it is in units of the grid.
-const IN_STEPS: f32 = 8.0;
-
-fn lr_qat(bits: u32, downcast: Downcast, inner_scale: &str) -> LrQatSettings {
-    LrQatSettings {
-        bits: Bits::new(bits).unwrap(),
-        group_size: Some(16),
-        rank: 3,
-        lora_scaling: IN_STEPS,
-        downcast,
-        inner_scale: inner_scale.into(),
-        mask: LrQatMask::Rounded,
-        dialect: LrQatDialect::Paper,
-        init: "min_max".into(),
-        init_p: None,
-        init_steps: None,
-    }
-}
+use plumbline_reference::spec::{Bits, Downcast, GradScale, Pool, QatQuantizer};
 
 fn qat(bits: u32, quantizer: QatQuantizer) -> QatSettings {
     QatSettings {
@@ -71,34 +26,6 @@ fn qat(bits: u32, quantizer: QatQuantizer) -> QatSettings {
         init_p: None,
         init_steps: None,
         grad_scale: GradScale::None,
-    }
-}
-
-fn peqa(bits: u32) -> PeqaSettings {
-    PeqaSettings {
-        bits: Bits::new(bits).unwrap(),
-        group_size: Some(16),
-        symmetric: false,
-        range: "min_max".into(),
-        range_p: None,
-        range_steps: None,
-        convention: SymmetricScale::Paper,
-    }
-}
-
-fn qa_lora(bits: u32, pool: Pool) -> QaLoraSettings {
-    QaLoraSettings {
-        bits: Bits::new(bits).unwrap(),
-        group_size: Some(16),
-        rank: 3,
-        lora_scaling: 2.0,
-        pool,
-        dialect: QaLoraDialect::Paper,
-        symmetric: false,
-        range: "min_max".into(),
-        range_p: None,
-        range_steps: None,
-        convention: SymmetricScale::Paper,
     }
 }
 

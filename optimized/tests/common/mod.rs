@@ -1,5 +1,7 @@
 //! A small model folder to break and to train.
 
+pub mod settings;
+
 use std::path::Path;
 use std::sync::Arc;
 

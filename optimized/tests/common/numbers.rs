@@ -1,4 +1,5 @@
 //! Numbers from seeds, and what becomes of their sums.
+#![allow(dead_code)] // each test takes some of them
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;

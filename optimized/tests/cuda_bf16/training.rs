@@ -8,64 +8,13 @@ use plumbline::cuda::{Compute, Cuda, Host, Interpreter};
 use plumbline::finetune::{Method, Start, first_difference, merge, method_model};
 use plumbline::methods::{IntoCodes, LinearMethod};
 use plumbline::model::{Llama, Recompute};
-use plumbline::recipe::{L4qSettings, LrQatSettings, PeqaSettings};
 use plumbline::train::{
     Observer, OptimizerSettings, Schedule, StepRecord, TokenWindows, Trainer, TrainingSettings,
 };
-use plumbline_reference::spec::{
-    Bits, Downcast, GradScale, LrQatDialect, LrQatMask, SymmetricScale,
-};
+use plumbline_reference::spec::Downcast;
 
 use super::common;
-
-fn base() -> (tempfile::TempDir, ModelFolder) {
-    let root = tempfile::tempdir().unwrap();
-    let path = root.path().join("model");
-    common::write_model(&path);
-    let folder = ModelFolder::open(&path).unwrap();
-    (root, folder)
-}
-
-fn l4q(bits: u32) -> L4qSettings {
-    L4qSettings {
-        bits: Bits::new(bits).unwrap(),
-        group_size: Some(16),
-        rank: 3,
-        lora_scaling: 2.0,
-        init: "l4q".into(),
-        init_p: None,
-        init_steps: None,
-        grad_scale: GradScale::None,
-    }
-}
-
-fn lr_qat() -> LrQatSettings {
-    LrQatSettings {
-        bits: Bits::new(4).unwrap(),
-        group_size: Some(16),
-        rank: 3,
-        lora_scaling: 8.0,
-        downcast: Downcast::Fixed8,
-        inner_scale: "frozen".into(),
-        mask: LrQatMask::Rounded,
-        dialect: LrQatDialect::Paper,
-        init: "min_max".into(),
-        init_p: None,
-        init_steps: None,
-    }
-}
-
-fn peqa() -> PeqaSettings {
-    PeqaSettings {
-        bits: Bits::new(4).unwrap(),
-        group_size: Some(16),
-        symmetric: false,
-        range: "min_max".into(),
-        range_p: None,
-        range_steps: None,
-        convention: SymmetricScale::Paper,
-    }
-}
+use super::common::settings::{base, l4q, lr_qat, peqa};
 
 fn backend(compute: Compute) -> Arc<Host> {
     Arc::new(Cuda::with_compute(Interpreter::new(), compute).unwrap())
@@ -154,6 +103,6 @@ fn the_merged_model_is_the_trained_model_bit_for_bit() {
     for bits in [2, 4] {
         assert_merges(&folder, &format!("L4Q {bits}"), &l4q(bits));
     }
-    assert_merges(&folder, "LR-QAT", &lr_qat());
-    assert_merges(&folder, "PEQA", &peqa());
+    assert_merges(&folder, "LR-QAT", &lr_qat(4, Downcast::Fixed8, "frozen"));
+    assert_merges(&folder, "PEQA", &peqa(4));
 }
