@@ -1,4 +1,4 @@
-//! The comparators. They are code under test: `tests/comparators.rs` shows what they reject.
+//! The comparators. They are code under test: `tests/comparators` shows what they reject.
 
 use super::bound::Allowance;
 use super::report::{Failure, Mismatch};
