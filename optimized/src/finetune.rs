@@ -151,15 +151,26 @@ pub fn first_difference<B: Backend, L: LinearMethod<B>>(
 ) -> Result<Option<Difference>> {
     let mut workspace = model.evaluation_workspace(tokens.len())?;
     let right = model.logits(1, tokens, &mut workspace)?;
+    logit_difference(left, &right, model.config().vocab_size)
+}
+
+/// Compares two models' logits `[tokens, vocab_size]` bit by bit.
+///
+/// # Errors
+/// `Invalid` where there are not as many of one as of the other.
+pub fn logit_difference(
+    left: &[f32],
+    right: &[f32],
+    vocab_size: usize,
+) -> Result<Option<Difference>> {
     if left.len() != right.len() {
         let (left, right) = (left.len(), right.len());
         return Err(Error::Invalid(format!("{left} logits against {right}")));
     }
-    let vocab = model.config().vocab_size;
-    let differs = left.iter().zip(&right).position(|(a, b)| a.to_bits() != b.to_bits());
+    let differs = left.iter().zip(right).position(|(a, b)| a.to_bits() != b.to_bits());
     Ok(differs.map(|at| Difference {
-        position: at / vocab,
-        token: at % vocab,
+        position: at / vocab_size,
+        token: at % vocab_size,
         left: left[at],
         right: right[at],
     }))

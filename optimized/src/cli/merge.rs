@@ -11,7 +11,8 @@ use plumbline::checkpoint::{
     save_merged,
 };
 use plumbline::finetune::{
-    Difference, MergedModel, Method, Start, first_difference, merge as to_codes, method_model,
+    Difference, MergedModel, Method, Start, first_difference, logit_difference, merge as to_codes,
+    method_model,
 };
 use plumbline::methods::{IntoCodes, LinearMethod};
 use plumbline::model::Llama;
@@ -105,8 +106,9 @@ impl<B: Backend> Merge<'_, B> {
         let MergedModel { model: merged, linears } = waiting("merging", || to_codes(model))?;
         let merged_logits = logits(&merged, &probe)?;
         let apart = largest_difference(&trained, &merged_logits);
+        let vocab_size = base.config().vocab_size;
         if proof == Proof::Bits
-            && let Some(difference) = first_difference(&trained, &merged, &probe)?
+            && let Some(difference) = logit_difference(&trained, &merged_logits, vocab_size)?
         {
             return Ok(refuse("the merged model", "the trained one", difference));
         }
