@@ -20,6 +20,14 @@ fn answer(first: i8, scale: f32) -> Tensors {
 }
 
 #[test]
+fn codes_are_bytes_and_not_floats() {
+    let request = fake_quantize(0.24, 0.1);
+    let mut floating = answer(2, 0.1);
+    floating.insert("codes".to_owned(), floats(&[1, 2], &[2.0, 3.0]));
+    assert_eq!(failures(&request, &floating), ["out.codes has dtype F32, expected I8"]);
+}
+
+#[test]
 fn an_exact_tie_must_go_to_the_even_code() {
     let request = fake_quantize(1.25, 0.5);
     assert_eq!(failures(&request, &answer(2, 0.5)), Vec::<String>::new());
