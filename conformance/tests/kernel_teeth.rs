@@ -20,6 +20,7 @@ const ELSEWHERE: &[(&str, &str)] = &[
         "fake_quantize dequantize",
         "optimized/tests/cuda_quantizer: what merged layers multiply with",
     ),
+    ("random_weights", "optimized/tests/cuda_training.rs: no operation of the protocol"),
     ("attention_16x", "optimized/tests/cuda_transformer.rs: few queries, wide heads"),
     ("128", "optimized/tests/cuda_transformer.rs: heads wider than 64"),
     ("256", "optimized/tests/cuda_transformer.rs: heads wider than 128"),

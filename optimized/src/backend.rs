@@ -35,6 +35,10 @@ pub trait Storage: Send + Sync {
     fn operand(&self, len: usize) -> Result<Self::Floats> {
         self.zeros(len)
     }
+    /// Bytes of each value of such room.
+    fn operand_bytes(&self) -> usize {
+        4
+    }
     /// Copies host values to the device.
     ///
     /// # Errors
@@ -129,6 +133,7 @@ pub trait Backend:
     + ops::init_scale::InitScale
     + ops::linear::Linear
     + ops::lr_qat_quantize::LrQatQuantize
+    + ops::random_weights::RandomWeights
     + ops::rms_norm::RmsNorm
     + ops::rope::Rope
     + ops::rtn::Rtn

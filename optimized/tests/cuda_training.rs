@@ -11,6 +11,7 @@ use plumbline::ops::embedding::{Embedding, EmbeddingShape};
 use plumbline::ops::fake_quantize::{FakeQuantize, FakeQuantizeArgs};
 use plumbline::ops::init_scale::InitScale;
 use plumbline::ops::linear::{Linear, LinearArgs};
+use plumbline::ops::random_weights::{RandomWeights, RandomWeightsArgs};
 use plumbline::ops::squared_norm::SquaredNorm;
 use plumbline::ops::sums::{Clip, StepSlots};
 use plumbline_reference::spec::{AdamWSpec, Bits, InitScaleRule, QuantSpec};
@@ -91,6 +92,46 @@ fn a_weight_that_is_not_finite_gets_no_grid() {
     let expected = refused(grid(&Cpu, spec(10, 5, 4), rule, &weight));
     assert_eq!(expected, "init_scale: weight is not finite: -inf at flat index 1234");
     assert_eq!(refused(grid(&cuda(), spec(10, 5, 4), rule, &weight)), expected);
+}
+
+fn random_weights<B: RandomWeights>(backend: &B, args: RandomWeightsArgs) -> Vec<f32> {
+    let mut output = backend.zeros(args.len).unwrap();
+    backend.random_weights(args, &mut output).unwrap();
+    backend.download(&output, args.len).unwrap()
+}
+
+#[test]
+fn random_weights_have_the_bits_of_the_cpu_and_of_their_formula() {
+    let args = |len, deviation, seed| RandomWeightsArgs { len, deviation, seed };
+    for len in [0, 1, 255, 256, 20_000] {
+        for (deviation, seed) in [(0.02, 7), (1.5, u64::MAX), (0.0, 0)] {
+            let expected = random_weights(&Cpu, args(len, deviation, seed));
+            let actual = random_weights(&cuda(), args(len, deviation, seed));
+            assert_eq!(bits(&actual), bits(&expected), "{len} {deviation} {seed}");
+        }
+    }
+    // From another program with the same formula.
+    let weights = random_weights(&Cpu, args(70_001, 0.02, 7));
+    let known = [(0, 0x3b5b_1abc), (1, 0x3cd5_0546), (2, 0xbcbc_74af), (70_000, 0xbbe1_e951)];
+    for (index, bits) in known {
+        assert_eq!(weights[index].to_bits(), bits, "{index}");
+    }
+}
+
+#[test]
+fn random_weights_have_the_deviation_that_was_asked_for_and_differ_by_seed() {
+    let of = |seed| random_weights(&Cpu, RandomWeightsArgs { len: 1 << 20, deviation: 0.5, seed });
+    let (first, second) = (of(1), of(2));
+    let mean_of =
+        |products: &mut dyn Iterator<Item = f64>| products.sum::<f64>() / (1 << 20) as f64;
+    // Standard errors are 0.0005 for the mean and the same for products of two numbers halved.
+    assert!(mean_of(&mut first.iter().map(|w| f64::from(*w))).abs() < 0.003);
+    let squares = mean_of(&mut first.iter().map(|w| f64::from(*w).powi(2)));
+    assert!((squares - 0.25).abs() < 0.002, "{squares}");
+    let together = first.iter().zip(&second).map(|(a, b)| f64::from(*a) * f64::from(*b));
+    assert!(mean_of(&mut together.into_iter()).abs() < 0.0015);
+    let neighbours = first.windows(2).map(|pair| f64::from(pair[0]) * f64::from(pair[1]));
+    assert!(mean_of(&mut neighbours.into_iter()).abs() < 0.0015);
 }
 
 /// Three steps with these factors on their gradients; parameter, first and second moment.
