@@ -2,10 +2,11 @@
 
 mod layers;
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use plumbline_reference::spec::{InitScaleRule, QuantSpec};
+use plumbline_reference::spec::{InitScaleRule, LlamaConfig, QuantSpec};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
@@ -15,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::methods::{CodeTensors, IntoCodes, LinearMethod, Merged, MergedTensors};
 use crate::model::{Llama, Projection};
 use crate::ops::fake_quantize::FakeQuantizeArgs;
+use crate::ops::random_weights::RandomWeightsArgs;
 
 pub use layers::Method;
 
@@ -70,6 +72,55 @@ pub fn method_model<B: Backend, M: Method>(
     build(backend, base, |index, linear, weight| {
         method.layer(&*device, LayerStart { linear, index, weight, start })
     })
+}
+
+/// The same of weights that are drawn where they are used: for timing, not for training. Tables and
+/// matrices are bell-shaped with standard deviation 0.02, as models are initialised; the matrices
+/// that write to the residual stream are divided by `sqrt(2 * num_hidden_layers)`; norms are 1.
+///
+/// No more than one tensor at a time is on the host.
+///
+/// # Errors
+/// `Invalid` naming a layer that the group size does not divide; when the device has no room.
+pub fn random_model<B: Backend, M: Method>(
+    backend: Arc<B>,
+    config: &LlamaConfig,
+    method: &M,
+    seed: u64,
+) -> Result<Llama<B, M::Layer<B>>> {
+    const DEVIATION: f32 = 0.02;
+    for linear in Projection::all(config) {
+        method.cost(&linear)?;
+    }
+    let device = backend.clone();
+    let draws = Cell::new(0);
+    let random = |len: usize, deviation: f32| -> Result<Vec<f32>> {
+        let args = RandomWeightsArgs { len, deviation, seed: seed ^ draws.get() << 32 };
+        draws.set(draws.get() + 1);
+        let mut values = device.zeros(len)?;
+        device.random_weights(args, &mut values)?;
+        device.download(&values, len)
+    };
+    let residual = 1.0 / (2.0 * config.num_hidden_layers as f32).sqrt();
+    let mut index = 0;
+    Llama::build(
+        backend,
+        config.clone(),
+        false,
+        |_, shape| {
+            let len = shape.iter().product();
+            if shape.len() == 1 { Ok(vec![1.0; len]) } else { random(len, DEVIATION) }
+        },
+        |linear| {
+            let writes = linear.name.ends_with("o_proj") || linear.name.ends_with("down_proj");
+            let deviation = if writes { DEVIATION * residual } else { DEVIATION };
+            let weight = random(linear.out_features * linear.in_features, deviation)?;
+            let start = Start::Fresh(seed);
+            let made = method.layer(&*device, LayerStart { linear, index, weight, start });
+            index += 1;
+            made
+        },
+    )
 }
 
 /// Round-to-nearest: every linear layer on the grid of a rule, nothing trained.

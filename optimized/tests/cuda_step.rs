@@ -5,21 +5,22 @@ mod common;
 
 use std::sync::Arc;
 
-use common::settings::{base, l4q, lr_qat, qa_lora};
+use common::settings::{base, l4q, lr_qat, peqa, qa_lora, qat};
 use plumbline::backend::{Backend, Storage};
 use plumbline::cpu::Cpu;
-use plumbline::cuda::{Cuda, Host, Interpreter};
+use plumbline::cuda::{Compute, Cuda, Host, Interpreter};
 use plumbline::error::{Error, Result};
-use plumbline::finetune::{Method, Start, method_model};
-use plumbline::methods::{L4q, LinearMethod};
-use plumbline::model::{Llama, Plan, Recompute};
+use plumbline::finetune::{Method, Start, method_model, random_model};
+use plumbline::methods::{L4q, LayerCost, LinearMethod};
+use plumbline::model::{Llama, Plan, Projection, Recompute, Run};
 use plumbline::ops::cross_entropy::CrossEntropyArgs;
 use plumbline::ops::fake_quantize::{FakeQuantize, FakeQuantizeArgs};
+use plumbline::recipe::{LoraSettings, QatLoraSettings};
 use plumbline::train::{
     Observer, Optimizer, OptimizerSettings, Schedule, StepRecord, TokenWindows, Trainer,
     TrainingSettings, new_model,
 };
-use plumbline_reference::spec::{Bits, Downcast, Pool, QuantSpec};
+use plumbline_reference::spec::{Bits, Downcast, Pool, QatQuantizer, QuantSpec};
 
 const CONTEXT: usize = 6;
 const ACCUMULATION: usize = 2;
@@ -117,6 +118,55 @@ fn a_step_waits_once_and_allocates_nothing() {
 #[test]
 fn neither_does_one_that_trains_every_weight() {
     counted(new_model(host(), &common::config(), 11).unwrap(), Recompute::Blocks);
+}
+
+/// That a plan made of settings alone is that of the model, and that the device holds as much.
+fn planned<M: Method>(method: &M) {
+    let config = common::config();
+    let linears = Projection::all(&config);
+    let costs: Vec<LayerCost> = linears.iter().map(|one| method.cost(one).unwrap()).collect();
+    for recompute in [Recompute::None, Recompute::Blocks] {
+        let backend = host();
+        let mut model = random_model(backend.clone(), &config, method, 3).unwrap();
+        for ((name, layer), cost) in model.linears().iter().zip(&costs) {
+            assert_eq!(layer.cost(), *cost, "{name}");
+        }
+        let trained: Vec<usize> = model.trainable().iter().map(|tensor| tensor.len).collect();
+        assert_eq!(trained, costs.iter().flat_map(|cost| cost.trained.clone()).collect::<Vec<_>>());
+        let accumulation = ACCUMULATION;
+        let run = Run { tokens: CONTEXT, recompute, accumulation, operand_bytes: 4 };
+        let plan = Plan::of_costs(&config, &costs, run);
+        assert_eq!(Plan::new(&mut model, CONTEXT, recompute, accumulation), plan);
+        let _trainer = trainer(&mut model, recompute).unwrap();
+        let beside = (8 + backend.workspace_bytes()) as u64;
+        assert_eq!(backend.launcher().bytes(), plan.total() as u64 + beside, "{plan}");
+    }
+}
+
+#[test]
+fn a_plan_of_settings_alone_is_what_the_device_holds() {
+    planned(&l4q(4));
+    planned(&QatLoraSettings(l4q(3)));
+    planned(&LoraSettings { rank: 5, lora_scaling: 2.0 });
+    for downcast in [Downcast::Int, Downcast::Fixed8, Downcast::Bf16, Downcast::F32] {
+        planned(&lr_qat(4, downcast, "frozen"));
+    }
+    planned(&lr_qat(4, Downcast::F32, "live"));
+    planned(&peqa(4));
+    planned(&qa_lora(4, Pool::Mean));
+    planned(&qat(4, QatQuantizer::LsqPlus));
+    planned(&qat(4, QatQuantizer::Lsq));
+}
+
+#[test]
+fn a_plan_counts_the_rounded_operand_of_a_bf16_product() {
+    let (config, method) = (common::config(), l4q(4));
+    let backend = Arc::new(Cuda::with_compute(Interpreter::new(), Compute::Bf16).unwrap());
+    let mut model = random_model(backend.clone(), &config, &method, 3).unwrap();
+    let plan = Plan::new(&mut model, CONTEXT, Recompute::None, ACCUMULATION);
+    let _trainer = trainer(&mut model, Recompute::None).unwrap();
+    let beside = (8 + backend.workspace_bytes()) as u64;
+    assert_eq!(backend.launcher().bytes(), plan.total() as u64 + beside, "{plan}");
 }
 
 /// Every trained tensor, then every moment.

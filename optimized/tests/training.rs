@@ -4,30 +4,18 @@ mod common;
 
 use std::sync::Arc;
 
-use common::settings::{base, l4q, lr_qat, peqa, qa_lora};
+use common::settings::{base, l4q, lr_qat, peqa, qa_lora, qat};
 use plumbline::checkpoint::ModelFolder;
 use plumbline::cpu::Cpu;
 use plumbline::eval::next_tokens;
 use plumbline::finetune::{MergedModel, Method, Start, first_difference, merge, method_model};
 use plumbline::methods::{IntoCodes, L4q, LinearMethod};
 use plumbline::model::{Batch, Decoder, Llama, Recompute};
-use plumbline::recipe::{LoraSettings, QatLoraSettings, QatSettings};
+use plumbline::recipe::{LoraSettings, QatLoraSettings};
 use plumbline::train::{
     Observer, OptimizerSettings, Schedule, StepRecord, TokenWindows, Trainer, TrainingSettings,
 };
-use plumbline_reference::spec::{Bits, Downcast, GradScale, Pool, QatQuantizer};
-
-fn qat(bits: u32, quantizer: QatQuantizer) -> QatSettings {
-    QatSettings {
-        bits: Bits::new(bits).unwrap(),
-        group_size: Some(16),
-        quantizer,
-        init: "l4q".into(),
-        init_p: None,
-        init_steps: None,
-        grad_scale: GradScale::None,
-    }
-}
+use plumbline_reference::spec::{Downcast, Pool, QatQuantizer};
 
 fn tokens(folder: &ModelFolder) -> Vec<i32> {
     folder.tokenizer().unwrap().encode(&common::TEXT.repeat(12)).unwrap()

@@ -1,14 +1,17 @@
 //! The command line: parses, calls, prints.
 
+mod bench;
 mod demo;
 mod device;
 mod eval;
 mod generate;
 mod inspect;
 mod merge;
+mod plan;
 mod pretrain;
 mod progress;
 mod run;
+mod shape;
 mod source;
 mod train;
 
@@ -50,6 +53,11 @@ enum Command {
     /// Measure a model
     #[command(subcommand)]
     Eval(eval::Eval),
+    /// Measure the program itself
+    #[command(subcommand)]
+    Bench(bench::Bench),
+    /// Count what a training run needs, from a model's configuration alone
+    Plan(plan::PlanCommand),
     /// Turn a run's last checkpoint into integer codes and prove them equal to it
     Merge {
         /// The run's folder
@@ -92,6 +100,8 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Train { recipe, on, json } => train::train(&recipe, on, json)?,
         Command::Pretrain { recipe, on } => pretrain::pretrain(&recipe, on)?,
         Command::Eval(command) => eval::eval(command)?,
+        Command::Bench(command) => bench::bench(command)?,
+        Command::Plan(command) => plan::plan(&command)?,
         Command::Merge { run, out, on, json } => {
             return merge::merge(&run, &out, on, json);
         }

@@ -79,6 +79,25 @@ impl Gpu {
         Ok(Self { stream, blas, loaded: Mutex::default() })
     }
 
+    /// What the driver calls it.
+    ///
+    /// # Errors
+    /// When the driver does not answer.
+    pub fn driver_name(&self) -> Result<String> {
+        self.stream.context().name().map_err(failed("ask for the device's name"))
+    }
+
+    /// Bytes of the device that are in use, by whomever, once all work is done.
+    ///
+    /// # Errors
+    /// When an earlier launch failed.
+    pub fn used_bytes(&self) -> Result<u64> {
+        self.stream.synchronize().map_err(failed("finish the work"))?;
+        let memory = self.stream.context().mem_get_info();
+        let (free, all) = memory.map_err(failed("ask for its free memory"))?;
+        Ok((all - free) as u64)
+    }
+
     fn function(&self, kernel: Kernel) -> Result<CudaFunction> {
         let mut loaded = self.loaded.lock().expect("no load panics");
         let Module { name, ptx, .. } = *kernel.module;

@@ -221,6 +221,10 @@ impl<L: Launcher> Storage for Cuda<L> {
         Ok(Values { buffer: self.launcher.zeros(len, stored.bytes())?, len, stored })
     }
 
+    fn operand_bytes(&self) -> usize {
+        self.compute.bytes()
+    }
+
     fn upload(&self, values: &[f32]) -> Result<Values<L>> {
         self.uploaded(bytemuck::cast_slice(values), 4)
     }

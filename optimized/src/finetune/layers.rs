@@ -6,9 +6,11 @@ use super::{LayerStart, Start};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::methods::{
-    AffineTensors, L4q, L4qOptions, L4qTensors, LinearMethod, Lora, LoraOptions, LrQat,
+    AffineTensors, L4q, L4qOptions, L4qTensors, LayerCost, LinearMethod, Lora, LoraOptions, LrQat,
     LrQatOptions, LrQatTensors, Peqa, QaLora, QaLoraOptions, Qat, QatLora, QatOptions, QatTensors,
+    peqa_cost,
 };
+use crate::model::Projection;
 use crate::recipe::{
     L4qSettings, LoraSettings, LrQatSettings, PeqaSettings, QaLoraSettings, QatLoraSettings,
     QatSettings,
@@ -22,6 +24,12 @@ pub trait Method {
     /// Bits and groups, where there are codes.
     fn grid(&self) -> Option<(Bits, Option<usize>)>;
 
+    /// What a layer of that place and size costs.
+    ///
+    /// # Errors
+    /// `Spec` naming the field that does not go with the size.
+    fn cost(&self, linear: &Projection) -> Result<LayerCost>;
+
     /// One layer.
     ///
     /// # Errors
@@ -29,12 +37,18 @@ pub trait Method {
     fn layer<B: Backend>(&self, backend: &B, at: LayerStart<'_>) -> Result<Self::Layer<B>>;
 }
 
+/// Bits and groups of a layer.
+fn spec_of(method: &impl Method, linear: &Projection) -> Result<QuantSpec> {
+    let Some((bits, group_size)) = method.grid() else {
+        return Err(Error::Invalid("a method without codes has no grid".into()));
+    };
+    let spec = QuantSpec::new(bits, group_size, linear.in_features);
+    spec.map_err(|error| Error::Invalid(format!("{}: {error}", linear.name)))
+}
+
 impl LayerStart<'_> {
     fn spec(&self, method: &impl Method) -> Result<QuantSpec> {
-        let Some((bits, group_size)) = method.grid() else {
-            return Err(Error::Invalid("a method without codes has no grid".into()));
-        };
-        Ok(QuantSpec::new(bits, group_size, self.linear.in_features)?)
+        spec_of(method, self.linear)
     }
 
     /// `[out, groups]`.
@@ -81,6 +95,10 @@ impl Method for L4qSettings {
         Some((self.bits, self.group_size))
     }
 
+    fn cost(&self, linear: &Projection) -> Result<LayerCost> {
+        Ok(self.options(spec_of(self, linear)?)?.cost(linear.out_features))
+    }
+
     fn layer<B: Backend>(&self, backend: &B, at: LayerStart<'_>) -> Result<L4q<B>> {
         let (spec, rows) = (at.spec(self)?, at.linear.out_features);
         let options = self.options(spec)?;
@@ -96,6 +114,10 @@ impl Method for QatLoraSettings {
 
     fn grid(&self) -> Option<(Bits, Option<usize>)> {
         self.0.grid()
+    }
+
+    fn cost(&self, linear: &Projection) -> Result<LayerCost> {
+        Ok(self.0.options(spec_of(self, linear)?)?.cost_beside(linear.out_features))
     }
 
     fn layer<B: Backend>(&self, backend: &B, at: LayerStart<'_>) -> Result<QatLora<B>> {
@@ -115,6 +137,11 @@ impl Method for LoraSettings {
         None
     }
 
+    fn cost(&self, linear: &Projection) -> Result<LayerCost> {
+        let options = LoraOptions { rank: self.rank, lora_scaling: self.lora_scaling };
+        Ok(options.cost((linear.out_features, linear.in_features)))
+    }
+
     fn layer<B: Backend>(&self, backend: &B, at: LayerStart<'_>) -> Result<Lora<B>> {
         let options = LoraOptions { rank: self.rank, lora_scaling: self.lora_scaling };
         let shape = (at.linear.out_features, at.linear.in_features);
@@ -127,6 +154,27 @@ impl Method for LoraSettings {
     }
 }
 
+impl LrQatSettings {
+    fn options(&self, grid: QuantSpec) -> Result<LrQatOptions> {
+        let (rank, lora_scaling) = (self.rank, self.lora_scaling);
+        Ok(LrQatOptions { spec: self.spec(grid)?, rank, lora_scaling, init: self.rule()? })
+    }
+}
+
+impl QatSettings {
+    fn options(&self, spec: QuantSpec) -> Result<QatOptions> {
+        let (quantizer, init, grad_scale) = (self.quantizer, self.rule()?, self.grad_scale);
+        Ok(QatOptions { spec, quantizer, init, grad_scale })
+    }
+}
+
+impl QaLoraSettings {
+    fn options(&self) -> Result<QaLoraOptions> {
+        let (rank, lora_scaling) = (self.rank, self.lora_scaling);
+        Ok(QaLoraOptions { rank, lora_scaling, pool: self.group_pool()? })
+    }
+}
+
 impl Method for LrQatSettings {
     type Layer<B: Backend> = LrQat<B>;
 
@@ -134,12 +182,14 @@ impl Method for LrQatSettings {
         Some((self.bits, self.group_size))
     }
 
+    fn cost(&self, linear: &Projection) -> Result<LayerCost> {
+        Ok(self.options(spec_of(self, linear)?)?.cost(linear.out_features))
+    }
+
     fn layer<B: Backend>(&self, backend: &B, at: LayerStart<'_>) -> Result<LrQat<B>> {
         let (grid, rows) = (at.spec(self)?, at.linear.out_features);
-        let (rank, lora_scaling) = (self.rank, self.lora_scaling);
-        let options =
-            LrQatOptions { spec: self.spec(grid)?, rank, lora_scaling, init: self.rule()? };
-        let factors = at.factors(rank, grid.in_features())?;
+        let options = self.options(grid)?;
+        let factors = at.factors(self.rank, grid.in_features())?;
         let Some(((lora_a, lora_b), scale)) = factors.zip(at.saved("scale", at.groups(grid))?)
         else {
             return LrQat::new(backend, &at.weight, rows, options, &mut at.random());
@@ -160,15 +210,18 @@ impl Method for QatSettings {
         Some((self.bits, self.group_size))
     }
 
+    fn cost(&self, linear: &Projection) -> Result<LayerCost> {
+        Ok(self.options(spec_of(self, linear)?)?.cost(linear.out_features))
+    }
+
     fn layer<B: Backend>(&self, backend: &B, at: LayerStart<'_>) -> Result<Qat<B>> {
         let (spec, rows) = (at.spec(self)?, at.linear.out_features);
-        let (quantizer, init, grad_scale) = (self.quantizer, self.rule()?, self.grad_scale);
-        let options = QatOptions { spec, quantizer, init, grad_scale };
+        let options = self.options(spec)?;
         let weight = at.saved("weight", [rows, spec.in_features()])?;
         let Some((weight, scale)) = weight.zip(at.saved("scale", at.groups(spec))?) else {
             return Qat::new(backend, at.weight, rows, options);
         };
-        let offset = match quantizer {
+        let offset = match self.quantizer {
             QatQuantizer::LsqPlus => at.saved("offset", at.groups(spec))?,
             QatQuantizer::Lsq => None,
         };
@@ -181,6 +234,10 @@ impl Method for PeqaSettings {
 
     fn grid(&self) -> Option<(Bits, Option<usize>)> {
         Some((self.bits, self.group_size))
+    }
+
+    fn cost(&self, linear: &Projection) -> Result<LayerCost> {
+        Ok(peqa_cost(spec_of(self, linear)?, linear.out_features))
     }
 
     /// Codes and zero points are a function of the base model, so they are made again.
@@ -202,12 +259,15 @@ impl Method for QaLoraSettings {
         Some((self.bits, self.group_size))
     }
 
+    fn cost(&self, linear: &Projection) -> Result<LayerCost> {
+        Ok(self.options()?.cost(spec_of(self, linear)?, linear.out_features))
+    }
+
     fn layer<B: Backend>(&self, backend: &B, at: LayerStart<'_>) -> Result<QaLora<B>> {
         let (spec, rows) = (at.spec(self)?, at.linear.out_features);
         let base = AffineTensors::round_to_nearest(backend, &at.weight, rows, spec, self.rtn()?)?;
-        let (rank, lora_scaling) = (self.rank, self.lora_scaling);
-        let options = QaLoraOptions { rank, lora_scaling, pool: self.group_pool()? };
-        match at.factors(rank, spec.groups())? {
+        let options = self.options()?;
+        match at.factors(self.rank, spec.groups())? {
             None => QaLora::new(backend, &base, options, &mut at.random()),
             Some((lora_a, lora_b)) => {
                 QaLora::from_tensors(backend, &base, options, &lora_a, &lora_b)

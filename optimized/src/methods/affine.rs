@@ -3,7 +3,7 @@
 
 use plumbline_reference::spec::{QuantSpec, RtnSpec};
 
-use super::{BackwardCall, LinearMethod, Scratch, ScratchNeed, Trainable};
+use super::{BackwardCall, LayerCost, LinearMethod, Scratch, Trainable, codes_cost};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::ops::affine::AffineGrid;
@@ -132,14 +132,8 @@ impl<B: Backend> Affine<B> {
 }
 
 impl<B: Backend> LinearMethod<B> for Affine<B> {
-    fn scratch_need(&self) -> ScratchNeed {
-        let effective = self.out_features * self.spec.in_features();
-        ScratchNeed { effective, ..ScratchNeed::default() }
-    }
-
-    fn frozen_bytes(&self) -> usize {
-        let (codes, groups) = (self.spec.in_features(), self.spec.groups());
-        self.out_features * (codes + 2 * 4 * groups)
+    fn cost(&self) -> LayerCost {
+        codes_cost(self.spec, self.out_features)
     }
 
     fn forward(

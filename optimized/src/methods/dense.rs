@@ -1,7 +1,8 @@
 //! An ordinary linear layer, frozen or trained: full-precision baseline and pretraining.
 
 use super::{
-    BackwardCall, LinearMethod, Parameter, ParameterKind, Scratch, ScratchNeed, Trainable,
+    BackwardCall, LayerCost, LinearMethod, Parameter, ParameterKind, Scratch, ScratchNeed,
+    Trainable, Update,
 };
 use crate::backend::Backend;
 use crate::error::Result;
@@ -35,12 +36,16 @@ impl<B: Backend> Dense<B> {
 }
 
 impl<B: Backend> LinearMethod<B> for Dense<B> {
-    fn scratch_need(&self) -> ScratchNeed {
-        ScratchNeed::default()
-    }
-
-    fn frozen_bytes(&self) -> usize {
-        self.weight.frozen_bytes()
+    fn cost(&self) -> LayerCost {
+        let is_trained = self.weight.gradient.is_some();
+        LayerCost {
+            shape: (self.weight.shape[0], self.weight.shape[1]),
+            frozen_bytes: self.weight.frozen_bytes(),
+            trained: if is_trained { vec![self.weight.len()] } else { Vec::new() },
+            scratch: ScratchNeed::default(),
+            weight_gradient: is_trained,
+            update: Update::None,
+        }
     }
 
     fn forward(

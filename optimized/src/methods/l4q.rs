@@ -7,8 +7,8 @@ use plumbline_reference::spec::{GradScale, InitScaleRule, QuantSpec};
 use rand::Rng;
 
 use super::{
-    BackwardCall, LinearMethod, MergedTensors, Parameter, ParameterKind, Scratch, ScratchNeed,
-    Trainable, initial_grid, kaiming_uniform,
+    BackwardCall, LayerCost, LinearMethod, MergedTensors, Parameter, ParameterKind, Scratch,
+    ScratchNeed, Trainable, Update, initial_grid, kaiming_uniform,
 };
 use crate::backend::Backend;
 use crate::error::Result;
@@ -30,6 +30,22 @@ pub struct L4qOptions {
     pub init: InitScaleRule,
     /// Factor on the gradients of scale and offset.
     pub grad_scale: GradScale,
+}
+
+impl L4qOptions {
+    /// What a layer of so many rows costs.
+    pub fn cost(&self, out_features: usize) -> LayerCost {
+        let (rank, width, groups) = (self.rank, self.spec.in_features(), self.spec.groups());
+        let grid = out_features * groups;
+        LayerCost {
+            shape: (out_features, width),
+            frozen_bytes: 4 * out_features * width,
+            trained: vec![rank * width, out_features * rank, grid, grid],
+            scratch: ScratchNeed::of_weight((out_features, width)),
+            weight_gradient: true,
+            update: Update::Inside { rank },
+        }
+    }
 }
 
 /// A linear layer whose weight is `fake_quantize(weight + lora_scaling * (lora_b @ lora_a))`.
@@ -153,13 +169,8 @@ impl L4qTensors {
 }
 
 impl<B: Backend> LinearMethod<B> for L4q<B> {
-    fn scratch_need(&self) -> ScratchNeed {
-        let len = self.weight.len();
-        ScratchNeed { effective: len, d_weight: len, ..ScratchNeed::default() }
-    }
-
-    fn frozen_bytes(&self) -> usize {
-        self.weight.frozen_bytes()
+    fn cost(&self) -> LayerCost {
+        self.options.cost(self.out_features)
     }
 
     fn forward(

@@ -5,8 +5,8 @@ use rand::Rng;
 
 use super::low_rank_path::LowRankPath;
 use super::{
-    BackwardCall, LinearMethod, Parameter, ParameterKind, Scratch, ScratchNeed, Trainable,
-    kaiming_uniform,
+    BackwardCall, LayerCost, LinearMethod, Parameter, ParameterKind, Scratch, ScratchNeed,
+    Trainable, Update, kaiming_uniform,
 };
 use crate::backend::Backend;
 use crate::error::Result;
@@ -20,6 +20,26 @@ pub struct LoraOptions {
     pub rank: usize,
     /// Final multiplier of the update, alpha / rank.
     pub lora_scaling: f32,
+}
+
+impl LoraOptions {
+    /// What a layer `[out, in]` costs.
+    pub fn cost(&self, shape: (usize, usize)) -> LayerCost {
+        let rank = self.rank;
+        LayerCost {
+            shape,
+            frozen_bytes: 4 * shape.0 * shape.1,
+            trained: self.factors(shape),
+            scratch: ScratchNeed { rank, ..ScratchNeed::default() },
+            weight_gradient: false,
+            update: Update::Beside { rank, inputs: shape.1 },
+        }
+    }
+
+    /// Values of the two factors, from `inputs` inputs.
+    pub(super) fn factors(&self, (out_features, inputs): (usize, usize)) -> Vec<usize> {
+        vec![self.rank * inputs, out_features * self.rank]
+    }
 }
 
 /// `y = x @ weight^T + lora_scaling * (x @ lora_a^T) @ lora_b^T`.
@@ -75,12 +95,8 @@ impl<B: Backend> Lora<B> {
 }
 
 impl<B: Backend> LinearMethod<B> for Lora<B> {
-    fn scratch_need(&self) -> ScratchNeed {
-        ScratchNeed { rank: self.path.rank(), ..ScratchNeed::default() }
-    }
-
-    fn frozen_bytes(&self) -> usize {
-        self.weight.frozen_bytes()
+    fn cost(&self) -> LayerCost {
+        self.path.options().cost((self.weight.shape[0], self.weight.shape[1]))
     }
 
     fn forward(

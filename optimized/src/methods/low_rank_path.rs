@@ -36,9 +36,8 @@ impl<B: Backend> LowRankPath<B> {
         })
     }
 
-    /// Columns of the activations between the factors.
-    pub(super) fn rank(&self) -> usize {
-        self.options.rank
+    pub(super) fn options(&self) -> LoraOptions {
+        self.options
     }
 
     /// Adds the path's output to `y`; `low_rank [tokens, rank]` is overwritten.
@@ -92,7 +91,8 @@ impl<B: Backend> LowRankPath<B> {
     pub(super) fn delta(&self, backend: &B) -> Result<Vec<f32>> {
         let (out, inputs) = (self.lora_b.shape[0], self.lora_a.shape[1]);
         let mut delta = vec![0.0; out * inputs];
-        let args = LinearArgs::new(out, inputs, self.rank()).scaled(self.options.lora_scaling);
+        let args =
+            LinearArgs::new(out, inputs, self.options.rank).scaled(self.options.lora_scaling);
         // A weight is merged in full precision, whatever type the backend multiplies.
         let (lora_a, lora_b) = (self.lora_a.to_host(backend)?, self.lora_b.to_host(backend)?);
         Cpu.linear_input_gradient(args, &lora_b, &lora_a, &mut delta)?;
@@ -107,7 +107,7 @@ impl<B: Backend> LowRankPath<B> {
     /// The two products: `inputs -> rank`, and `rank -> out` with the multiplier.
     fn args(&self, tokens: usize) -> (LinearArgs, LinearArgs) {
         let (out, inputs) = (self.lora_b.shape[0], self.lora_a.shape[1]);
-        let up = LinearArgs::new(tokens, self.rank(), out).scaled(self.options.lora_scaling);
-        (LinearArgs::new(tokens, inputs, self.rank()), up)
+        let up = LinearArgs::new(tokens, self.options.rank, out).scaled(self.options.lora_scaling);
+        (LinearArgs::new(tokens, inputs, self.options.rank), up)
     }
 }

@@ -8,14 +8,14 @@ use plumbline_reference::spec::{InitScaleRule, InnerScale, LrQatSpec, SCALE_FLOO
 use rand::Rng;
 
 use super::{
-    BackwardCall, LinearMethod, MergedTensors, Parameter, ParameterKind, Scratch, ScratchNeed,
-    Trainable, initial_grid, kaiming_uniform, refuse_offset,
+    BackwardCall, LayerCost, LinearMethod, MergedTensors, Parameter, ParameterKind, Scratch,
+    ScratchNeed, Trainable, Update, initial_grid, kaiming_uniform, refuse_offset,
 };
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::ops::fake_quantize::LowRank;
 use crate::ops::linear::LinearArgs;
-use crate::ops::lr_qat_quantize::{LrQatArgs, LrQatGradients, StoredWeight};
+use crate::ops::lr_qat_quantize::{LrQatArgs, LrQatGradients, StoredWeight, stored_row_bytes};
 use crate::ops::refuse_non_finite;
 
 /// What a recipe decides about an LR-QAT layer.
@@ -59,6 +59,20 @@ pub struct LrQatTensors {
 }
 
 impl LrQatOptions {
+    /// What a layer of so many rows costs on the signed grid.
+    pub fn cost(&self, out_features: usize) -> LayerCost {
+        let (grid, rank) = (self.spec.grid(), self.rank);
+        let shape = (out_features, grid.in_features());
+        LayerCost {
+            shape,
+            frozen_bytes: out_features * stored_row_bytes(self.spec.inner_scale(), shape.1),
+            trained: vec![rank * shape.1, out_features * rank, out_features * grid.groups()],
+            scratch: ScratchNeed::of_weight(shape),
+            weight_gradient: true,
+            update: Update::Inside { rank },
+        }
+    }
+
     /// The scale that a layer begins with, which a frozen inner scale keeps. Eq. (Q8).
     ///
     /// # Errors
@@ -195,15 +209,12 @@ impl<B: Backend> LrQat<B> {
 }
 
 impl<B: Backend> LinearMethod<B> for LrQat<B> {
-    fn scratch_need(&self) -> ScratchNeed {
-        let len = self.out_features * self.options.spec.grid().in_features();
-        ScratchNeed { effective: len, d_weight: len, ..ScratchNeed::default() }
-    }
-
-    fn frozen_bytes(&self) -> usize {
-        let grid = self.options.spec.grid();
-        let zero_points = if self.zero_point.is_some() { grid.groups() } else { 0 };
-        self.out_features * (self.weight.row_bytes(grid.in_features()) + 4 * zero_points)
+    fn cost(&self) -> LayerCost {
+        let mut cost = self.options.cost(self.out_features);
+        if self.zero_point.is_some() {
+            cost.frozen_bytes += 4 * self.scale.len();
+        }
+        cost
     }
 
     fn forward(

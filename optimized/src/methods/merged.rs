@@ -1,6 +1,6 @@
 //! A merged layer: integer codes, scale and offset, and nothing else. Eq. (M3).
 
-use super::{BackwardCall, LinearMethod, MergedTensors, Scratch, ScratchNeed, Trainable};
+use super::{BackwardCall, LayerCost, LinearMethod, MergedTensors, Scratch, Trainable, codes_cost};
 use crate::backend::Backend;
 use crate::error::Result;
 use crate::ops::linear::LinearArgs;
@@ -43,14 +43,8 @@ impl<B: Backend> Merged<B> {
 }
 
 impl<B: Backend> LinearMethod<B> for Merged<B> {
-    fn scratch_need(&self) -> ScratchNeed {
-        let effective = self.out_features * self.spec.in_features();
-        ScratchNeed { effective, ..ScratchNeed::default() }
-    }
-
-    fn frozen_bytes(&self) -> usize {
-        let (codes, groups) = (self.spec.in_features(), self.spec.groups());
-        self.out_features * (codes + 2 * 4 * groups)
+    fn cost(&self) -> LayerCost {
+        codes_cost(self.spec, self.out_features)
     }
 
     fn forward(

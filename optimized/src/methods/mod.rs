@@ -5,6 +5,7 @@
 
 mod affine;
 mod codes;
+mod cost;
 mod dense;
 mod l4q;
 mod lora;
@@ -19,12 +20,14 @@ mod quantized_weight;
 
 pub use affine::{Affine, AffineTensors};
 pub use codes::{CodeTensors, IntoCodes};
+use cost::codes_cost;
+pub use cost::{LayerCost, Update};
 pub use dense::Dense;
 pub use l4q::{L4q, L4qOptions, L4qTensors};
 pub use lora::{Lora, LoraOptions};
 pub use lr_qat::{LrQat, LrQatOptions, LrQatTensors};
 pub use merged::Merged;
-pub use peqa::Peqa;
+pub use peqa::{Peqa, peqa_cost};
 pub use qa_lora::{QaLora, QaLoraOptions};
 pub use qat::{Qat, QatOptions, QatTensors};
 pub use qat_lora::QatLora;
@@ -165,7 +168,7 @@ pub struct Scratch<B: Storage> {
 }
 
 /// Sizes a layer asks of the shared temporaries.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ScratchNeed {
     /// Values of the effective weight.
     pub effective: usize,
@@ -178,6 +181,12 @@ pub struct ScratchNeed {
 }
 
 impl ScratchNeed {
+    /// A weight of that shape, made of other tensors in every pass, and with it its gradient.
+    pub(crate) fn of_weight((out_features, in_features): (usize, usize)) -> Self {
+        let len = out_features * in_features;
+        Self { effective: len, d_weight: len, ..Self::default() }
+    }
+
     /// Room for either.
     pub fn max(self, other: Self) -> Self {
         Self {
@@ -188,10 +197,11 @@ impl ScratchNeed {
         }
     }
 
-    /// Values for sequences of up to `tokens` tokens in all.
-    pub fn values(self, tokens: usize) -> usize {
+    /// Bytes for sequences of up to `tokens` tokens in all, `operand_bytes` for each value of the
+    /// effective weight.
+    pub fn bytes(self, tokens: usize, operand_bytes: usize) -> usize {
         let Self { effective, d_weight, rank, groups } = self;
-        effective + d_weight + 2 * (rank + groups) * tokens
+        operand_bytes * effective + 4 * (d_weight + 2 * (rank + groups) * tokens)
     }
 
     /// Allocates for sequences of up to `tokens` tokens in all.
@@ -212,11 +222,13 @@ impl ScratchNeed {
 
 /// A linear layer as one method represents it.
 pub trait LinearMethod<B: Backend>: Sized + Send {
-    /// What the layer needs of the shared temporaries.
-    fn scratch_need(&self) -> ScratchNeed;
+    /// What the layer costs. A method's settings tell the same of a layer that does not exist yet.
+    fn cost(&self) -> LayerCost;
 
-    /// Bytes of what the layer keeps on the device and does not train.
-    fn frozen_bytes(&self) -> usize;
+    /// What the layer needs of the shared temporaries.
+    fn scratch_need(&self) -> ScratchNeed {
+        self.cost().scratch
+    }
 
     /// `y [tokens, out]` from `x [tokens, in]`.
     ///

@@ -6,8 +6,8 @@
 use plumbline_reference::spec::{QuantSpec, SCALE_FLOOR};
 
 use super::{
-    AffineTensors, BackwardCall, LinearMethod, Parameter, ParameterKind, Scratch, ScratchNeed,
-    Trainable,
+    AffineTensors, BackwardCall, LayerCost, LinearMethod, Parameter, ParameterKind, Scratch,
+    ScratchNeed, Trainable, Update,
 };
 use crate::backend::Backend;
 use crate::error::Result;
@@ -21,6 +21,19 @@ pub struct Peqa<B: Backend> {
     codes: B::Codes,
     zero_point: B::Floats,
     scale: Parameter<B>,
+}
+
+/// What a layer of so many rows costs under PEQA.
+pub fn peqa_cost(spec: QuantSpec, out_features: usize) -> LayerCost {
+    let (shape, grid) = ((out_features, spec.in_features()), out_features * spec.groups());
+    LayerCost {
+        shape,
+        frozen_bytes: shape.0 * shape.1 + 4 * grid,
+        trained: vec![grid],
+        scratch: ScratchNeed::of_weight(shape),
+        weight_gradient: true,
+        update: Update::None,
+    }
 }
 
 impl<B: Backend> Peqa<B> {
@@ -73,13 +86,8 @@ impl<B: Backend> Peqa<B> {
 }
 
 impl<B: Backend> LinearMethod<B> for Peqa<B> {
-    fn scratch_need(&self) -> ScratchNeed {
-        let len = self.out_features * self.spec.in_features();
-        ScratchNeed { effective: len, d_weight: len, ..ScratchNeed::default() }
-    }
-
-    fn frozen_bytes(&self) -> usize {
-        self.out_features * self.spec.in_features() + 4 * self.scale.len()
+    fn cost(&self) -> LayerCost {
+        peqa_cost(self.spec, self.out_features)
     }
 
     fn forward(

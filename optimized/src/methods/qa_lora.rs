@@ -3,13 +3,13 @@
 //!
 //! Of the frozen weight the codes are kept, a byte each, and not the floats.
 
-use plumbline_reference::spec::{GroupPool, Pool, QaLoraDialect, SCALE_FLOOR};
+use plumbline_reference::spec::{GroupPool, Pool, QaLoraDialect, QuantSpec, SCALE_FLOOR};
 use rand::Rng;
 
 use super::low_rank_path::LowRankPath;
 use super::{
-    Affine, AffineTensors, BackwardCall, LinearMethod, LoraOptions, Scratch, ScratchNeed,
-    Trainable, kaiming_uniform,
+    Affine, AffineTensors, BackwardCall, LayerCost, LinearMethod, LoraOptions, Scratch,
+    ScratchNeed, Trainable, Update, codes_cost, kaiming_uniform,
 };
 use crate::backend::Backend;
 use crate::error::{Error, Result};
@@ -26,6 +26,20 @@ pub struct QaLoraOptions {
     pub lora_scaling: f32,
     /// What the adapter sees of a group.
     pub pool: GroupPool,
+}
+
+impl QaLoraOptions {
+    /// What a layer of so many rows costs.
+    pub fn cost(&self, spec: QuantSpec, out_features: usize) -> LayerCost {
+        let (base, groups, rank) = (codes_cost(spec, out_features), spec.groups(), self.rank);
+        let path = LoraOptions { rank, lora_scaling: self.lora_scaling };
+        LayerCost {
+            trained: path.factors((out_features, groups)),
+            scratch: ScratchNeed { rank, groups, ..base.scratch },
+            update: Update::Beside { rank, inputs: groups },
+            ..base
+        }
+    }
 }
 
 /// `y = x @ weight^T + lora_scaling * (pooled @ lora_a^T) @ lora_b^T`, with the weight in codes.
@@ -102,13 +116,11 @@ impl<B: Backend> QaLora<B> {
 }
 
 impl<B: Backend> LinearMethod<B> for QaLora<B> {
-    fn scratch_need(&self) -> ScratchNeed {
-        let groups = self.pool.spec.groups();
-        ScratchNeed { rank: self.path.rank(), groups, ..self.base.scratch_need() }
-    }
-
-    fn frozen_bytes(&self) -> usize {
-        self.base.frozen_bytes()
+    fn cost(&self) -> LayerCost {
+        let LayerCost { shape: (out_features, _), .. } = self.base.cost();
+        let LoraOptions { rank, lora_scaling } = self.path.options();
+        let options = QaLoraOptions { rank, lora_scaling, pool: self.pool.pool };
+        options.cost(self.pool.spec, out_features)
     }
 
     fn forward(

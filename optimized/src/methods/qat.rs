@@ -5,8 +5,8 @@ use plumbline_reference::spec::{GradScale, InitScaleRule, QatQuantizer, QuantSpe
 
 use super::quantized_weight::{QuantizedTensors, QuantizedWeight};
 use super::{
-    BackwardCall, LinearMethod, MergedTensors, Parameter, Scratch, ScratchNeed, Trainable,
-    initial_grid, refuse_offset,
+    BackwardCall, LayerCost, LinearMethod, MergedTensors, Parameter, Scratch, ScratchNeed,
+    Trainable, Update, initial_grid, refuse_offset,
 };
 use crate::backend::Backend;
 use crate::error::Result;
@@ -22,6 +22,28 @@ pub struct QatOptions {
     pub init: InitScaleRule,
     /// Factor on the gradients of scale and offset.
     pub grad_scale: GradScale,
+}
+
+impl QatOptions {
+    /// What a layer of so many rows costs.
+    pub fn cost(&self, out_features: usize) -> LayerCost {
+        qat_cost(self.spec, self.quantizer == QatQuantizer::LsqPlus, out_features)
+    }
+}
+
+fn qat_cost(spec: QuantSpec, has_offset: bool, out_features: usize) -> LayerCost {
+    let shape = (out_features, spec.in_features());
+    let grid = out_features * spec.groups();
+    let mut trained = vec![shape.0 * shape.1, grid];
+    trained.extend(has_offset.then_some(grid));
+    LayerCost {
+        shape,
+        frozen_bytes: if has_offset { 0 } else { 4 * grid },
+        trained,
+        scratch: ScratchNeed::of_weight(shape),
+        weight_gradient: true,
+        update: Update::None,
+    }
 }
 
 /// A linear layer whose weight is `fake_quantize(weight)`, with the weight trained.
@@ -101,13 +123,9 @@ impl<B: Backend> Qat<B> {
 }
 
 impl<B: Backend> LinearMethod<B> for Qat<B> {
-    fn scratch_need(&self) -> ScratchNeed {
-        let len = self.inner.weight.len();
-        ScratchNeed { effective: len, d_weight: len, ..ScratchNeed::default() }
-    }
-
-    fn frozen_bytes(&self) -> usize {
-        self.inner.weight.frozen_bytes() + self.inner.offset.frozen_bytes()
+    fn cost(&self) -> LayerCost {
+        let has_offset = self.inner.offset.gradient.is_some();
+        qat_cost(self.inner.spec, has_offset, self.inner.weight.shape[0])
     }
 
     fn forward(

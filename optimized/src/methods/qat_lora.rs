@@ -2,13 +2,14 @@
 //! beside it in full precision. A merge would have to round the update, so there is none.
 //! Eqs. (M13), (M14).
 
+use plumbline_reference::spec::InitScaleRule;
 use rand::Rng;
 
 use super::low_rank_path::LowRankPath;
 use super::quantized_weight::{QuantizedTensors, QuantizedWeight};
 use super::{
-    BackwardCall, L4qOptions, L4qTensors, LinearMethod, LoraOptions, Parameter, Scratch,
-    ScratchNeed, Trainable,
+    BackwardCall, L4qOptions, L4qTensors, LayerCost, LinearMethod, LoraOptions, Parameter, Scratch,
+    ScratchNeed, Trainable, Update,
 };
 use crate::backend::Backend;
 use crate::error::Result;
@@ -20,6 +21,16 @@ use crate::ops::Write;
 pub struct QatLora<B: Backend> {
     inner: QuantizedWeight<B>,
     path: LowRankPath<B>,
+}
+
+impl L4qOptions {
+    /// What a layer of so many rows costs with the update beside the weight.
+    pub fn cost_beside(&self, out_features: usize) -> LayerCost {
+        let inside = self.cost(out_features);
+        let (rank, inputs) = (self.rank, self.spec.in_features());
+        let scratch = ScratchNeed { rank, ..inside.scratch };
+        LayerCost { scratch, update: Update::Beside { rank, inputs }, ..inside }
+    }
 }
 
 impl<B: Backend> QatLora<B> {
@@ -67,14 +78,14 @@ impl<B: Backend> QatLora<B> {
 }
 
 impl<B: Backend> LinearMethod<B> for QatLora<B> {
-    fn scratch_need(&self) -> ScratchNeed {
-        let len = self.inner.weight.len();
-        let rank = self.path.rank();
-        ScratchNeed { effective: len, d_weight: len, rank, ..ScratchNeed::default() }
-    }
-
-    fn frozen_bytes(&self) -> usize {
-        self.inner.weight.frozen_bytes()
+    fn cost(&self) -> LayerCost {
+        let QuantizedWeight { spec, grad_scale, weight, .. } = &self.inner;
+        let LoraOptions { rank, lora_scaling } = self.path.options();
+        let (spec, grad_scale) = (*spec, *grad_scale);
+        // How a grid begins costs nothing afterwards.
+        let init = InitScaleRule::default();
+        let options = L4qOptions { spec, rank, lora_scaling, init, grad_scale };
+        options.cost_beside(weight.shape[0])
     }
 
     fn forward(

@@ -7,10 +7,14 @@ mod decode;
 mod head;
 mod llama;
 mod plan;
+mod presets;
+mod work;
 
 pub use activations::{Recompute, Workspace};
 pub use block::Block;
 pub use decode::Decoder;
 pub use head::LossSlot;
 pub use llama::{Batch, IGNORE, Llama, NamedTensor, Projection, tensor_shapes};
-pub use plan::Plan;
+pub use plan::{Plan, Run};
+pub use presets::{PRESETS, preset};
+pub use work::{Bytes, DEVICES, DeviceSpeed, Operations, StepWork};

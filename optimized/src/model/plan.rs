@@ -1,20 +1,43 @@
 //! What a training run needs of a device's memory, known before any of it is asked for.
 
 use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::fmt;
 
+use plumbline_reference::spec::LlamaConfig;
+
 use super::activations::{Activations, LOGIT_TOKENS, Recompute};
-use super::llama::Llama;
+use super::llama::{Llama, Projection, tensor_shapes};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
-use crate::methods::LinearMethod;
+use crate::methods::{LayerCost, LinearMethod, ScratchNeed};
 use crate::ops::sums::StepSlots;
+
+/// What a plan needs to know of a run beside the model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Run {
+    /// Tokens of a micro-batch.
+    pub tokens: usize,
+    /// Keep activations or recompute them.
+    pub recompute: Recompute,
+    /// Micro-batches of one optimizer step.
+    pub accumulation: usize,
+    /// Bytes of a value of an effective weight: 2 where the device multiplies bf16, else 4.
+    pub operand_bytes: usize,
+}
+
+/// Trained tensors and all their values.
+#[derive(Clone, Copy)]
+struct Tensors {
+    count: usize,
+    values: usize,
+}
 
 /// Bytes of a training run by what they are for.
 ///
 /// What the kernels of one call hand on to each other is the backend's own affair and not counted:
 /// a few numbers per group of the largest layer or per token.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 pub struct Plan {
     /// Weights, codes, grids and tables that are not trained.
     pub frozen: usize,
@@ -38,25 +61,58 @@ impl Plan {
         recompute: Recompute,
         accumulation: usize,
     ) -> Self {
-        let frozen_base: usize =
+        let base: usize =
             model.base_parameters().iter().map(|(_, parameter)| parameter.frozen_bytes()).sum();
-        let frozen_layers: usize =
-            model.linears().iter().map(|(_, layer)| layer.frozen_bytes()).sum();
-        let angles = model.rope.positions * (model.config.head_dim / 2);
-        let need = model.scratch_need();
+        let layers: Vec<LayerCost> = model.linears().iter().map(|(_, l)| l.cost()).collect();
+        let operand_bytes = model.backend.operand_bytes();
+        let run = Run { tokens, recompute, accumulation, operand_bytes };
         let trainable = model.trainable();
-        let slots = StepSlots { losses: accumulation, tensors: trainable.len() };
-        let trained: usize = trainable.iter().map(|tensor| 4 * tensor.len).sum();
+        let trained = Tensors {
+            count: trainable.len(),
+            values: trainable.iter().map(|tensor| tensor.len).sum(),
+        };
+        Self::with(&model.config, &layers, base, trained, run)
+    }
+
+    /// The same of a model that does not exist, whose embeddings and norms are not trained.
+    pub fn of_costs(config: &LlamaConfig, layers: &[LayerCost], run: Run) -> Self {
+        let linear: BTreeSet<String> =
+            Projection::all(config).iter().map(|one| format!("{}.weight", one.name)).collect();
+        let base: usize = tensor_shapes(config)
+            .iter()
+            .filter(|(name, _)| !linear.contains(*name))
+            .map(|(_, shape)| 4 * shape.iter().product::<usize>())
+            .sum();
+        let trained = Tensors {
+            count: layers.iter().map(|layer| layer.trained.len()).sum(),
+            values: layers.iter().flat_map(|layer| &layer.trained).sum(),
+        };
+        Self::with(config, layers, base, trained, run)
+    }
+
+    fn with(
+        config: &LlamaConfig,
+        layers: &[LayerCost],
+        frozen_base: usize,
+        trained: Tensors,
+        run: Run,
+    ) -> Self {
+        let Run { tokens, recompute, accumulation, operand_bytes } = run;
+        let frozen_layers: usize = layers.iter().map(|layer| layer.frozen_bytes).sum();
+        let angles = config.max_position_embeddings * (config.head_dim / 2);
+        let need = layers.iter().map(|layer| layer.scratch);
+        let need = need.fold(ScratchNeed::default(), ScratchNeed::max);
+        let slots = StepSlots { losses: accumulation, tensors: trained.count };
         let ids = tokens + tokens.min(LOGIT_TOKENS);
-        let values = activation_values(model, tokens, recompute);
+        let values = activation_values(config, tokens, recompute);
         Self {
             frozen: frozen_base + frozen_layers + 2 * 4 * angles,
-            trained,
-            gradients: trained,
-            moments: 2 * trained,
+            trained: 4 * trained.values,
+            gradients: 4 * trained.values,
+            moments: 2 * 4 * trained.values,
             activations: 4 * (ids + values),
             // The device's complaints are read with the sums.
-            scratch: 4 * need.values(tokens) + 8 * (slots.count() + 1),
+            scratch: need.bytes(tokens, operand_bytes) + 8 * (slots.count() + 1),
         }
     }
 
@@ -78,17 +134,13 @@ impl Plan {
 }
 
 /// Counts with the code that allocates.
-fn activation_values<B: Backend, L>(
-    model: &Llama<B, L>,
-    tokens: usize,
-    recompute: Recompute,
-) -> usize {
+fn activation_values(config: &LlamaConfig, tokens: usize, recompute: Recompute) -> usize {
     let values = Cell::new(0);
     let count = |len: usize| -> Result<()> {
         values.set(values.get() + len);
         Ok(())
     };
-    Activations::new(&count, &model.config, tokens, Some(recompute)).expect("counting cannot fail");
+    Activations::new(&count, config, tokens, Some(recompute)).expect("counting cannot fail");
     values.get()
 }
 

@@ -2,9 +2,10 @@
 #![allow(dead_code)] // each test takes some of them
 
 use plumbline::checkpoint::ModelFolder;
-use plumbline::recipe::{L4qSettings, LrQatSettings, PeqaSettings, QaLoraSettings};
+use plumbline::recipe::{L4qSettings, LrQatSettings, PeqaSettings, QaLoraSettings, QatSettings};
 use plumbline_reference::spec::{
-    Bits, Downcast, GradScale, LrQatDialect, LrQatMask, Pool, QaLoraDialect, SymmetricScale,
+    Bits, Downcast, GradScale, LrQatDialect, LrQatMask, Pool, QaLoraDialect, QatQuantizer,
+    SymmetricScale,
 };
 
 use super::write_model;
@@ -59,6 +60,18 @@ pub fn peqa(bits: u32) -> PeqaSettings {
         range_p: None,
         range_steps: None,
         convention: SymmetricScale::Paper,
+    }
+}
+
+pub fn qat(bits: u32, quantizer: QatQuantizer) -> QatSettings {
+    QatSettings {
+        bits: Bits::new(bits).unwrap(),
+        group_size: Some(16),
+        quantizer,
+        init: "l4q".into(),
+        init_p: None,
+        init_steps: None,
+        grad_scale: GradScale::None,
     }
 }
 

@@ -11,7 +11,7 @@ use super::fake_quantize::LowRank;
 use crate::backend::Storage;
 use crate::error::Result;
 
-pub use stored::StoredWeight;
+pub use stored::{StoredWeight, stored_row_bytes};
 
 /// A weight on its way to the grid.
 pub struct LrQatArgs<'a, B: Storage + ?Sized> {

@@ -1,7 +1,7 @@
 //! The frozen weight of LR-QAT in its cheap type. It is made once, on the host, for every backend.
 
 use half::{bf16, f16};
-use plumbline_reference::spec::{Downcast, QuantSpec};
+use plumbline_reference::spec::{Downcast, InnerScale, QuantSpec};
 
 use crate::backend::Storage;
 use crate::cpu::Cpu;
@@ -25,15 +25,13 @@ pub enum StoredWeight<B: Storage + ?Sized> {
     Int(B::Codes),
 }
 
-impl<B: Storage + ?Sized> StoredWeight<B> {
-    /// Bytes of a row of `width` weights.
-    pub fn row_bytes(&self, width: usize) -> usize {
-        match self {
-            Self::F32(_) => 4 * width,
-            Self::Bf16(_) | Self::F16(_) => 2 * width,
-            Self::Fixed8(_) => width,
-            Self::Int(_) => width.div_ceil(2),
-        }
+/// Bytes of a row of `width` stored weights.
+pub fn stored_row_bytes(inner_scale: InnerScale, width: usize) -> usize {
+    match inner_scale {
+        InnerScale::Live | InnerScale::Frozen(Downcast::F32) => 4 * width,
+        InnerScale::Frozen(Downcast::Bf16 | Downcast::F16) => 2 * width,
+        InnerScale::Frozen(Downcast::Fixed8) => width,
+        InnerScale::Frozen(Downcast::Int) => width.div_ceil(2),
     }
 }
 

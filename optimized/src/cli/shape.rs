@@ -1,0 +1,172 @@
+//! What `plan` and `bench` ask for: a model's shape, a method, the tokens of a step.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use plumbline::embedded;
+use plumbline::model::{PRESETS, Recompute, preset};
+use plumbline::recipe::MethodSettings;
+use plumbline_reference::spec::LlamaConfig;
+use serde_json::json;
+
+/// Model, method and sizes, for the commands that need no checkpoint.
+#[derive(Debug, Clone, clap::Args)]
+pub struct ShapeOption {
+    /// llama-2-7b, llama-2-13b, llama-33b, llama-2-70b, llama-3-8b, builtin, or the path of a
+    /// config.json or of its folder
+    #[arg(long)]
+    config: String,
+    /// Only the first so many blocks
+    #[arg(long)]
+    layers: Option<usize>,
+    /// l4q, lora, lr_qat, peqa, qa_lora, qat or qat_lora
+    #[arg(long, default_value = "l4q")]
+    method: String,
+    /// Width of a code; lora has none
+    #[arg(long, default_value_t = 4)]
+    bits: u32,
+    /// Consecutive inputs that share a scale; 0 for one group per row
+    #[arg(long, default_value_t = 128)]
+    group_size: usize,
+    /// Inner dimension of the low-rank update; peqa and qat have none
+    #[arg(long, default_value_t = 16)]
+    rank: usize,
+    /// How lr_qat keeps its frozen weight: f32, bf16, f16, fixed8 or int
+    #[arg(long, default_value = "fixed8")]
+    downcast: String,
+    /// Tokens of a micro-batch
+    #[arg(long, conflicts_with = "batch")]
+    tokens: Option<usize>,
+    /// Sequences of a micro-batch, in place of --tokens
+    #[arg(long)]
+    batch: Option<usize>,
+    /// Tokens of a sequence; all of --tokens, or 2048, up to the model's longest
+    #[arg(long)]
+    context: Option<usize>,
+}
+
+/// The sizes of a micro-batch.
+#[derive(Debug, Clone, Copy)]
+pub struct Sizes {
+    /// Sequences.
+    pub batch: usize,
+    /// Tokens of each.
+    pub context: usize,
+}
+
+impl Sizes {
+    /// Tokens in all.
+    pub fn tokens(self) -> usize {
+        self.batch * self.context
+    }
+}
+
+/// What the options say, checked.
+#[derive(Debug, Clone)]
+pub struct Shape {
+    /// As `--config` has it.
+    pub name: String,
+    /// With `--layers` blocks.
+    pub config: LlamaConfig,
+    /// Blocks of the whole model.
+    pub all_blocks: usize,
+    /// Method and settings.
+    pub method: MethodSettings,
+    /// The micro-batch.
+    pub sizes: Sizes,
+}
+
+/// Keep activations, or recompute blocks: `--recompute`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum RecomputeOption {
+    /// Every block keeps its activations.
+    None,
+    /// Only the blocks' inputs are kept.
+    Blocks,
+}
+
+impl From<RecomputeOption> for Recompute {
+    fn from(option: RecomputeOption) -> Self {
+        match option {
+            RecomputeOption::None => Self::None,
+            RecomputeOption::Blocks => Self::Blocks,
+        }
+    }
+}
+
+impl ShapeOption {
+    /// Reads the configuration and checks every number.
+    pub fn resolve(&self) -> Result<Shape> {
+        let mut config = self.config()?;
+        let all_blocks = config.num_hidden_layers;
+        if let Some(layers) = self.layers {
+            ensure!(
+                (1..=all_blocks).contains(&layers),
+                "--layers is {layers}, expected 1 to {all_blocks}"
+            );
+            config.num_hidden_layers = layers;
+        }
+        let (method, sizes) = (self.method()?, self.sizes(config.max_position_embeddings)?);
+        Ok(Shape { name: self.config.clone(), config, all_blocks, method, sizes })
+    }
+
+    fn config(&self) -> Result<LlamaConfig> {
+        if self.config == "builtin" {
+            return Ok(embedded::model()?.config().clone());
+        }
+        if let Some(config) = preset(&self.config) {
+            return Ok(config);
+        }
+        let path = Path::new(&self.config);
+        let path = if path.is_dir() { path.join("config.json") } else { path.to_path_buf() };
+        let text = std::fs::read_to_string(&path).with_context(|| {
+            let known: Vec<_> = PRESETS.iter().map(|preset| preset.name).collect();
+            let known = known.join(", ");
+            format!("{}: cannot read, and it is none of builtin, {known}", path.display())
+        })?;
+        LlamaConfig::from_json(&text).with_context(|| path.display().to_string())
+    }
+
+    /// The settings that a recipe would have.
+    fn method(&self) -> Result<MethodSettings> {
+        let mut value = json!({ "name": self.method });
+        if self.method != "lora" {
+            value["bits"] = self.bits.into();
+            if self.group_size > 0 {
+                value["group_size"] = self.group_size.into();
+            }
+        }
+        if !["peqa", "qat"].contains(&&*self.method) {
+            value["rank"] = self.rank.into();
+        }
+        if self.method == "lr_qat" {
+            value["lora_scaling"] = (1.0 / self.rank.max(1) as f64).into();
+            value["downcast"] = self.downcast.clone().into();
+        }
+        let settings: MethodSettings =
+            serde_json::from_value(value).with_context(|| format!("--method {}", self.method))?;
+        settings.check()?;
+        Ok(settings)
+    }
+
+    fn sizes(&self, longest: usize) -> Result<Sizes> {
+        let context = self.context.or(self.tokens).unwrap_or(2048);
+        let context = if self.context.is_some() { context } else { context.min(longest) };
+        ensure!(
+            (1..=longest).contains(&context),
+            "--context is {context}, expected 1 to {longest}"
+        );
+        let batch = match (self.batch, self.tokens) {
+            (Some(batch), _) => batch,
+            (None, Some(tokens)) => {
+                if !tokens.is_multiple_of(context) {
+                    bail!("--tokens is {tokens}, expected a multiple of the context {context}");
+                }
+                tokens / context
+            }
+            (None, None) => 1,
+        };
+        ensure!(batch > 0, "there are no tokens, expected at least one sequence");
+        Ok(Sizes { batch, context })
+    }
+}
