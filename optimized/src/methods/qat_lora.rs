@@ -7,8 +7,8 @@ use rand::Rng;
 use super::low_rank_path::LowRankPath;
 use super::quantized_weight::{QuantizedTensors, QuantizedWeight};
 use super::{
-    BackwardCall, L4qOptions, L4qTensors, LinearMethod, LoraOptions, Parameter, Scratch,
-    ScratchNeed, Trainable,
+    BackwardCall, CodeUse, L4qOptions, L4qTensors, LinearMethod, LoraOptions, MergedTensors,
+    Parameter, Scratch, ScratchNeed, Trainable,
 };
 use crate::backend::Backend;
 use crate::error::Result;
@@ -102,6 +102,10 @@ impl<B: Backend> LinearMethod<B> for QatLora<B> {
 
     fn trained_scale(&self) -> Option<&Parameter<B>> {
         Some(&self.inner.scale)
+    }
+
+    fn code_use(&self, backend: &B) -> Result<Option<CodeUse>> {
+        Ok(Some(MergedTensors::quantize(backend, &self.inner.args())?.code_use()))
     }
 
     fn trainable(&mut self) -> Vec<Trainable<'_, B>> {
