@@ -11,7 +11,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use crate::backend::Backend;
-use crate::checkpoint::{Adapter, ModelFolder};
+use crate::checkpoint::{Checkpoint, ModelFolder};
 use crate::error::{Error, Result};
 use crate::methods::{CodeTensors, IntoCodes, LinearMethod, Merged, MergedTensors};
 use crate::model::{Llama, Projection};
@@ -26,7 +26,7 @@ pub enum Start<'a> {
     /// From the method's initialisation with this seed.
     Fresh(u64),
     /// From a checkpoint.
-    Adapter(&'a Adapter),
+    Checkpoint(&'a Checkpoint),
 }
 
 /// What a layer begins with.
@@ -46,7 +46,7 @@ impl LayerStart<'_> {
     pub fn random(&self) -> ChaCha8Rng {
         let seed = match self.start {
             Start::Fresh(seed) => seed,
-            Start::Adapter(_) => 0,
+            Start::Checkpoint(_) => 0,
         };
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         random.set_stream(self.index as u64);

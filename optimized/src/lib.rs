@@ -14,4 +14,5 @@ pub mod methods;
 pub mod model;
 pub mod ops;
 pub mod recipe;
+pub mod report;
 pub mod train;

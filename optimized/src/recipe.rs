@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use plumbline_reference::spec::LlamaConfig;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::error::{Error, Result};
 use crate::train::{OptimizerSettings, Schedule, TrainingSettings};
@@ -35,6 +36,12 @@ pub struct TrainRecipe {
     /// The learning rate over the steps.
     #[serde(default)]
     pub schedule: Schedule,
+    /// Which states of the run are kept.
+    #[serde(default)]
+    pub checkpoints: CheckpointSettings,
+    /// When the run ends before its last step.
+    #[serde(default)]
+    pub early_stopping: EarlyStopping,
     /// Where results go.
     pub output: OutputSettings,
 }
@@ -55,6 +62,12 @@ pub struct PretrainRecipe {
     /// The learning rate over the steps.
     #[serde(default)]
     pub schedule: Schedule,
+    /// Which states of the run are kept.
+    #[serde(default)]
+    pub checkpoints: CheckpointSettings,
+    /// When the run ends before its last step.
+    #[serde(default)]
+    pub early_stopping: EarlyStopping,
     /// Where results go.
     pub output: OutputSettings,
 }
@@ -79,6 +92,57 @@ pub struct DataSettings {
     pub eval: Vec<PathBuf>,
     /// Tokens of a window.
     pub context: usize,
+}
+
+/// Which states of a run are kept, beside that of the best evaluation.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CheckpointSettings {
+    /// Steps from one checkpoint to the next; 0 for one at the end.
+    pub every: u64,
+    /// How many of the newest are kept.
+    pub keep: usize,
+}
+
+impl Default for CheckpointSettings {
+    fn default() -> Self {
+        Self { every: 100, keep: 2 }
+    }
+}
+
+impl CheckpointSettings {
+    /// # Errors
+    /// `Invalid` naming the field.
+    pub fn check(&self) -> Result<()> {
+        match self.keep {
+            0 => Err(Error::Invalid("checkpoints.keep is 0, expected at least 1".into())),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// When a run ends before its last step.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EarlyStopping {
+    /// Evaluations in a row without a new best after which the run ends; 0 for never.
+    pub patience: u64,
+}
+
+impl EarlyStopping {
+    /// # Errors
+    /// `Invalid` for a patience that waits for evaluations that do not take place.
+    pub fn check(&self, eval_every: u64, texts: usize) -> Result<()> {
+        let patience = self.patience;
+        if patience > 0 && (eval_every == 0 || texts == 0) {
+            let reason = format!(
+                "early_stopping.patience is {patience}, which needs training.eval_every and \
+                 data.eval"
+            );
+            return Err(Error::Invalid(reason));
+        }
+        Ok(())
+    }
 }
 
 /// Where results go.
@@ -136,6 +200,28 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T> {
         Error::file(path, format!("{place}{}", error.message().replace('\n', "; ")))
     })
 }
+
+/// The first field in which two recipes differ, with both values.
+pub fn difference<T: Serialize>(stored: &T, asked: &T) -> String {
+    let value = |recipe: &T| serde_json::to_value(recipe).unwrap_or_default();
+    match first_difference("", &value(stored), &value(asked)) {
+        Some((field, stored, asked)) => format!("{field} is {stored} there and {asked} here"),
+        None => "they differ".to_owned(),
+    }
+}
+
+fn first_difference(field: &str, stored: &Value, asked: &Value) -> Option<(String, Value, Value)> {
+    let (Value::Object(left), Value::Object(right)) = (stored, asked) else {
+        let differ = stored != asked;
+        return differ.then(|| (field.to_owned(), stored.clone(), asked.clone()));
+    };
+    left.keys().chain(right.keys()).find_map(|key| {
+        let name = if field.is_empty() { key.clone() } else { format!("{field}.{key}") };
+        first_difference(&name, left.get(key).unwrap_or(&ABSENT), right.get(key).unwrap_or(&ABSENT))
+    })
+}
+
+const ABSENT: Value = Value::Null;
 
 /// A path as a recipe in `folder` means it, absolute, so that the recipe a run writes beside its
 /// outputs means the same from everywhere.

@@ -13,7 +13,8 @@ use plumbline::methods::{IntoCodes, L4q, LinearMethod};
 use plumbline::model::{Batch, Decoder, Llama, Recompute};
 use plumbline::recipe::{LoraSettings, QatLoraSettings};
 use plumbline::train::{
-    Observer, OptimizerSettings, Schedule, StepRecord, TokenWindows, Trainer, TrainingSettings,
+    Observer, OnNonfinite, OptimizerSettings, Position, Schedule, StepRecord, TokenWindows,
+    Trainer, TrainingSettings,
 };
 use plumbline_reference::spec::{Downcast, Pool, QatQuantizer};
 
@@ -251,8 +252,100 @@ fn the_cached_decoder_agrees_with_the_whole_sequence() {
     assert!(decoder.append(&[0]).is_ok());
 }
 
+/// Poisons a gradient after one step, so that the next one has no number to go by.
+struct Poison {
+    after: u64,
+    skipped: Vec<(u64, String)>,
+    bits: Vec<Vec<(String, Vec<u32>)>>,
+}
+
+impl<L: LinearMethod<Cpu>> Observer<Cpu, L> for Poison {
+    fn after_step(
+        &mut self,
+        record: &StepRecord,
+        model: &mut Llama<Cpu, L>,
+    ) -> plumbline::error::Result<()> {
+        self.skipped.extend(record.skipped.clone().map(|reason| (record.step, reason)));
+        self.bits.push(trained_bits(model));
+        if record.step >= self.after {
+            let tensor = model.trainable().into_iter().nth(5).unwrap();
+            plumbline::backend::Storage::write(&Cpu, &[f32::INFINITY], tensor.gradient)?;
+        }
+        Ok(())
+    }
+}
+
+/// Runs with the last steps poisoned.
+fn poisoned(
+    on_nonfinite: OnNonfinite,
+    (steps, after): (u64, u64),
+) -> (plumbline::error::Result<()>, Poison, Position) {
+    let (_root, folder) = base();
+    let mut model = fresh(&folder, 4);
+    let settings = TrainingSettings {
+        steps,
+        micro_batch: 2,
+        accumulation: 1,
+        seed: 5,
+        recompute: Recompute::None,
+        eval_every: 0,
+    };
+    let optimizer = OptimizerSettings { on_nonfinite, ..OptimizerSettings::default() };
+    let data = TokenWindows::new(tokens(&folder), 24, 5).unwrap();
+    let schedule = Schedule::default();
+    let mut trainer = Trainer::new(&mut model, data, 24, settings, &optimizer, schedule).unwrap();
+    let mut poison = Poison { after, skipped: vec![], bits: vec![] };
+    let ended = trainer.run(&mut model, &mut poison);
+    (ended, poison, trainer.position())
+}
+
 #[test]
-fn a_diverging_run_stops_and_names_the_tensor() {
+fn a_step_without_a_gradient_stops_the_run_or_is_skipped_and_counted() {
+    let (ended, poison, _) = poisoned(OnNonfinite::Stop, (4, 2));
+    let message = ended.unwrap_err().to_string();
+    assert!(message.contains("gradient of model.layers.0.self_attn.k_proj.lora_b"), "{message}");
+    assert_eq!(poison.bits.len(), 2);
+
+    let (ended, poison, position) = poisoned(OnNonfinite::Skip, (4, 3));
+    ended.unwrap();
+    assert_eq!(poison.skipped.len(), 1);
+    let (step, reason) = &poison.skipped[0];
+    assert!(*step == 4 && reason.contains("k_proj.lora_b"), "{step} {reason}");
+    assert!(poison.bits[2] == poison.bits[3], "a skipped step moved something");
+    assert!(poison.bits[1] != poison.bits[2], "nothing moves: the comparison is vacuous");
+    assert_eq!((position.step, position.updates, position.skipped), (4, 3, 1));
+    assert_eq!(position.next_sample, 8, "the samples of the step are not seen again");
+
+    // A run that never gets a gradient again is not kept alive.
+    let (ended, poison, position) = poisoned(OnNonfinite::Skip, (40, 1));
+    assert!(ended.is_err());
+    assert_eq!((poison.skipped.len(), position.skipped_in_a_row), (10, 10));
+}
+
+#[test]
+fn a_diverging_run_stops_and_names_the_layer() {
+    let (_root, folder) = base();
+    let mut model = fresh(&folder, 4);
+    let name = "model.layers.1.mlp.up_proj.lora_b";
+    let bad = model.trainable().into_iter().find(|tensor| tensor.name == name).unwrap();
+    plumbline::backend::Storage::write(&Cpu, &[f32::NAN], bad.value).unwrap();
+    let settings = TrainingSettings {
+        steps: 1,
+        micro_batch: 2,
+        accumulation: 1,
+        seed: 5,
+        recompute: Recompute::None,
+        eval_every: 0,
+    };
+    let data = TokenWindows::new(tokens(&folder), 24, 5).unwrap();
+    let (optimizer, schedule) = (OptimizerSettings::default(), Schedule::default());
+    let mut trainer = Trainer::new(&mut model, data, 24, settings, &optimizer, schedule).unwrap();
+    let message = trainer.step(&mut model).unwrap_err().to_string();
+    assert!(message.contains(name), "{message}");
+}
+
+#[test]
+fn a_parameter_that_is_no_number_is_named() {
     let (_root, folder) = base();
     let mut model = fresh(&folder, 4);
     let text = tokens(&folder);

@@ -5,6 +5,9 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 
+/// How the name of everything begins that is not whole yet.
+const UNFINISHED: &str = ".unfinished-";
+
 /// Writes a file so that a reader sees the old content or the new, never a part.
 ///
 /// # Errors
@@ -12,11 +15,14 @@ use crate::error::{Error, Result};
 pub fn write_file(path: &Path, content: &[u8]) -> Result<()> {
     let folder = parent(path);
     let io = Error::io(path, "write");
-    let mut file = match tempfile::NamedTempFile::new_in(folder) {
+    let mut file = match tempfile::Builder::new().prefix(UNFINISHED).tempfile_in(folder) {
         Ok(file) => file,
         Err(source) => return Err(io(source)),
     };
-    let written = file.write_all(content).and_then(|()| file.as_file().sync_all());
+    let written = file
+        .write_all(content)
+        .and_then(|()| shared(file.path()))
+        .and_then(|()| file.as_file().sync_all());
     if let Err(source) = written {
         return Err(io(source));
     }
@@ -36,7 +42,7 @@ pub fn new_folder(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result
     let parent = parent(path);
     std::fs::create_dir_all(parent).map_err(Error::io(parent, "create"))?;
     let temporary = tempfile::Builder::new()
-        .prefix(".unfinished-")
+        .prefix(UNFINISHED)
         .tempdir_in(parent)
         .map_err(Error::io(parent, "create a folder in"))?;
     fill(temporary.path())?;
@@ -47,10 +53,43 @@ pub fn new_folder(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result
             .map_err(Error::io(&entry, "sync"))?;
     }
     readable_by_others(temporary.path())?;
+    sync_folder(temporary.path())?;
     std::fs::rename(temporary.path(), path).map_err(Error::io(path, "rename to"))?;
     // It has its name now; there is nothing to remove.
     let _ = temporary.keep();
     sync_folder(parent)
+}
+
+/// Removes a folder so that a reader sees all of it or nothing.
+///
+/// # Errors
+/// `Io` naming the path.
+pub fn remove_folder(path: &Path) -> Result<()> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let doomed = path.with_file_name(format!("{UNFINISHED}{name}"));
+    std::fs::rename(path, &doomed).map_err(Error::io(path, "rename"))?;
+    std::fs::remove_dir_all(&doomed).map_err(Error::io(path, "remove"))
+}
+
+/// Removes what a process that was killed left half-made or half-removed in a folder.
+///
+/// # Errors
+/// `Io` naming the path.
+pub fn remove_unfinished(folder: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(folder).map_err(Error::io(folder, "read"))? {
+        let entry = entry.map_err(Error::io(folder, "read"))?;
+        if !entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
+            continue;
+        }
+        let path = entry.path();
+        let removed = if path.is_dir() {
+            std::fs::remove_dir_all(&path)
+        } else {
+            std::fs::remove_file(&path)
+        };
+        removed.map_err(Error::io(&path, "remove"))?;
+    }
+    Ok(())
 }
 
 /// Temporary folders and files are private; results get what `mkdir` and `creat` would give.
@@ -67,6 +106,16 @@ fn readable_by_others(folder: &Path) -> Result<()> {
             let path = entry.map_err(Error::io(folder, "read"))?.path();
             set(&path, if path.is_dir() { 0o755 } else { 0o644 })?;
         }
+    }
+    Ok(())
+}
+
+/// What `creat` gives, where a temporary file is private.
+fn shared(_path: &Path) -> std::io::Result<()> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::set_permissions(_path, std::fs::Permissions::from_mode(0o644))?;
     }
     Ok(())
 }

@@ -8,12 +8,22 @@ use sha2::{Digest, Sha256};
 use crate::error::{Error, Result};
 
 /// Lower-case hexadecimal digest.
-pub(super) fn hex(hash: Sha256) -> String {
+pub(crate) fn hex(hash: Sha256) -> String {
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// SHA-256 of bytes in memory.
+pub fn sha256(bytes: &[u8]) -> String {
+    let mut hash = Sha256::new();
+    hash.update(bytes);
+    hex(hash)
+}
+
 /// SHA-256 of a file's bytes.
-pub(super) fn sha256_file(path: &Path) -> Result<String> {
+///
+/// # Errors
+/// `Io` naming the file.
+pub fn sha256_file(path: &Path) -> Result<String> {
     let mut file = std::fs::File::open(path).map_err(Error::io(path, "open"))?;
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 20];

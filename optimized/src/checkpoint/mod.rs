@@ -1,16 +1,18 @@
-//! Files: Hugging Face model folders in and out, merged models, adapters, tokenizers.
+//! Files: Hugging Face model folders in and out, merged models, checkpoints of runs, tokenizers.
 
-mod adapter;
 mod atomic;
 mod folder;
 mod hash;
 mod reader;
 mod save;
 mod tokenizer;
+mod training;
 
-pub use adapter::{Adapter, AdapterState, load_adapter, save_adapter};
-pub use atomic::{new_folder, write_file};
+pub use atomic::{new_folder, remove_folder, remove_unfinished, write_file};
 pub use folder::{LoadedModel, ModelFolder, QuantizationConfig};
+pub(crate) use hash::hex;
+pub use hash::{sha256, sha256_file};
 pub use reader::{Dtype, TensorFile, TensorInfo};
 pub use save::{Precision, Stored, StoredCodes, dense_tensors, save_dense, save_merged};
 pub use tokenizer::Tokenizer;
+pub use training::{Checkpoint, TrainingState, open_checkpoint, save_checkpoint};

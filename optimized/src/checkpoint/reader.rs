@@ -134,6 +134,15 @@ impl TensorFile {
         }
     }
 
+    /// An F32 tensor of the expected shape, whatever its values are.
+    ///
+    /// # Errors
+    /// `File` naming tensor, shape or type.
+    pub(super) fn bits(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        let bytes = self.bytes_of(name, shape, Dtype::F32)?;
+        Ok(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+    }
+
     /// An I8 tensor of the expected shape.
     ///
     /// # Errors

@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use plumbline::backend::Backend;
 use plumbline::checkpoint::{
-    Adapter, LoadedModel, ModelFolder, QuantizationConfig, StoredCodes, load_adapter, new_folder,
-    save_merged,
+    Checkpoint, LoadedModel, ModelFolder, QuantizationConfig, StoredCodes, new_folder,
+    open_checkpoint, save_merged,
 };
 use plumbline::finetune::{
     Difference, MergedModel, Method, Start, first_difference, logit_difference, merge as to_codes,
@@ -17,53 +17,93 @@ use plumbline::finetune::{
 use plumbline::methods::{IntoCodes, LinearMethod};
 use plumbline::model::Llama;
 use plumbline::recipe::{self, MethodSettings, TrainRecipe};
+use plumbline::train::{Checkpoints, RECIPE};
 
 use super::device::{DeviceOption, Opened};
 use super::progress::waiting;
 use super::source::open_model;
-use super::train::latest_checkpoint;
 
 /// Tokens whose logits are compared.
 const PROBE_TOKENS: usize = 256;
 
 /// What the command was asked.
+pub struct MergeOptions {
+    /// The run's folder.
+    pub run: PathBuf,
+    /// `last`, `best` or `step-N`.
+    pub checkpoint: String,
+    /// The folder to write.
+    pub out: PathBuf,
+    /// Print one JSON object.
+    pub json: bool,
+}
+
+/// A merge under way.
 struct Merge<'a, B> {
     backend: Arc<B>,
     out: &'a Path,
     json: bool,
     base: ModelFolder,
-    checkpoint: PathBuf,
-    adapter: Adapter,
+    path: PathBuf,
+    checkpoint: Checkpoint,
 }
 
 /// Runs the command: exit code 1 when the merged model is not bit for bit what it has to be.
-pub fn merge(run: &Path, out: &Path, on: DeviceOption, json: bool) -> Result<ExitCode> {
+pub fn merge(options: &MergeOptions, on: DeviceOption) -> Result<ExitCode> {
     match on.open()? {
-        Opened::Cpu(backend) => merge_on(backend, run, out, json),
-        Opened::Cuda(backend) => merge_on(backend, run, out, json),
-        Opened::CudaHost(backend) => merge_on(backend, run, out, json),
+        Opened::Cpu(backend) => merge_on(backend, options),
+        Opened::Cuda(backend) => merge_on(backend, options),
+        Opened::CudaHost(backend) => merge_on(backend, options),
     }
 }
 
-fn merge_on<B: Backend>(backend: Arc<B>, run: &Path, out: &Path, json: bool) -> Result<ExitCode> {
+/// The checkpoint of a run that is meant. A damaged one is refused and not replaced by another:
+/// what is merged is what was asked for.
+fn find_checkpoint(run: &Path, which: &str) -> Result<PathBuf> {
+    let checkpoints = Checkpoints::of_run(run);
+    let steps = checkpoints.steps()?;
+    let Some(last) = steps.last() else {
+        bail!("{}: holds no checkpoint", run.display());
+    };
+    let step = match which {
+        "last" => *last,
+        "best" => {
+            let newest = open_checkpoint(&checkpoints.path(*last))?;
+            let best = newest.state.evaluations.best;
+            best.with_context(|| format!("{}: had no evaluation yet", run.display()))?.step
+        }
+        _ => match which.strip_prefix("step-").and_then(|step| step.parse().ok()) {
+            Some(step) => step,
+            None => bail!("--checkpoint is {which}, expected last, best or step-N"),
+        },
+    };
+    if !steps.contains(&step) {
+        let each: Vec<String> = steps.iter().map(|step| format!("step-{step}")).collect();
+        bail!("{}: has no step-{step}, it has {}", run.display(), each.join(", "));
+    }
+    Ok(checkpoints.path(step))
+}
+
+fn merge_on<B: Backend>(backend: Arc<B>, options: &MergeOptions) -> Result<ExitCode> {
+    let MergeOptions { run, out, json, .. } = options;
     if out.exists() {
         bail!("{}: already exists; choose another --out or remove it", out.display());
     }
-    let recipe_path = run.join("recipe.toml");
+    let recipe_path = run.join(RECIPE);
     let recipe: TrainRecipe = recipe::read(&recipe_path)?;
     let base = open_model(recipe.model.path.as_deref())?;
-    let checkpoint = latest_checkpoint(run)?;
-    let adapter = load_adapter(&checkpoint)?;
+    let path = find_checkpoint(run, &options.checkpoint)?;
+    let checkpoint = open_checkpoint(&path)?;
     let fingerprint = waiting("checking the base model", || base.fingerprint())?;
-    if fingerprint != adapter.state.base_sha256 {
+    if fingerprint != checkpoint.state.base_sha256 {
         bail!(
             "{}: trained on a base with fingerprint {}, {} has {fingerprint}",
-            checkpoint.display(),
-            adapter.state.base_sha256,
+            path.display(),
+            checkpoint.state.base_sha256,
             base.path().display()
         );
     }
-    let merge = Merge { backend, out, json, base, checkpoint, adapter };
+    let merge = Merge { backend, out, json: *json, base, path, checkpoint };
     let method = &recipe.method;
     match method {
         MethodSettings::L4q(settings) => merge.run(settings, Proof::Bits),
@@ -98,7 +138,7 @@ impl<B: Backend> Merge<'_, B> {
         M::Layer<B>: IntoCodes<B>,
         Codes<B, M>: StoredCodes,
     {
-        let (start, base) = (Start::Adapter(&self.adapter), &self.base);
+        let (start, base) = (Start::Checkpoint(&self.checkpoint), &self.base);
         let loaded = || method_model(self.backend.clone(), base, method, start);
         let model = waiting("loading the trained model", loaded)?;
         let probe = probe(base);
@@ -132,11 +172,11 @@ impl<B: Backend> Merge<'_, B> {
     }
 
     fn report(&self, proof: Proof, layers: usize, compared: usize, apart: f32) {
-        let Self { out, checkpoint, .. } = self;
+        let Self { out, path, .. } = self;
         let is_equal = proof == Proof::Bits;
         if self.json {
             let value = serde_json::json!({
-                "out": out, "checkpoint": checkpoint, "layers": layers,
+                "out": out, "checkpoint": path, "layers": layers,
                 "logits_compared": compared, "bitwise_equal": is_equal,
                 "largest_difference": apart,
             });

@@ -4,12 +4,15 @@ mod bench;
 mod demo;
 mod device;
 mod eval;
+mod fit;
 mod generate;
 mod inspect;
+mod interrupt;
 mod merge;
 mod plan;
 mod pretrain;
 mod progress;
+mod report;
 mod run;
 mod shape;
 mod source;
@@ -33,10 +36,14 @@ struct Arguments {
 enum Command {
     /// The whole way on the built-in model: measure, fine-tune, merge, prove, write
     Demo(demo::Demo),
-    /// Fine-tune as a recipe says
+    /// Fine-tune as a recipe says. Ctrl-C finishes the step and saves; the exit code is 130 then
     Train {
-        /// The recipe, TOML
+        /// The recipe, TOML; with --resume also the folder of a run
         recipe: PathBuf,
+        /// Go on from the run's last good checkpoint, to the same bits; a run that is not there
+        /// yet begins
+        #[arg(long)]
+        resume: bool,
         #[command(flatten)]
         on: device::DeviceOption,
         /// Print one JSON object at the end
@@ -47,6 +54,10 @@ enum Command {
     Pretrain {
         /// The recipe, TOML
         recipe: PathBuf,
+        /// Go on from the run's last good checkpoint, to the same bits; a run that is not there
+        /// yet begins
+        #[arg(long)]
+        resume: bool,
         #[command(flatten)]
         on: device::DeviceOption,
     },
@@ -58,10 +69,13 @@ enum Command {
     Bench(bench::Bench),
     /// Count what a training run needs, from a model's configuration alone
     Plan(plan::PlanCommand),
-    /// Turn a run's last checkpoint into integer codes and prove them equal to it
+    /// Turn a run's checkpoint into integer codes and prove them equal to it
     Merge {
         /// The run's folder
         run: PathBuf,
+        /// Which one: last, best (of the evaluations) or step-N
+        #[arg(long, default_value = "last")]
+        checkpoint: String,
         /// The folder to write, which must not exist
         #[arg(long)]
         out: PathBuf,
@@ -70,6 +84,14 @@ enum Command {
         /// Print one JSON object
         #[arg(long)]
         json: bool,
+    },
+    /// Write a run as one HTML page: curves, layers, recipe, environment
+    Report {
+        /// The run's folder
+        run: PathBuf,
+        /// The file to write; report.html in the run's folder by default
+        #[arg(long)]
+        out: Option<PathBuf>,
     },
     /// Continue a text
     Generate(generate::Generate),
@@ -97,14 +119,20 @@ pub fn main() -> ExitCode {
 fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Demo(arguments) => return demo::demo(&arguments),
-        Command::Train { recipe, on, json } => train::train(&recipe, on, json)?,
-        Command::Pretrain { recipe, on } => pretrain::pretrain(&recipe, on)?,
+        Command::Train { recipe, resume, on, json } => {
+            return train::train(&recipe, on, train::TrainOptions { resume, json });
+        }
+        Command::Pretrain { recipe, resume, on } => {
+            return pretrain::pretrain(&recipe, on, resume);
+        }
         Command::Eval(command) => eval::eval(command)?,
         Command::Bench(command) => bench::bench(command)?,
         Command::Plan(command) => plan::plan(&command)?,
-        Command::Merge { run, out, on, json } => {
-            return merge::merge(&run, &out, on, json);
+        Command::Merge { run, checkpoint, out, on, json } => {
+            let options = merge::MergeOptions { run, checkpoint, out, json };
+            return merge::merge(&options, on);
         }
+        Command::Report { run, out } => report::report(&run, out)?,
         Command::Generate(arguments) => generate::generate(&arguments)?,
         Command::Inspect { model, json } => inspect::inspect(model.as_deref(), json)?,
     }

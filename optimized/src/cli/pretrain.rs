@@ -1,27 +1,29 @@
 //! `plumbline pretrain`: tokenizer and model from nothing but text.
 
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
 use plumbline::backend::Backend;
-use plumbline::checkpoint::{Precision, Tokenizer, new_folder, save_dense};
+use plumbline::checkpoint::{Precision, Tokenizer, TrainingState, new_folder, save_dense, sha256};
 use plumbline::recipe::{self, PretrainRecipe, resolve};
 use plumbline::train::{TokenWindows, Trainer, new_model};
 
 use super::device::{DeviceOption, Opened};
-use super::run::{EvalText, Watch, read_text, start_run};
+use super::fit::{End, Run, Timetable};
+use super::run::{EvalText, Place, read_text};
 
 /// Runs a recipe and writes `model/` into its output folder.
-pub fn pretrain(recipe_path: &Path, on: DeviceOption) -> Result<()> {
+pub fn pretrain(recipe_path: &Path, on: DeviceOption, resume: bool) -> Result<ExitCode> {
     match on.open()? {
-        Opened::Cpu(backend) => pretrain_on(backend, recipe_path),
-        Opened::Cuda(backend) => pretrain_on(backend, recipe_path),
-        Opened::CudaHost(backend) => pretrain_on(backend, recipe_path),
+        Opened::Cpu(backend) => pretrain_on(backend, recipe_path, resume),
+        Opened::Cuda(backend) => pretrain_on(backend, recipe_path, resume),
+        Opened::CudaHost(backend) => pretrain_on(backend, recipe_path, resume),
     }
 }
 
-fn pretrain_on<B: Backend>(backend: Arc<B>, recipe_path: &Path) -> Result<()> {
+fn pretrain_on<B: Backend>(backend: Arc<B>, recipe_path: &Path, resume: bool) -> Result<ExitCode> {
     let mut recipe: PretrainRecipe = recipe::read(recipe_path)?;
     let folder = recipe_path.parent().unwrap_or(Path::new("."));
     for path in recipe.data.train.iter_mut().chain(&mut recipe.data.eval) {
@@ -31,6 +33,8 @@ fn pretrain_on<B: Backend>(backend: Arc<B>, recipe_path: &Path) -> Result<()> {
     recipe.training.check()?;
     recipe.optimizer.check()?;
     recipe.schedule.check()?;
+    recipe.checkpoints.check()?;
+    recipe.early_stopping.check(recipe.training.eval_every, recipe.data.eval.len())?;
     let context = recipe.data.context;
     if context < 2 {
         bail!("{}: data.context is {context}, expected at least 2", recipe_path.display());
@@ -41,9 +45,7 @@ fn pretrain_on<B: Backend>(backend: Arc<B>, recipe_path: &Path) -> Result<()> {
     if texts.is_empty() {
         bail!("{}: data.train is empty", recipe_path.display());
     }
-    if recipe.output.dir.exists() {
-        bail!("{}: already exists; choose another output.dir", recipe.output.dir.display());
-    }
+    let place = Place::find(&recipe.output.dir, &recipe, resume)?;
     eprintln!("training a tokenizer of {} entries", config.vocab_size);
     let tokenizer = Tokenizer::train(&texts.concat(), config.vocab_size)?;
     let mut tokens = Vec::new();
@@ -65,19 +67,32 @@ fn pretrain_on<B: Backend>(backend: Arc<B>, recipe_path: &Path) -> Result<()> {
             * recipe.training.accumulation) as f64
             / data.windows_per_epoch() as f64
     );
+    let data_sha256 = data.fingerprint();
     let mut model = new_model(backend, &config, recipe.training.seed)?;
     let settings = recipe.training.clone();
     let schedule = recipe.schedule;
     let mut trainer =
         Trainer::new(&mut model, data, context, settings, &recipe.optimizer, schedule)?;
-    let mut metrics = start_run(&recipe.output.dir, &recipe)?;
-    let (every, steps) = (recipe.training.eval_every, recipe.training.steps);
-    let mut watch = Watch::new(&mut metrics, &eval, context, every, steps);
-    trainer.run(&mut model, &mut watch)?;
-    drop(watch);
-    let path = recipe.output.dir.join("model");
+    let folder = place.open(&recipe.output.dir, &recipe)?;
     let json = tokenizer.to_json()?;
+    let base_sha256 = sha256(json.as_bytes());
+    let state = TrainingState::new(B::NAME, base_sha256, data_sha256, folder.recipe_sha256()?);
+    let timetable = Timetable {
+        steps: recipe.training.steps,
+        eval_every: recipe.training.eval_every,
+        eval_start: false,
+        context,
+        checkpoints: recipe.checkpoints,
+        early_stopping: recipe.early_stopping,
+    };
+    let mut run = Run::begin(folder, state, timetable, &eval, (&mut model, &mut trainer))?;
+    let end = run.fit(&mut model, &mut trainer)?;
+    if let End::Interrupted(_) = end {
+        run.report(end, false);
+        return Ok(end.exit_code());
+    }
+    let path = recipe.output.dir.join("model");
     new_folder(&path, |folder| save_dense(folder, &model, Some(json.as_bytes()), Precision::Bf16))?;
     println!("{}", path.display());
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }

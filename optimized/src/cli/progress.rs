@@ -11,6 +11,7 @@ const LINE_EVERY: Duration = Duration::from_secs(10);
 /// Progress of one task.
 pub struct Progress {
     label: String,
+    first: u64,
     total: u64,
     bar: Option<ProgressBar>,
     began: Instant,
@@ -20,6 +21,11 @@ pub struct Progress {
 impl Progress {
     /// `total` units of work.
     pub fn new(label: impl Into<String>, total: u64) -> Self {
+        Self::from(label, 0, total)
+    }
+
+    /// `total` units of work, `first` of which were done before.
+    pub fn from(label: impl Into<String>, first: u64, total: u64) -> Self {
         let label = label.into();
         let bar = std::io::stderr().is_terminal().then(|| {
             let style = ProgressStyle::with_template(
@@ -28,10 +34,12 @@ impl Progress {
             .expect("the template is constant and valid")
             .progress_chars("=> ");
             let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
-            bar.with_style(style).with_prefix(label.clone())
+            let bar = bar.with_style(style).with_prefix(label.clone()).with_position(first);
+            bar.reset_eta();
+            bar
         });
         let now = Instant::now();
-        Self { label, total, bar, began: now, spoke: now }
+        Self { label, first, total, bar, began: now, spoke: now }
     }
 
     /// `done` units are done; `message` says how it goes.
@@ -43,9 +51,14 @@ impl Progress {
             }
             None if self.spoke.elapsed() >= LINE_EVERY => {
                 self.spoke = Instant::now();
-                let seconds = self.began.elapsed().as_secs();
+                let seconds = self.began.elapsed().as_secs_f64();
                 let (label, total) = (&self.label, self.total);
-                eprintln!("{label}: {done}/{total} after {seconds} s {}", message());
+                let per_unit = seconds / done.saturating_sub(self.first).max(1) as f64;
+                let left = per_unit * total.saturating_sub(done) as f64;
+                eprintln!(
+                    "{label}: {done}/{total} after {seconds:.0} s, {left:.0} s left, {}",
+                    message()
+                );
             }
             None => {}
         }

@@ -1,19 +1,14 @@
-//! What `train` and `pretrain` share: texts, the run folder, and watching the loop.
+//! What `train` and `pretrain` share: texts and the run's folder.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use plumbline::backend::Backend;
-use plumbline::checkpoint::{Tokenizer, write_file};
+use plumbline::checkpoint::Tokenizer;
 use plumbline::embedded;
-use plumbline::error::Error;
-use plumbline::eval::{Perplexity, perplexity};
-use plumbline::methods::LinearMethod;
-use plumbline::model::Llama;
-use plumbline::train::{Metrics, Observer, StepRecord};
+use plumbline::recipe;
+use plumbline::train::{RECIPE, RunFolder};
 use serde::Serialize;
-
-use super::progress::Progress;
+use serde::de::DeserializeOwned;
 
 /// A text file, or one inside this program; an empty one is refused.
 pub fn read_text(path: &Path) -> Result<String> {
@@ -63,86 +58,54 @@ impl EvalText {
     }
 }
 
-/// Makes the run folder with the resolved recipe in it.
-pub fn start_run(folder: &Path, recipe: &impl Serialize) -> Result<Metrics> {
-    if folder.exists() {
-        bail!("{}: already exists; choose another output.dir or remove it", folder.display());
-    }
-    let text = toml::to_string(recipe).context("the recipe cannot be written as TOML")?;
-    std::fs::create_dir_all(folder).map_err(Error::io(folder, "create"))?;
-    write_file(&folder.join("recipe.toml"), text.as_bytes())?;
-    Ok(Metrics::create(&folder.join("metrics.jsonl"))?)
+/// Whether a recipe's folder is new or holds a run to go on with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// Nothing is there.
+    New,
+    /// A run of the same recipe.
+    Begun,
 }
 
-/// One evaluation, as `metrics.jsonl` has it.
-#[derive(Serialize)]
-struct EvalRecord<'a> {
-    step: u64,
-    text: &'a str,
-    #[serde(flatten)]
-    result: Perplexity,
-}
-
-/// Writes metrics, shows progress, evaluates now and then.
-pub struct Watch<'a> {
-    metrics: &'a mut Metrics,
-    progress: Progress,
-    texts: &'a [EvalText],
-    context: usize,
-    every: u64,
-    steps: u64,
-    /// The last evaluation of each text.
-    pub results: Vec<(String, Perplexity)>,
-    /// Mean loss of the last step.
-    pub last_loss: f64,
-}
-
-impl<'a> Watch<'a> {
-    /// Evaluates `texts` after every `every` steps and at the end.
-    pub fn new(
-        metrics: &'a mut Metrics,
-        texts: &'a [EvalText],
-        context: usize,
-        every: u64,
-        steps: u64,
-    ) -> Self {
-        let progress = Progress::new("training", steps);
-        Self { metrics, progress, texts, context, every, steps, results: vec![], last_loss: 0.0 }
-    }
-
-    /// Perplexity of every text, written to the metrics.
-    pub fn evaluate<B: Backend, L: LinearMethod<B>>(
-        &mut self,
-        step: u64,
-        model: &Llama<B, L>,
-    ) -> plumbline::error::Result<()> {
-        self.results.clear();
-        for text in self.texts {
-            let result = perplexity(model, &text.tokens, self.context, |_| {})?;
-            self.metrics.write(&EvalRecord { step, text: &text.name, result })?;
-            let line = format!("step {step}: perplexity of {} {:.3}", text.name, result.perplexity);
-            self.progress.say(&line);
-            self.results.push((text.name.clone(), result));
+impl Place {
+    /// Looks at the folder. An existing one is refused without `resume`, and with it where its
+    /// recipe is another.
+    pub fn find<R>(folder: &Path, recipe: &R, resume: bool) -> Result<Self>
+    where
+        R: Serialize + DeserializeOwned + PartialEq,
+    {
+        let shown = folder.display();
+        if !folder.exists() {
+            return Ok(Self::New);
         }
-        Ok(())
+        if !resume {
+            bail!(
+                "{shown}: already exists; go on with it by --resume or choose another output.dir"
+            );
+        }
+        let path = folder.join(RECIPE);
+        let stored: R = recipe::read(&path)?;
+        if stored != *recipe {
+            let difference = recipe::difference(&stored, recipe);
+            bail!("{}: is another recipe: {difference}", path.display());
+        }
+        Ok(Self::Begun)
+    }
+
+    /// The folder, made where it is new.
+    pub fn open(self, folder: &Path, recipe: &impl Serialize) -> Result<RunFolder> {
+        match self {
+            Self::Begun => Ok(RunFolder::open(folder)?),
+            Self::New => {
+                let text =
+                    toml::to_string(recipe).context("the recipe cannot be written as TOML")?;
+                Ok(RunFolder::create(folder, &text)?)
+            }
+        }
     }
 }
 
-impl<B: Backend, L: LinearMethod<B>> Observer<B, L> for Watch<'_> {
-    fn after_step(
-        &mut self,
-        record: &StepRecord,
-        model: &mut Llama<B, L>,
-    ) -> plumbline::error::Result<()> {
-        self.metrics.write(record)?;
-        self.last_loss = record.loss;
-        self.progress.at(record.step, || {
-            format!("loss {:.4}, {:.0} tokens/s", record.loss, record.tokens_per_second)
-        });
-        let due = self.every > 0 && record.step.is_multiple_of(self.every);
-        if due || record.step == self.steps {
-            self.evaluate(record.step, model)?;
-        }
-        Ok(())
-    }
+/// The file that a command's RECIPE means: a run's folder stands for the recipe in it.
+pub fn recipe_file(recipe: &Path) -> PathBuf {
+    if recipe.is_dir() { recipe.join(RECIPE) } else { recipe.to_path_buf() }
 }

@@ -1,11 +1,12 @@
 //! `plumbline train`: a recipe to a run folder.
 
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use plumbline::backend::Backend;
-use plumbline::checkpoint::{ModelFolder, save_adapter};
+use plumbline::checkpoint::{ModelFolder, TrainingState};
 use plumbline::finetune::{Method, Start, method_model};
 use plumbline::methods::LinearMethod;
 use plumbline::model::Llama;
@@ -13,8 +14,9 @@ use plumbline::recipe::{self, MethodSettings, TrainRecipe, resolve};
 use plumbline::train::{TokenWindows, Trainer};
 
 use super::device::{DeviceOption, Opened};
+use super::fit::{Run, Timetable};
 use super::progress::waiting;
-use super::run::{EvalText, Watch, encode_files, start_run};
+use super::run::{EvalText, Place, encode_files, recipe_file};
 use super::source::open_model;
 
 /// Reads a recipe and makes its paths absolute.
@@ -31,32 +33,41 @@ pub fn read_recipe(path: &Path) -> Result<TrainRecipe> {
     Ok(recipe)
 }
 
+/// What the command was asked beside its recipe.
+#[derive(Debug, Clone, Copy)]
+pub struct TrainOptions {
+    /// Go on with a run that was begun.
+    pub resume: bool,
+    /// Print one JSON object at the end.
+    pub json: bool,
+}
+
 /// Everything a run needs, read and checked before anything is written.
 struct Prepared {
     recipe: TrainRecipe,
+    place: Place,
     base: ModelFolder,
     data: TokenWindows,
     eval: Vec<EvalText>,
 }
 
-fn prepare(path: &Path) -> Result<Prepared> {
-    let recipe = read_recipe(path)?;
-    let at = || path.display().to_string();
-    recipe.training.check().with_context(at)?;
-    recipe.optimizer.check().with_context(at)?;
-    recipe.schedule.check().with_context(at)?;
-    recipe.method.check().with_context(at)?;
-    if recipe.data.train.is_empty() {
-        bail!("{}: data.train is empty", path.display());
+fn prepare(path: &Path, options: TrainOptions) -> Result<Prepared> {
+    let file = recipe_file(path);
+    let mut recipe = read_recipe(&file)?;
+    if path.is_dir() {
+        // The folder may have been moved since its recipe was written.
+        recipe.output.dir = resolve(Path::new(""), path)?;
     }
-    if recipe.output.dir.exists() {
-        let dir = recipe.output.dir.display();
-        bail!("{dir}: already exists; choose another output.dir or remove it");
-    }
+    check(&recipe).with_context(|| file.display().to_string())?;
+    let place = if path.is_dir() && options.resume {
+        Place::Begun
+    } else {
+        Place::find(&recipe.output.dir, &recipe, options.resume)?
+    };
     let base = open_model(recipe.model.path.as_deref())?;
     let (context, longest) = (recipe.data.context, base.config().max_position_embeddings);
     if !(2..=longest).contains(&context) {
-        bail!("{}: data.context is {context}, expected 2 to {longest}", path.display());
+        bail!("{}: data.context is {context}, expected 2 to {longest}", file.display());
     }
     let tokenizer = base.tokenizer()?;
     let tokens = encode_files(&recipe.data.train, &tokenizer)?;
@@ -68,7 +79,21 @@ fn prepare(path: &Path) -> Result<Prepared> {
         check_vocabulary(&read.tokens, base.config().vocab_size, std::slice::from_ref(text))?;
         eval.push(read);
     }
-    Ok(Prepared { recipe, base, data, eval })
+    Ok(Prepared { recipe, place, base, data, eval })
+}
+
+/// Every field that can be judged without reading a model or a text.
+fn check(recipe: &TrainRecipe) -> Result<()> {
+    recipe.training.check()?;
+    recipe.optimizer.check()?;
+    recipe.schedule.check()?;
+    recipe.method.check()?;
+    recipe.checkpoints.check()?;
+    recipe.early_stopping.check(recipe.training.eval_every, recipe.data.eval.len())?;
+    if recipe.data.train.is_empty() {
+        bail!("data.train is empty");
+    }
+    Ok(())
 }
 
 /// A tokenizer with more entries than the model has rows gives ids that mean nothing to it.
@@ -83,64 +108,57 @@ fn check_vocabulary(tokens: &[i32], vocab_size: usize, texts: &[PathBuf]) -> Res
 const LOADING: &str = "loading the model";
 
 /// Runs a recipe.
-pub fn train(path: &Path, on: DeviceOption, json: bool) -> Result<()> {
+pub fn train(path: &Path, on: DeviceOption, options: TrainOptions) -> Result<ExitCode> {
     // A device that is not there is said before files are read for minutes.
     match on.open()? {
-        Opened::Cpu(backend) => train_on(backend, prepare(path)?, json),
-        Opened::Cuda(backend) => train_on(backend, prepare(path)?, json),
-        Opened::CudaHost(backend) => train_on(backend, prepare(path)?, json),
+        Opened::Cpu(backend) => train_on(backend, prepare(path, options)?, options.json),
+        Opened::Cuda(backend) => train_on(backend, prepare(path, options)?, options.json),
+        Opened::CudaHost(backend) => train_on(backend, prepare(path, options)?, options.json),
     }
 }
 
-fn train_on<B: Backend>(backend: Arc<B>, prepared: Prepared, json: bool) -> Result<()> {
+fn train_on<B: Backend>(backend: Arc<B>, prepared: Prepared, json: bool) -> Result<ExitCode> {
     match &prepared.recipe.method.clone() {
-        MethodSettings::L4q(settings) => fit(backend, prepared, settings, json),
-        MethodSettings::Lora(settings) => fit(backend, prepared, settings, json),
-        MethodSettings::LrQat(settings) => fit(backend, prepared, settings, json),
-        MethodSettings::Peqa(settings) => fit(backend, prepared, settings, json),
-        MethodSettings::QaLora(settings) => fit(backend, prepared, settings, json),
-        MethodSettings::Qat(settings) => fit(backend, prepared, settings, json),
-        MethodSettings::QatLora(settings) => fit(backend, prepared, settings, json),
+        MethodSettings::L4q(settings) => run(backend, prepared, settings, json),
+        MethodSettings::Lora(settings) => run(backend, prepared, settings, json),
+        MethodSettings::LrQat(settings) => run(backend, prepared, settings, json),
+        MethodSettings::Peqa(settings) => run(backend, prepared, settings, json),
+        MethodSettings::QaLora(settings) => run(backend, prepared, settings, json),
+        MethodSettings::Qat(settings) => run(backend, prepared, settings, json),
+        MethodSettings::QatLora(settings) => run(backend, prepared, settings, json),
     }
 }
 
-fn fit<B: Backend, M: Method>(
+fn run<B: Backend, M: Method>(
     backend: Arc<B>,
     prepared: Prepared,
     method: &M,
     json: bool,
-) -> Result<()> {
-    let Prepared { recipe, base, data, eval } = prepared;
+) -> Result<ExitCode> {
+    let Prepared { recipe, place, base, data, eval } = prepared;
     let start = Start::Fresh(recipe.training.seed);
     let mut model = waiting(LOADING, || method_model(backend, &base, method, start))?;
+    let (context, data_sha256) = (recipe.data.context, data.fingerprint());
     let settings = recipe.training.clone();
-    let context = recipe.data.context;
     let schedule = recipe.schedule;
     let mut trainer =
         Trainer::new(&mut model, data, context, settings, &recipe.optimizer, schedule)?;
     let fingerprint = base.fingerprint()?;
-    let mut metrics = start_run(&recipe.output.dir, &recipe)?;
-    let (every, steps) = (recipe.training.eval_every, recipe.training.steps);
-    let mut watch = Watch::new(&mut metrics, &eval, context, every, steps);
-    watch.evaluate(0, &model)?;
-    trainer.run(&mut model, &mut watch)?;
-    let (results, loss) = (std::mem::take(&mut watch.results), watch.last_loss);
-    drop(watch);
-    let checkpoint = recipe.output.dir.join("checkpoints").join(format!("step-{steps}"));
-    save_adapter(&checkpoint, &mut model, steps, &fingerprint)?;
+    let folder = place.open(&recipe.output.dir, &recipe)?;
+    let state = TrainingState::new(B::NAME, fingerprint, data_sha256, folder.recipe_sha256()?);
+    let timetable = Timetable {
+        steps: recipe.training.steps,
+        eval_every: recipe.training.eval_every,
+        eval_start: true,
+        context,
+        checkpoints: recipe.checkpoints,
+        early_stopping: recipe.early_stopping,
+    };
+    let mut run = Run::begin(folder, state, timetable, &eval, (&mut model, &mut trainer))?;
+    let end = run.fit(&mut model, &mut trainer)?;
+    run.report(end, json);
     warn_of_floored_scales(&model)?;
-    if json {
-        let perplexity: serde_json::Map<_, _> =
-            results.iter().map(|(text, result)| (text.clone(), result.perplexity.into())).collect();
-        let value = serde_json::json!({
-            "run": recipe.output.dir, "checkpoint": checkpoint, "steps": steps,
-            "last_loss": loss, "perplexity": perplexity,
-        });
-        println!("{value}");
-    } else {
-        println!("{} steps, last loss {loss:.4}; checkpoint {}", steps, checkpoint.display());
-    }
-    Ok(())
+    Ok(end.exit_code())
 }
 
 fn warn_of_floored_scales<B: Backend, L: LinearMethod<B>>(model: &Llama<B, L>) -> Result<()> {
@@ -152,26 +170,4 @@ fn warn_of_floored_scales<B: Backend, L: LinearMethod<B>>(model: &Llama<B, L>) -
         }
     }
     Ok(())
-}
-
-/// The newest checkpoint of a run.
-pub fn latest_checkpoint(run: &Path) -> Result<PathBuf> {
-    let folder = run.join("checkpoints");
-    let entries =
-        std::fs::read_dir(&folder).with_context(|| format!("{}: cannot read", folder.display()))?;
-    let mut newest: Option<(u64, PathBuf)> = None;
-    for entry in entries {
-        let path = entry?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let step = name.strip_prefix("step-").and_then(|step| step.parse::<u64>().ok());
-        if let Some(step) = step
-            && newest.as_ref().is_none_or(|(newest, _)| step > *newest)
-        {
-            newest = Some((step, path));
-        }
-    }
-    match newest {
-        Some((_, path)) => Ok(path),
-        None => bail!("{}: holds no checkpoint", folder.display()),
-    }
 }

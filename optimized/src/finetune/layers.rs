@@ -66,8 +66,8 @@ impl LayerStart<'_> {
     fn saved(&self, tensor: &str, shape: [usize; 2]) -> Result<Option<Vec<f32>>> {
         match self.start {
             Start::Fresh(_) => Ok(None),
-            Start::Adapter(adapter) => {
-                adapter.tensor(&format!("{}.{tensor}", self.linear.name), &shape).map(Some)
+            Start::Checkpoint(checkpoint) => {
+                checkpoint.tensor(&format!("{}.{tensor}", self.linear.name), &shape).map(Some)
             }
         }
     }

@@ -7,8 +7,8 @@ use plumbline_reference::spec::{GradScale, InitScaleRule, QuantSpec};
 use rand::Rng;
 
 use super::{
-    BackwardCall, LayerCost, LinearMethod, MergedTensors, Parameter, ParameterKind, Scratch,
-    ScratchNeed, Trainable, Update, initial_grid, kaiming_uniform,
+    BackwardCall, CodeUse, LayerCost, LinearMethod, MergedTensors, Parameter, ParameterKind,
+    Scratch, ScratchNeed, Trainable, Update, initial_grid, kaiming_uniform,
 };
 use crate::backend::Backend;
 use crate::error::Result;
@@ -217,6 +217,10 @@ impl<B: Backend> LinearMethod<B> for L4q<B> {
 
     fn trained_scale(&self) -> Option<&Parameter<B>> {
         Some(&self.scale)
+    }
+
+    fn code_use(&self, backend: &B) -> Result<Option<CodeUse>> {
+        Ok(Some(MergedTensors::quantize(backend, &self.args())?.code_use()))
     }
 
     fn trainable(&mut self) -> Vec<Trainable<'_, B>> {

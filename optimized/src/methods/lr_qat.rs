@@ -8,8 +8,8 @@ use plumbline_reference::spec::{InitScaleRule, InnerScale, LrQatSpec, SCALE_FLOO
 use rand::Rng;
 
 use super::{
-    BackwardCall, LayerCost, LinearMethod, MergedTensors, Parameter, ParameterKind, Scratch,
-    ScratchNeed, Trainable, Update, initial_grid, kaiming_uniform, refuse_offset,
+    BackwardCall, CodeUse, LayerCost, LinearMethod, MergedTensors, Parameter, ParameterKind,
+    Scratch, ScratchNeed, Trainable, Update, initial_grid, kaiming_uniform, refuse_offset,
 };
 use crate::backend::Backend;
 use crate::error::{Error, Result};
@@ -172,6 +172,10 @@ impl<B: Backend> LrQat<B> {
     /// # Errors
     /// `NonFinite` naming the tensor.
     pub fn merge(self, backend: &B) -> Result<MergedTensors> {
+        self.merged(backend)
+    }
+
+    fn merged(&self, backend: &B) -> Result<MergedTensors> {
         let spec = *self.options.spec.grid();
         let (len, groups) = (self.out_features * spec.in_features(), self.scale.len());
         let (mut effective, mut codes) = (backend.zeros(len)?, backend.zero_codes(len)?);
@@ -258,6 +262,10 @@ impl<B: Backend> LinearMethod<B> for LrQat<B> {
 
     fn trained_scale(&self) -> Option<&Parameter<B>> {
         Some(&self.scale)
+    }
+
+    fn code_use(&self, backend: &B) -> Result<Option<CodeUse>> {
+        Ok(Some(self.merged(backend)?.code_use()))
     }
 
     fn trainable(&mut self) -> Vec<Trainable<'_, B>> {

@@ -19,7 +19,7 @@ mod qat_lora;
 mod quantized_weight;
 
 pub use affine::{Affine, AffineTensors};
-pub use codes::{CodeTensors, IntoCodes};
+pub use codes::{CodeTensors, CodeUse, IntoCodes};
 use cost::codes_cost;
 pub use cost::{LayerCost, Update};
 pub use dense::Dense;
@@ -258,6 +258,14 @@ pub trait LinearMethod<B: Backend>: Sized + Send {
     /// The scale that is trained, where one is: a group that falls below its floor stands still.
     fn trained_scale(&self) -> Option<&Parameter<B>> {
         None
+    }
+
+    /// How the codes that merging would give now use their grid; `None` where there are none.
+    ///
+    /// # Errors
+    /// `NonFinite` naming the tensor; when the device failed.
+    fn code_use(&self, _backend: &B) -> Result<Option<CodeUse>> {
+        Ok(None)
     }
 
     /// The trained tensors; names are relative to the layer.

@@ -6,8 +6,8 @@
 use plumbline_reference::spec::{QuantSpec, SCALE_FLOOR};
 
 use super::{
-    AffineTensors, BackwardCall, LayerCost, LinearMethod, Parameter, ParameterKind, Scratch,
-    ScratchNeed, Trainable, Update,
+    AffineTensors, BackwardCall, CodeUse, LayerCost, LinearMethod, Parameter, ParameterKind,
+    Scratch, ScratchNeed, Trainable, Update,
 };
 use crate::backend::Backend;
 use crate::error::Result;
@@ -59,6 +59,10 @@ impl<B: Backend> Peqa<B> {
     /// # Errors
     /// When the device failed.
     pub fn merge(self, backend: &B) -> Result<AffineTensors> {
+        self.merged(backend)
+    }
+
+    fn merged(&self, backend: &B) -> Result<AffineTensors> {
         let codes = backend.download_codes(&self.codes)?.into_iter().map(|code| code as u8);
         let floor = SCALE_FLOOR as f32;
         let scale = self.scale.to_host(backend)?.into_iter().map(|scale| scale.max(floor));
@@ -126,6 +130,10 @@ impl<B: Backend> LinearMethod<B> for Peqa<B> {
 
     fn trained_scale(&self) -> Option<&Parameter<B>> {
         Some(&self.scale)
+    }
+
+    fn code_use(&self, backend: &B) -> Result<Option<CodeUse>> {
+        Ok(Some(self.merged(backend)?.code_use()))
     }
 
     fn trainable(&mut self) -> Vec<Trainable<'_, B>> {

@@ -5,7 +5,7 @@ use plumbline_reference::spec::{GradScale, InitScaleRule, QatQuantizer, QuantSpe
 
 use super::quantized_weight::{QuantizedTensors, QuantizedWeight};
 use super::{
-    BackwardCall, LayerCost, LinearMethod, MergedTensors, Parameter, Scratch, ScratchNeed,
+    BackwardCall, CodeUse, LayerCost, LinearMethod, MergedTensors, Parameter, Scratch, ScratchNeed,
     Trainable, Update, initial_grid, refuse_offset,
 };
 use crate::backend::Backend;
@@ -155,6 +155,10 @@ impl<B: Backend> LinearMethod<B> for Qat<B> {
 
     fn trained_scale(&self) -> Option<&Parameter<B>> {
         Some(&self.inner.scale)
+    }
+
+    fn code_use(&self, backend: &B) -> Result<Option<CodeUse>> {
+        Ok(Some(MergedTensors::quantize(backend, &self.inner.args())?.code_use()))
     }
 
     fn trainable(&mut self) -> Vec<Trainable<'_, B>> {

@@ -8,8 +8,8 @@ use rand::Rng;
 use super::low_rank_path::LowRankPath;
 use super::quantized_weight::{QuantizedTensors, QuantizedWeight};
 use super::{
-    BackwardCall, L4qOptions, L4qTensors, LayerCost, LinearMethod, LoraOptions, Parameter, Scratch,
-    ScratchNeed, Trainable, Update,
+    BackwardCall, CodeUse, L4qOptions, L4qTensors, LayerCost, LinearMethod, LoraOptions,
+    MergedTensors, Parameter, Scratch, ScratchNeed, Trainable, Update,
 };
 use crate::backend::Backend;
 use crate::error::Result;
@@ -113,6 +113,10 @@ impl<B: Backend> LinearMethod<B> for QatLora<B> {
 
     fn trained_scale(&self) -> Option<&Parameter<B>> {
         Some(&self.inner.scale)
+    }
+
+    fn code_use(&self, backend: &B) -> Result<Option<CodeUse>> {
+        Ok(Some(MergedTensors::quantize(backend, &self.inner.args())?.code_use()))
     }
 
     fn trainable(&mut self) -> Vec<Trainable<'_, B>> {

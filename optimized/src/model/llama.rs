@@ -287,6 +287,20 @@ impl<B: Backend, L: LinearMethod<B>> Llama<B, L> {
         self.trainable().into_iter().map(host).collect()
     }
 
+    /// Overwrites every trained tensor with what `values` gives for its name and shape.
+    ///
+    /// # Errors
+    /// Whatever `values` returns; when the device failed.
+    pub fn write_trained(
+        &mut self,
+        mut values: impl FnMut(&str, &[usize]) -> Result<Vec<f32>>,
+    ) -> Result<()> {
+        let backend = self.backend.clone();
+        self.trainable().into_iter().try_for_each(|tensor| {
+            backend.write(&values(&tensor.name, tensor.shape)?, tensor.value)
+        })
+    }
+
     pub(super) fn scratch_need(&self) -> ScratchNeed {
         self.blocks
             .iter()

@@ -4,6 +4,7 @@
 mod activations;
 mod block;
 mod decode;
+mod diagnose;
 mod head;
 mod llama;
 mod plan;

@@ -25,6 +25,17 @@ pub struct KindSettings {
     pub weight_decay: Option<f64>,
 }
 
+/// What a step does whose loss or gradient is not finite.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnNonfinite {
+    /// Stop the run and name the tensor.
+    #[default]
+    Stop,
+    /// Change nothing, count it and go on with the next samples.
+    Skip,
+}
+
 /// The optimizer as a recipe states it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -41,6 +52,8 @@ pub struct OptimizerSettings {
     pub eps: f64,
     /// Largest global norm of the gradient; 0 switches clipping off.
     pub max_grad_norm: f64,
+    /// What a step does whose loss or gradient is not finite.
+    pub on_nonfinite: OnNonfinite,
     /// Matrices of linear layers and the output projection (pretraining).
     pub weight: KindSettings,
     /// The embedding table (pretraining).
@@ -67,6 +80,7 @@ impl Default for OptimizerSettings {
             beta2: 0.999,
             eps: 1e-8,
             max_grad_norm: 1.0,
+            on_nonfinite: OnNonfinite::Stop,
             weight: kind,
             embedding: kind,
             norm: kind,
@@ -191,6 +205,43 @@ impl<B: Backend> Optimizer<B> {
         };
         let moments = moments.iter().map(upload).collect::<Result<_>>()?;
         Ok(Self { moments, step: steps, ..Self::new(settings)? })
+    }
+
+    /// Goes on after `steps` steps with the moments that `moments` gives for the name and the
+    /// length of every tensor that has some.
+    ///
+    /// # Errors
+    /// Whatever `moments` returns; when the device failed.
+    pub fn restore(
+        &mut self,
+        backend: &B,
+        steps: u64,
+        mut moments: impl FnMut(&str, usize) -> Result<HostMoments>,
+    ) -> Result<()> {
+        for (name, of_tensor) in &mut self.moments {
+            let HostMoments { first, second } = moments(name, of_tensor.len)?;
+            backend.write(&first, &mut of_tensor.first)?;
+            backend.write(&second, &mut of_tensor.second)?;
+        }
+        self.step = steps;
+        Ok(())
+    }
+
+    /// Updates so far.
+    pub fn steps(&self) -> u64 {
+        self.step
+    }
+
+    /// Forgets the gradients and the losses that were added up for a step.
+    ///
+    /// # Errors
+    /// When the device failed.
+    pub fn discard<L: LinearMethod<B>>(&mut self, model: &mut Llama<B, L>) -> Result<()> {
+        let backend = model.shared_backend();
+        if let Some((sums, _)) = &mut self.sums {
+            backend.clear_sums(sums)?;
+        }
+        model.trainable().into_iter().try_for_each(|tensor| backend.clear(tensor.gradient))
     }
 
     /// The moments of every tensor that was updated, by its name.

@@ -6,9 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use super::data::TokenWindows;
 use super::metrics::StepRecord;
-use super::optimizer::{Optimizer, OptimizerSettings, StepSums};
+use super::optimizer::{OnNonfinite, Optimizer, OptimizerSettings, StepSums};
+use super::position::Position;
 use super::schedule::Schedule;
 use crate::backend::Backend;
+use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::methods::LinearMethod;
 use crate::model::{Batch, Llama, Plan, Recompute, Workspace};
@@ -68,14 +70,22 @@ pub trait Observer<B: Backend, L> {
     fn after_step(&mut self, record: &StepRecord, model: &mut Llama<B, L>) -> Result<()>;
 }
 
+/// Steps in a row that may be skipped: a run that cannot compute a gradient any more is stopped.
+const MOST_SKIPPED_IN_A_ROW: u64 = 10;
+
 /// A run: model, data, optimizer, schedule.
 pub struct Trainer<B: Backend> {
     settings: TrainingSettings,
+    on_nonfinite: OnNonfinite,
+    learning_rate: f64,
     schedule: Schedule,
     optimizer: Optimizer<B>,
     data: TokenWindows,
     context: usize,
     workspace: Workspace<B>,
+    position: Position,
+    /// When `position.seconds` was counted last.
+    clock: Instant,
 }
 
 impl<B: Backend> Trainer<B> {
@@ -93,6 +103,7 @@ impl<B: Backend> Trainer<B> {
     ) -> Result<Self> {
         settings.check()?;
         let tokens = settings.micro_batch * context;
+        let OptimizerSettings { on_nonfinite, learning_rate, .. } = *optimizer;
         let mut optimizer = Optimizer::new(optimizer)?;
         let plan = Plan::new(model, tokens, settings.recompute, settings.accumulation);
         let mut allocate = || {
@@ -100,56 +111,138 @@ impl<B: Backend> Trainer<B> {
             optimizer.reserve(model, settings.accumulation).map(|()| workspace)
         };
         let workspace = allocate().map_err(|error| plan.explain(error))?;
-        Ok(Self { settings, schedule, optimizer, data, context, workspace })
+        let (position, clock) = (Position::default(), Instant::now());
+        Ok(Self {
+            settings,
+            on_nonfinite,
+            learning_rate,
+            schedule,
+            optimizer,
+            data,
+            context,
+            workspace,
+            position,
+            clock,
+        })
     }
 
-    /// Runs all steps.
+    /// Goes on where a checkpoint was written: the steps after it have the bits that they had or
+    /// would have had.
     ///
     /// # Errors
-    /// `NonFinite` naming the tensor when training diverges; whatever the observer returns.
+    /// `File` for a checkpoint of another model; when the device failed.
+    pub fn restore<L: LinearMethod<B>>(
+        &mut self,
+        model: &mut Llama<B, L>,
+        checkpoint: &Checkpoint,
+    ) -> Result<()> {
+        let backend = model.shared_backend();
+        model.write_trained(|name, shape| checkpoint.tensor(name, shape))?;
+        let position = checkpoint.state.position;
+        let moments = |name: &str, len| checkpoint.moments(name, len);
+        self.optimizer.restore(&*backend, position.updates, moments)?;
+        self.position = position;
+        self.clock = Instant::now();
+        Ok(())
+    }
+
+    /// Where the run stands.
+    pub fn position(&mut self) -> Position {
+        let now = Instant::now();
+        self.position.seconds += (now - self.clock).as_secs_f64();
+        self.clock = now;
+        self.position
+    }
+
+    /// The state of the optimizer, for a checkpoint.
+    pub fn optimizer(&self) -> &Optimizer<B> {
+        &self.optimizer
+    }
+
+    /// Runs all steps that are left.
+    ///
+    /// # Errors
+    /// As [`Trainer::step`]; whatever the observer returns.
     pub fn run<L: LinearMethod<B>>(
         &mut self,
         model: &mut Llama<B, L>,
         observer: &mut impl Observer<B, L>,
     ) -> Result<()> {
-        let start = Instant::now();
-        for step in 1..=self.settings.steps {
-            let began = Instant::now();
-            let (loss, grad_norm, rate_factor) = self.step(model, step)?;
-            let per_step = self.settings.micro_batch * self.settings.accumulation * self.context;
-            let record = StepRecord {
-                step,
-                loss,
-                rate_factor,
-                grad_norm,
-                tokens: step * per_step as u64,
-                seconds: start.elapsed().as_secs_f64(),
-                tokens_per_second: per_step as f64 / began.elapsed().as_secs_f64(),
-            };
+        self.clock = Instant::now();
+        while self.position.step < self.settings.steps {
+            let record = self.step(model)?;
             observer.after_step(&record, model)?;
         }
         Ok(())
     }
 
-    /// One optimizer step: the gradient is that of the mean loss over all tokens of all
-    /// micro-batches, however they are divided.
-    fn step<L: LinearMethod<B>>(
+    /// One optimizer step, or under `on_nonfinite = "skip"` one that changes nothing.
+    ///
+    /// # Errors
+    /// `NonFinite` naming the tensor when training diverges.
+    pub fn step<L: LinearMethod<B>>(&mut self, model: &mut Llama<B, L>) -> Result<StepRecord> {
+        let began = Instant::now();
+        let step = self.position.step + 1;
+        let rate_factor = self.schedule.factor(step, self.settings.steps);
+        let may_skip = self.on_nonfinite == OnNonfinite::Skip
+            && self.position.skipped_in_a_row < MOST_SKIPPED_IN_A_ROW;
+        let done =
+            self.update(model, rate_factor).map_err(|error| model.locate(error, &self.workspace));
+        let (sums, skipped) = match done {
+            Ok(sums) => (sums, None),
+            Err(error @ Error::NonFinite { .. }) if may_skip => {
+                self.optimizer.discard(model)?;
+                let sums = StepSums { loss: f64::NAN, grad_norm: f64::NAN };
+                (sums, Some(error.to_string()))
+            }
+            Err(error) => return Err(error),
+        };
+        let TrainingSettings { micro_batch, accumulation, .. } = self.settings;
+        let samples = (micro_batch * accumulation) as u64;
+        let tokens = samples * self.context as u64;
+        let position = &mut self.position;
+        position.step = step;
+        position.updates = self.optimizer.steps();
+        position.next_sample += samples;
+        position.tokens += tokens;
+        if skipped.is_none() {
+            position.last_loss = Some(sums.loss);
+        }
+        position.skipped += u64::from(skipped.is_some());
+        position.skipped_in_a_row =
+            if skipped.is_some() { position.skipped_in_a_row + 1 } else { 0 };
+        let position = self.position();
+        Ok(StepRecord {
+            step,
+            loss: sums.loss,
+            learning_rate: self.learning_rate * rate_factor,
+            rate_factor,
+            grad_norm: sums.grad_norm,
+            tokens: position.tokens,
+            seconds: position.seconds,
+            tokens_per_second: tokens as f64 / began.elapsed().as_secs_f64(),
+            skipped,
+        })
+    }
+
+    /// The gradient of the mean loss over all tokens of all micro-batches, however they are
+    /// divided, and the update by it. The loss returned is that mean.
+    fn update<L: LinearMethod<B>>(
         &mut self,
         model: &mut Llama<B, L>,
-        step: u64,
-    ) -> Result<(f64, f64, f64)> {
-        let TrainingSettings { micro_batch, accumulation, steps, .. } = self.settings;
+        rate_factor: f64,
+    ) -> Result<StepSums> {
+        let TrainingSettings { micro_batch, accumulation, .. } = self.settings;
         let tokens = micro_batch * accumulation * self.context;
         let mut counted = 0;
         for micro in 0..accumulation {
-            let first = ((step - 1) * accumulation as u64 + micro as u64) * micro_batch as u64;
+            let first = self.position.next_sample + (micro * micro_batch) as u64;
             let (inputs, targets) = self.data.batch(first, micro_batch);
             let batch = Batch { batch: micro_batch, tokens: &inputs, targets: &targets };
             let (multiplier, loss) = (1.0 / tokens as f32, self.optimizer.loss_slot(micro)?);
             counted += model.add_gradients(&batch, multiplier, &mut self.workspace, loss)?;
         }
-        let rate_factor = self.schedule.factor(step, steps);
         let StepSums { loss, grad_norm } = self.optimizer.step(model, rate_factor)?;
-        Ok((loss / counted as f64, grad_norm, rate_factor))
+        Ok(StepSums { loss: loss / counted as f64, grad_norm })
     }
 }

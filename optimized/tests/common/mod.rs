@@ -1,5 +1,6 @@
 //! A small model folder to break and to train.
 
+pub mod program;
 pub mod settings;
 
 use std::path::Path;
