@@ -1,5 +1,6 @@
 //! The command line: parses, calls, prints.
 
+mod data;
 mod demo;
 mod device;
 mod eval;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::{Result, bail};
 use plumbline::backend::Backend;
 use plumbline::checkpoint::{Precision, Tokenizer, new_folder, save_dense};
-use plumbline::recipe::{self, PretrainRecipe, resolve};
+use plumbline::recipe::{self, DataFormat, PretrainRecipe, resolve};
 use plumbline::train::{TokenWindows, Trainer, new_model};
 
 use super::device::{DeviceOption, Opened};
@@ -31,6 +31,10 @@ fn pretrain_on<B: Backend>(backend: Arc<B>, recipe_path: &Path) -> Result<()> {
     recipe.training.check()?;
     recipe.optimizer.check()?;
     recipe.schedule.check()?;
+    recipe.data.check()?;
+    if recipe.data.format != DataFormat::Text {
+        bail!("{}: data.format: pretraining reads text", recipe_path.display());
+    }
     let context = recipe.data.context;
     if context < 2 {
         bail!("{}: data.context is {context}, expected at least 2", recipe_path.display());
@@ -38,9 +42,6 @@ fn pretrain_on<B: Backend>(backend: Arc<B>, recipe_path: &Path) -> Result<()> {
     let config = recipe.model.config(context)?;
     let texts: Vec<String> =
         recipe.data.train.iter().map(|path: &PathBuf| read_text(path)).collect::<Result<_>>()?;
-    if texts.is_empty() {
-        bail!("{}: data.train is empty", recipe_path.display());
-    }
     if recipe.output.dir.exists() {
         bail!("{}: already exists; choose another output.dir", recipe.output.dir.display());
     }

@@ -10,11 +10,12 @@ use plumbline::finetune::{Method, Start, method_model};
 use plumbline::methods::LinearMethod;
 use plumbline::model::Llama;
 use plumbline::recipe::{self, MethodSettings, TrainRecipe, resolve};
-use plumbline::train::{TokenWindows, Trainer};
+use plumbline::train::{Trainer, TrainingData};
 
+use super::data::training_data;
 use super::device::{DeviceOption, Opened};
 use super::progress::waiting;
-use super::run::{EvalText, Watch, encode_files, start_run};
+use super::run::{EvalText, Watch, start_run};
 use super::source::open_model;
 
 /// Reads a recipe and makes its paths absolute.
@@ -35,7 +36,7 @@ pub fn read_recipe(path: &Path) -> Result<TrainRecipe> {
 struct Prepared {
     recipe: TrainRecipe,
     base: ModelFolder,
-    data: TokenWindows,
+    data: TrainingData,
     eval: Vec<EvalText>,
 }
 
@@ -46,9 +47,7 @@ fn prepare(path: &Path) -> Result<Prepared> {
     recipe.optimizer.check().with_context(at)?;
     recipe.schedule.check().with_context(at)?;
     recipe.method.check().with_context(at)?;
-    if recipe.data.train.is_empty() {
-        bail!("{}: data.train is empty", path.display());
-    }
+    recipe.data.check().with_context(at)?;
     if recipe.output.dir.exists() {
         let dir = recipe.output.dir.display();
         bail!("{dir}: already exists; choose another output.dir or remove it");
@@ -59,23 +58,20 @@ fn prepare(path: &Path) -> Result<Prepared> {
         bail!("{}: data.context is {context}, expected 2 to {longest}", path.display());
     }
     let tokenizer = base.tokenizer()?;
-    let tokens = encode_files(&recipe.data.train, &tokenizer)?;
-    check_vocabulary(&tokens, base.config().vocab_size, &recipe.data.train)?;
-    let data = TokenWindows::new(tokens, context, recipe.training.seed)?;
+    let data = training_data(&recipe, &base, &tokenizer).with_context(at)?;
     let mut eval = Vec::new();
     for text in &recipe.data.eval {
         let read = EvalText::read(text, &tokenizer)?;
-        check_vocabulary(&read.tokens, base.config().vocab_size, std::slice::from_ref(text))?;
+        check_vocabulary(&read.tokens, base.config().vocab_size, text)?;
         eval.push(read);
     }
     Ok(Prepared { recipe, base, data, eval })
 }
 
 /// A tokenizer with more entries than the model has rows gives ids that mean nothing to it.
-fn check_vocabulary(tokens: &[i32], vocab_size: usize, texts: &[PathBuf]) -> Result<()> {
+fn check_vocabulary(tokens: &[i32], vocab_size: usize, text: &Path) -> Result<()> {
     if let Some(token) = tokens.iter().find(|token| **token as usize >= vocab_size) {
-        let names: Vec<String> = texts.iter().map(|text| text.display().to_string()).collect();
-        bail!("{}: token id {token} is outside 0..{vocab_size}", names.join(", "));
+        bail!("{}: token id {token} is outside 0..{vocab_size}", text.display());
     }
     Ok(())
 }
@@ -111,6 +107,7 @@ fn fit<B: Backend, M: Method>(
     json: bool,
 ) -> Result<()> {
     let Prepared { recipe, base, data, eval } = prepared;
+    let found = data.report().cloned();
     let start = Start::Fresh(recipe.training.seed);
     let mut model = waiting(LOADING, || method_model(backend, &base, method, start))?;
     let settings = recipe.training.clone();
@@ -120,6 +117,9 @@ fn fit<B: Backend, M: Method>(
         Trainer::new(&mut model, data, context, settings, &recipe.optimizer, schedule)?;
     let fingerprint = base.fingerprint()?;
     let mut metrics = start_run(&recipe.output.dir, &recipe)?;
+    if let Some(found) = &found {
+        metrics.write(&serde_json::json!({ "data": found }))?;
+    }
     let (every, steps) = (recipe.training.eval_every, recipe.training.steps);
     let mut watch = Watch::new(&mut metrics, &eval, context, every, steps);
     watch.evaluate(0, &model)?;
@@ -134,7 +134,7 @@ fn fit<B: Backend, M: Method>(
             results.iter().map(|(text, result)| (text.clone(), result.perplexity.into())).collect();
         let value = serde_json::json!({
             "run": recipe.output.dir, "checkpoint": checkpoint, "steps": steps,
-            "last_loss": loss, "perplexity": perplexity,
+            "last_loss": loss, "perplexity": perplexity, "data": found,
         });
         println!("{value}");
     } else {

@@ -5,7 +5,9 @@ mod metrics;
 mod optimizer;
 mod pretrain;
 mod run;
+pub mod samples;
 mod schedule;
+mod sequences;
 
 pub use data::TokenWindows;
 pub use metrics::{Metrics, StepRecord};
@@ -13,3 +15,4 @@ pub use optimizer::{HostMoments, KindSettings, Optimizer, OptimizerSettings};
 pub use pretrain::new_model;
 pub use run::{Observer, Trainer, TrainingSettings};
 pub use schedule::{Schedule, ScheduleKind};
+pub use sequences::{Sequences, TrainingData};

@@ -4,14 +4,14 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use super::data::TokenWindows;
 use super::metrics::StepRecord;
 use super::optimizer::{Optimizer, OptimizerSettings, StepSums};
 use super::schedule::Schedule;
+use super::sequences::{Sequences, TrainingData};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::methods::LinearMethod;
-use crate::model::{Batch, Llama, Plan, Recompute, Workspace};
+use crate::model::{Llama, Plan, Recompute, Workspace};
 
 /// The loop as a recipe states it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -73,7 +73,7 @@ pub struct Trainer<B: Backend> {
     settings: TrainingSettings,
     schedule: Schedule,
     optimizer: Optimizer<B>,
-    data: TokenWindows,
+    data: TrainingData,
     context: usize,
     workspace: Workspace<B>,
 }
@@ -85,7 +85,7 @@ impl<B: Backend> Trainer<B> {
     /// `Invalid` naming a field; when the device has no room, with the plan.
     pub fn new<L: LinearMethod<B>>(
         model: &mut Llama<B, L>,
-        data: TokenWindows,
+        data: impl Into<TrainingData>,
         context: usize,
         settings: TrainingSettings,
         optimizer: &OptimizerSettings,
@@ -100,6 +100,7 @@ impl<B: Backend> Trainer<B> {
             optimizer.reserve(model, settings.accumulation).map(|()| workspace)
         };
         let workspace = allocate().map_err(|error| plan.explain(error))?;
+        let data = data.into();
         Ok(Self { settings, schedule, optimizer, data, context, workspace })
     }
 
@@ -131,7 +132,7 @@ impl<B: Backend> Trainer<B> {
         Ok(())
     }
 
-    /// One optimizer step: the gradient is that of the mean loss over all tokens of all
+    /// One optimizer step: the gradient is that of the mean loss over all counted targets of all
     /// micro-batches, however they are divided.
     fn step<L: LinearMethod<B>>(
         &mut self,
@@ -139,14 +140,18 @@ impl<B: Backend> Trainer<B> {
         step: u64,
     ) -> Result<(f64, f64, f64)> {
         let TrainingSettings { micro_batch, accumulation, steps, .. } = self.settings;
-        let tokens = micro_batch * accumulation * self.context;
-        let mut counted = 0;
-        for micro in 0..accumulation {
-            let first = ((step - 1) * accumulation as u64 + micro as u64) * micro_batch as u64;
-            let (inputs, targets) = self.data.batch(first, micro_batch);
-            let batch = Batch { batch: micro_batch, tokens: &inputs, targets: &targets };
-            let (multiplier, loss) = (1.0 / tokens as f32, self.optimizer.loss_slot(micro)?);
-            counted += model.add_gradients(&batch, multiplier, &mut self.workspace, loss)?;
+        let first = (step - 1) * (accumulation * micro_batch) as u64;
+        let batches: Vec<Sequences> = (0..accumulation)
+            .map(|micro| self.data.batch(first + (micro * micro_batch) as u64, micro_batch))
+            .collect::<Result<_>>()?;
+        let counted: usize = batches.iter().map(Sequences::counted).sum();
+        if counted == 0 {
+            return Err(Error::Invalid(format!("step {step} has no target that counts")));
+        }
+        for (micro, sequences) in batches.iter().enumerate() {
+            let loss = self.optimizer.loss_slot(micro)?;
+            let multiplier = 1.0 / counted as f32;
+            model.add_gradients(&sequences.batch(), multiplier, &mut self.workspace, loss)?;
         }
         let rate_factor = self.schedule.factor(step, steps);
         let StepSums { loss, grad_norm } = self.optimizer.step(model, rate_factor)?;
