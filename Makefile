@@ -26,8 +26,8 @@ bench: openblas
 
 # PyTorch and plumbline in turn, in one run; needs `pip install -r benches/peers/requirements.txt`.
 peers: openblas
-	cargo build --release -p plumbline-benches
-	python3 benches/peers/l4q_linear.py
+	python3 benches/peers/linears.py
+	python3 benches/peers/llama_step.py
 
 # Compiles the CUDA kernels; needs neither a GPU nor a driver. check-ptx compares instead;
 # registers has them assembled for several devices and writes the table of what they use.
@@ -54,9 +54,9 @@ gpu-bundle: openblas
 	rm -rf $(BUNDLE) && mkdir -p $(BUNDLE)/lib
 	cargo bench -q -p plumbline-benches --bench l4q_linear --no-run --message-format=json \
 	  | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | xargs -I{} cp {} $(BUNDLE)/l4q_linear_bench
-	cp target/release/plumbline target/release/conform target/release/l4q_linear $(BUNDLE)
+	cp target/release/plumbline target/release/conform target/release/linear $(BUNDLE)
 	ldd $(BUNDLE)/conform | sed -n 's/.*=> \(.*\(openblas\|gfortran\|quadmath\).*\) (.*/\1/p' | xargs -I{} cp {} $(BUNDLE)/lib
-	strip $(BUNDLE)/plumbline $(BUNDLE)/conform $(BUNDLE)/l4q_linear $(BUNDLE)/l4q_linear_bench
+	strip $(BUNDLE)/plumbline $(BUNDLE)/conform $(BUNDLE)/linear $(BUNDLE)/l4q_linear_bench
 	cp -r golden benches/peers benches/gpu/run.sh $(BUNDLE)
 	du -sh $(BUNDLE)
 

@@ -40,7 +40,8 @@ fn backend<B: Backend>(
     group.sample_size(20);
     for &shape in shapes {
         let inputs = Inputs::new(shape).expect("the shapes are valid");
-        let mut layer = Layer::new(open(), inputs).expect("the layer fits into memory");
+        let mut layer =
+            Layer::new(open(), inputs, Inputs::l4q).expect("the layer fits into memory");
         group.throughput(tokens(shape));
         group.bench_function(BenchmarkId::new("forward", shape), |bencher| {
             bencher.iter(|| {

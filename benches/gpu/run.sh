@@ -2,15 +2,16 @@
 # Judges and times the CUDA backend: on a machine with an NVIDIA driver, without Rust and without a
 # CUDA toolkit. `make gpu-bundle` packs this script with the programs and the golden vectors.
 #
-#     ./run.sh [results folder]
+#     [ROUNDS=3] ./run.sh [results folder]
 #
-# Every step writes its own file there; summary.md names the steps with their exit codes. The
-# script's exit code is 1 when a step failed. A step whose program the machine lacks is ignored, and
-# the summary says so.
+# Every step writes its own file there; summary.md names the steps with their exit codes, and has the
+# tables of PyTorch beside this. The script's exit code is 1 when a step failed. A step whose program
+# the machine lacks is ignored, and the summary says so.
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 out=${1:-$here/results}
 mkdir -p "$out"
+rounds=${ROUNDS:-3} # turns of PyTorch and this, each in a process of its own
 export REQUIRE_CUDA=1
 # cuBLAS may come from a toolkit, or with PyTorch.
 torch_libraries=$(python3 - 2>/dev/null <<'PYTHON'
@@ -23,6 +24,7 @@ PYTHON
 export LD_LIBRARY_PATH="$here/lib:$torch_libraries:/usr/local/cuda/lib64:${LD_LIBRARY_PATH:-}"
 summary=$out/summary.md
 failed=0
+tables=()
 {
   echo "# A run on a GPU"
   echo
@@ -59,12 +61,25 @@ else
 fi
 step criterion "$here/l4q_linear_bench" --bench l4q_linear/cuda
 if python3 -c 'import torch' 2> /dev/null; then
-  for variant in "" --compiled; do
-    step "peers${variant#-}" python3 "$here/peers/l4q_linear.py" --device cuda $variant \
-      --binary "$here/l4q_linear" --golden "$here/golden" --json "$out/peers${variant#-}.json"
+  for compute in bf16 f32; do
+    tables+=("linears_$compute")
+    step "linears_$compute" python3 "$here/peers/linears.py" --device cuda --compute $compute \
+      --compiled --rounds "$rounds" --binary "$here/linear" --golden "$here/golden" \
+      --json "$out/linears_$compute.json"
+  done
+  for method in l4q lora; do
+    tables+=("llama_2_7b_$method")
+    step "llama_2_7b_$method" python3 "$here/peers/llama_step.py" --device cuda --compute bf16 \
+      --compiled --recompute --config llama-2-7b --method $method --tokens 2048 --group 128 \
+      --rounds "$rounds" --repeats 5 --binary "$here/plumbline" --golden "$here/golden" \
+      --json "$out/llama_2_7b_$method.json"
   done
 else
   ignored peers "PyTorch is not installed"
 fi
+# Step time, floor and PyTorch, one table after the other.
+for name in "${tables[@]}"; do
+  { echo; echo "## $name"; echo; cat "$out/$name.txt"; } >> "$summary"
+done
 cat "$summary"
 exit $failed

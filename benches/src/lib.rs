@@ -7,15 +7,24 @@
 use plumbline::backend::Backend;
 use plumbline::cpu::Cpu;
 use plumbline::error::Result;
-use plumbline::methods::{BackwardCall, L4q, L4qOptions, L4qTensors, LinearMethod, Scratch};
+use plumbline::methods::{
+    AffineTensors, BackwardCall, L4q, L4qOptions, L4qTensors, LinearMethod, LrQat, LrQatOptions,
+    LrQatTensors, QaLora, QaLoraOptions, Scratch,
+};
 use plumbline::ops::Write;
 use plumbline::ops::init_scale::InitScale;
-use plumbline_reference::spec::{Bits, GradScale, InitScaleRule, QuantSpec, SpecError};
+use plumbline_reference::spec::{
+    Bits, Downcast, GradScale, GroupPool, InitScaleRule, InnerScale, LrQatDialect, LrQatMask,
+    LrQatSpec, Pool, QaLoraDialect, QuantSpec, RangeSearch, RtnSpec, SpecError, SymmetricScale,
+};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 /// Final multiplier of the update, alpha / rank.
 pub const LORA_SCALING: f32 = 2.0;
+
+/// How far `lora_b` has moved from its start at zero.
+const LORA_B_DEVIATION: f32 = 0.002;
 
 /// Seed of every number.
 const SEED: u64 = 1;
@@ -120,7 +129,7 @@ impl Inputs {
         Cpu.init_scale(spec, InitScaleRule::L4q, out_features, &weight, &mut scale, &mut offset)?;
         let trained = L4qTensors {
             lora_a: normal(rank * in_features, 1.0 / (in_features as f32).sqrt(), &mut random),
-            lora_b: normal(out_features * rank, 0.002, &mut random),
+            lora_b: normal(out_features * rank, LORA_B_DEVIATION, &mut random),
             scale,
             offset: normal(groups, 0.001, &mut random),
         };
@@ -139,11 +148,71 @@ fn normal(len: usize, deviation: f32, random: &mut impl Rng) -> Vec<f32> {
     (0..len).map(|_| draw()).collect()
 }
 
+impl Inputs {
+    /// The L4Q layer.
+    ///
+    /// # Errors
+    /// When the device has no room.
+    pub fn l4q<B: Backend>(&self, backend: &B) -> Result<L4q<B>> {
+        let options = L4qOptions {
+            spec: self.spec,
+            rank: self.shape.rank,
+            lora_scaling: LORA_SCALING,
+            init: InitScaleRule::L4q,
+            grad_scale: GradScale::None,
+        };
+        L4q::from_tensors(backend, &self.weight, self.shape.out_features, options, &self.trained)
+    }
+
+    /// The LR-QAT layer, its frozen weight in a byte (`fixed8`).
+    ///
+    /// # Errors
+    /// For 8 bits, which `fixed8` has no fraction for; when the device has no room.
+    pub fn lr_qat<B: Backend>(&self, backend: &B) -> Result<LrQat<B>> {
+        let Shape { in_features, out_features, rank, .. } = self.shape;
+        let inner_scale = InnerScale::Frozen(Downcast::Fixed8);
+        let spec =
+            LrQatSpec::new(self.spec, inner_scale, LrQatMask::default(), LrQatDialect::default())?;
+        let init = InitScaleRule::L4q;
+        let options = LrQatOptions { spec, rank, lora_scaling: LORA_SCALING, init };
+        let scale = self.trained.scale.clone();
+        // The update is in steps of the grid; this one moves a weight by about a fifth of one.
+        let in_steps = 0.025 * (in_features as f32).sqrt() / LORA_B_DEVIATION;
+        let tensors = LrQatTensors {
+            initial_scale: Some(scale.clone()),
+            zero_point: None,
+            lora_a: self.trained.lora_a.clone(),
+            lora_b: self.trained.lora_b.iter().map(|b| in_steps * b).collect(),
+            scale,
+        };
+        LrQat::from_tensors(backend, &self.weight, out_features, options, &tensors)
+    }
+
+    /// The QA-LoRA layer on the weight rounded to nearest.
+    ///
+    /// # Errors
+    /// When the device has no room.
+    pub fn qa_lora<B: Backend>(&self, backend: &B) -> Result<QaLora<B>> {
+        let Shape { out_features, rank, group_size, .. } = self.shape;
+        let convention = SymmetricScale::default();
+        let rtn = RtnSpec { symmetric: false, range: RangeSearch::MinMax, convention };
+        let base =
+            AffineTensors::round_to_nearest(&Cpu, &self.weight, out_features, self.spec, rtn)?;
+        let pool = GroupPool::new(Pool::Sum, QaLoraDialect::default())?;
+        let options = QaLoraOptions { rank, lora_scaling: LORA_SCALING, pool };
+        // As wide as the groups are many, and so much larger.
+        let larger = (group_size as f32).sqrt();
+        let drawn = &self.trained.lora_a[..rank * self.spec.groups()];
+        let lora_a: Vec<f32> = drawn.iter().map(|a| larger * a).collect();
+        QaLora::from_tensors(backend, &base, options, &lora_a, &self.trained.lora_b)
+    }
+}
+
 /// A layer on a backend with all the memory of its step, as a model in training holds it.
-pub struct Layer<B: Backend> {
+pub struct Layer<B: Backend, M> {
     backend: B,
     tokens: usize,
-    layer: L4q<B>,
+    layer: M,
     scratch: Scratch<B>,
     x: B::Floats,
     y: B::Floats,
@@ -151,21 +220,19 @@ pub struct Layer<B: Backend> {
     d_x: B::Floats,
 }
 
-impl<B: Backend> Layer<B> {
-    /// Moves the inputs to the backend; nothing of them stays on the host.
+impl<B: Backend, M: LinearMethod<B>> Layer<B, M> {
+    /// Moves the inputs to the backend with the layer that `make` makes of them, as
+    /// [`Inputs::l4q`] does; nothing of them stays on the host.
     ///
     /// # Errors
     /// When the device has no room.
-    pub fn new(backend: B, inputs: Inputs) -> Result<Self> {
-        let Inputs { shape, spec, x, weight, trained, d_y } = inputs;
-        let options = L4qOptions {
-            spec,
-            rank: shape.rank,
-            lora_scaling: LORA_SCALING,
-            init: InitScaleRule::L4q,
-            grad_scale: GradScale::None,
-        };
-        let layer = L4q::from_tensors(&backend, &weight, shape.out_features, options, &trained)?;
+    pub fn new(
+        backend: B,
+        inputs: Inputs,
+        make: impl FnOnce(&Inputs, &B) -> Result<M>,
+    ) -> Result<Self> {
+        let layer = make(&inputs, &backend)?;
+        let Inputs { shape, spec: _, x, weight, trained, d_y } = inputs;
         drop((weight, trained));
         let (x, d_y) = (upload(&backend, x)?, upload(&backend, d_y)?);
         Ok(Self {
@@ -189,7 +256,7 @@ impl<B: Backend> Layer<B> {
         layer.forward(backend, *tokens, x, y, scratch)
     }
 
-    /// `d_x` from `d_y`; the gradients of the four trained tensors are added to their buffers, as
+    /// `d_x` from `d_y`; the gradients of the trained tensors are added to their buffers, as
     /// in the micro-batches of one optimizer step.
     ///
     /// # Errors
@@ -263,9 +330,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_step_makes_every_gradient_and_clearing_forgets_them() {
-        let mut layer = Layer::new(Cpu, Inputs::new(SMALL).unwrap()).unwrap();
+    /// What is trained, after a step that must have moved every gradient.
+    fn step<M: LinearMethod<Cpu>>(mut layer: Layer<Cpu, M>) -> Vec<String> {
         layer.forward().unwrap();
         layer.backward().unwrap();
         assert!(layer.y.iter().all(|y| *y != 0.0));
@@ -283,10 +349,21 @@ mod tests {
                 trained.name
             })
             .collect();
-        assert_eq!(names, ["lora_a", "lora_b", "scale", "offset"]);
         layer.clear_gradients().unwrap();
         for trained in layer.layer.trainable() {
             assert!(trained.gradient.iter().all(|d| *d == 0.0), "{}", trained.name);
         }
+        names
+    }
+
+    #[test]
+    fn a_step_makes_every_gradient_and_clearing_forgets_them() {
+        let inputs = || Inputs::new(SMALL).unwrap();
+        let l4q = step(Layer::new(Cpu, inputs(), Inputs::l4q).unwrap());
+        assert_eq!(l4q, ["lora_a", "lora_b", "scale", "offset"]);
+        let lr_qat = step(Layer::new(Cpu, inputs(), Inputs::lr_qat).unwrap());
+        assert_eq!(lr_qat, ["lora_a", "lora_b", "scale"]);
+        let qa_lora = step(Layer::new(Cpu, inputs(), Inputs::qa_lora).unwrap());
+        assert_eq!(qa_lora, ["lora_a", "lora_b"]);
     }
 }

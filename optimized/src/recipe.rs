@@ -1,5 +1,6 @@
 //! Recipes: one TOML file says everything about a run. Unknown fields are refused.
 
+mod data;
 mod method;
 
 use std::path::{Path, PathBuf};
@@ -12,6 +13,7 @@ use serde_json::Value;
 use crate::error::{Error, Result};
 use crate::train::{OptimizerSettings, Schedule, TrainingSettings};
 
+pub use data::{DataFormat, DataSettings};
 pub use method::{
     L4qSettings, LoraSettings, LrQatSettings, MethodSettings, PeqaSettings, QaLoraSettings,
     QatLoraSettings, QatSettings,
@@ -79,19 +81,6 @@ pub struct ModelSource {
     /// A folder in Hugging Face layout; absent for the model inside this program.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
-}
-
-/// Texts and how they are cut.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DataSettings {
-    /// Text files, read one after the other; `builtin:NAME` for a text inside this program.
-    pub train: Vec<PathBuf>,
-    /// Text files whose perplexity is measured.
-    #[serde(default)]
-    pub eval: Vec<PathBuf>,
-    /// Tokens of a window.
-    pub context: usize,
 }
 
 /// Which states of a run are kept, beside that of the best evaluation.

@@ -1,5 +1,6 @@
 //! Text to token ids and back, by the `tokenizers` library.
 
+use std::ops::Range;
 use std::path::Path;
 
 use tokenizers::decoders::byte_level::ByteLevel as ByteLevelDecoder;
@@ -78,6 +79,30 @@ impl Tokenizer {
             .encode_fast(text, true)
             .map_err(|error| Error::Invalid(format!("tokenizer: {error}")))?;
         Ok(encoding.get_ids().iter().map(|id| *id as i32).collect())
+    }
+
+    /// The same, and of every token the bytes of the text that it stands for; none for a special
+    /// token that the tokenizer itself adds.
+    ///
+    /// # Errors
+    /// `Invalid` when the library fails.
+    pub fn encode_with_places(&self, text: &str) -> Result<(Vec<i32>, Vec<Range<usize>>)> {
+        let encoding = self
+            .inner
+            .encode(text, true)
+            .map_err(|error| Error::Invalid(format!("tokenizer: {error}")))?;
+        let ids = encoding.get_ids().iter().map(|id| *id as i32).collect();
+        Ok((ids, encoding.get_offsets().iter().map(|(start, end)| *start..*end).collect()))
+    }
+
+    /// The token of an id, where there is one.
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// Whether a text is one token, as special ones are.
+    pub fn is_one_token(&self, text: &str) -> bool {
+        self.inner.encode_fast(text, false).is_ok_and(|encoding| encoding.len() == 1)
     }
 
     /// Text of token ids, special tokens left out.

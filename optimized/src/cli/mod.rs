@@ -1,6 +1,7 @@
 //! The command line: parses, calls, prints.
 
 mod bench;
+mod data;
 mod demo;
 mod device;
 mod eval;

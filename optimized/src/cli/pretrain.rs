@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::{Result, bail};
 use plumbline::backend::Backend;
 use plumbline::checkpoint::{Precision, Tokenizer, TrainingState, new_folder, save_dense, sha256};
-use plumbline::recipe::{self, PretrainRecipe, resolve};
+use plumbline::recipe::{self, DataFormat, PretrainRecipe, resolve};
 use plumbline::train::{TokenWindows, Trainer, new_model};
 
 use super::device::{DeviceOption, Opened};
@@ -35,6 +35,10 @@ fn pretrain_on<B: Backend>(backend: Arc<B>, recipe_path: &Path, resume: bool) ->
     recipe.schedule.check()?;
     recipe.checkpoints.check()?;
     recipe.early_stopping.check(recipe.training.eval_every, recipe.data.eval.len())?;
+    recipe.data.check()?;
+    if recipe.data.format != DataFormat::Text {
+        bail!("{}: data.format: pretraining reads text", recipe_path.display());
+    }
     let context = recipe.data.context;
     if context < 2 {
         bail!("{}: data.context is {context}, expected at least 2", recipe_path.display());
@@ -42,9 +46,6 @@ fn pretrain_on<B: Backend>(backend: Arc<B>, recipe_path: &Path, resume: bool) ->
     let config = recipe.model.config(context)?;
     let texts: Vec<String> =
         recipe.data.train.iter().map(|path: &PathBuf| read_text(path)).collect::<Result<_>>()?;
-    if texts.is_empty() {
-        bail!("{}: data.train is empty", recipe_path.display());
-    }
     let place = Place::find(&recipe.output.dir, &recipe, resume)?;
     eprintln!("training a tokenizer of {} entries", config.vocab_size);
     let tokenizer = Tokenizer::train(&texts.concat(), config.vocab_size)?;
@@ -88,7 +89,7 @@ fn pretrain_on<B: Backend>(backend: Arc<B>, recipe_path: &Path, resume: bool) ->
     let mut run = Run::begin(folder, state, timetable, &eval, (&mut model, &mut trainer))?;
     let end = run.fit(&mut model, &mut trainer)?;
     if let End::Interrupted(_) = end {
-        run.report(end, false);
+        run.report(end, false, None);
         return Ok(end.exit_code());
     }
     let path = recipe.output.dir.join("model");

@@ -1,6 +1,6 @@
 //! What `train` and `pretrain` share: texts and the run's folder.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use plumbline::checkpoint::Tokenizer;
@@ -27,15 +27,6 @@ pub fn read_text(path: &Path) -> Result<String> {
         bail!("{}: the text is empty", path.display());
     }
     Ok(text)
-}
-
-/// Token ids of several texts, each encoded alone, one after the other.
-pub fn encode_files(paths: &[PathBuf], tokenizer: &Tokenizer) -> Result<Vec<i32>> {
-    let mut tokens = Vec::new();
-    for path in paths {
-        tokens.extend(tokenizer.encode(&read_text(path)?)?);
-    }
-    Ok(tokens)
 }
 
 /// A text to be evaluated, by the name it has in reports.

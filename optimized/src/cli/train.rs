@@ -11,12 +11,13 @@ use plumbline::finetune::{Method, Start, method_model};
 use plumbline::methods::LinearMethod;
 use plumbline::model::Llama;
 use plumbline::recipe::{self, MethodSettings, TrainRecipe, resolve};
-use plumbline::train::{TokenWindows, Trainer};
+use plumbline::train::{Trainer, TrainingData};
 
+use super::data::training_data;
 use super::device::{DeviceOption, Opened};
 use super::fit::{Run, Timetable};
 use super::progress::waiting;
-use super::run::{EvalText, Place, encode_files, recipe_file};
+use super::run::{EvalText, Place, recipe_file};
 use super::source::open_model;
 
 /// Reads a recipe and makes its paths absolute.
@@ -47,7 +48,7 @@ struct Prepared {
     recipe: TrainRecipe,
     place: Place,
     base: ModelFolder,
-    data: TokenWindows,
+    data: TrainingData,
     eval: Vec<EvalText>,
 }
 
@@ -70,13 +71,12 @@ fn prepare(path: &Path, options: TrainOptions) -> Result<Prepared> {
         bail!("{}: data.context is {context}, expected 2 to {longest}", file.display());
     }
     let tokenizer = base.tokenizer()?;
-    let tokens = encode_files(&recipe.data.train, &tokenizer)?;
-    check_vocabulary(&tokens, base.config().vocab_size, &recipe.data.train)?;
-    let data = TokenWindows::new(tokens, context, recipe.training.seed)?;
+    let data =
+        training_data(&recipe, &base, &tokenizer).with_context(|| file.display().to_string())?;
     let mut eval = Vec::new();
     for text in &recipe.data.eval {
         let read = EvalText::read(text, &tokenizer)?;
-        check_vocabulary(&read.tokens, base.config().vocab_size, std::slice::from_ref(text))?;
+        check_vocabulary(&read.tokens, base.config().vocab_size, text)?;
         eval.push(read);
     }
     Ok(Prepared { recipe, place, base, data, eval })
@@ -90,17 +90,14 @@ fn check(recipe: &TrainRecipe) -> Result<()> {
     recipe.method.check()?;
     recipe.checkpoints.check()?;
     recipe.early_stopping.check(recipe.training.eval_every, recipe.data.eval.len())?;
-    if recipe.data.train.is_empty() {
-        bail!("data.train is empty");
-    }
+    recipe.data.check()?;
     Ok(())
 }
 
 /// A tokenizer with more entries than the model has rows gives ids that mean nothing to it.
-fn check_vocabulary(tokens: &[i32], vocab_size: usize, texts: &[PathBuf]) -> Result<()> {
+fn check_vocabulary(tokens: &[i32], vocab_size: usize, text: &Path) -> Result<()> {
     if let Some(token) = tokens.iter().find(|token| **token as usize >= vocab_size) {
-        let names: Vec<String> = texts.iter().map(|text| text.display().to_string()).collect();
-        bail!("{}: token id {token} is outside 0..{vocab_size}", names.join(", "));
+        bail!("{}: token id {token} is outside 0..{vocab_size}", text.display());
     }
     Ok(())
 }
@@ -136,6 +133,7 @@ fn run<B: Backend, M: Method>(
     json: bool,
 ) -> Result<ExitCode> {
     let Prepared { recipe, place, base, data, eval } = prepared;
+    let found = data.report().cloned();
     let start = Start::Fresh(recipe.training.seed);
     let mut model = waiting(LOADING, || method_model(backend, &base, method, start))?;
     let (context, data_sha256) = (recipe.data.context, data.fingerprint());
@@ -155,8 +153,11 @@ fn run<B: Backend, M: Method>(
         early_stopping: recipe.early_stopping,
     };
     let mut run = Run::begin(folder, state, timetable, &eval, (&mut model, &mut trainer))?;
+    if let Some(found) = &found {
+        run.note_data(found)?;
+    }
     let end = run.fit(&mut model, &mut trainer)?;
-    run.report(end, json);
+    run.report(end, json, found.as_ref());
     warn_of_floored_scales(&model)?;
     Ok(end.exit_code())
 }

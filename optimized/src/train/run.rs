@@ -4,16 +4,16 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use super::data::TokenWindows;
 use super::metrics::StepRecord;
 use super::optimizer::{OnNonfinite, Optimizer, OptimizerSettings, StepSums};
 use super::position::Position;
 use super::schedule::Schedule;
+use super::sequences::{Sequences, TrainingData};
 use crate::backend::Backend;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::methods::LinearMethod;
-use crate::model::{Batch, Llama, Plan, Recompute, Workspace};
+use crate::model::{Llama, Plan, Recompute, Workspace};
 
 /// The loop as a recipe states it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -80,7 +80,7 @@ pub struct Trainer<B: Backend> {
     learning_rate: f64,
     schedule: Schedule,
     optimizer: Optimizer<B>,
-    data: TokenWindows,
+    data: TrainingData,
     context: usize,
     workspace: Workspace<B>,
     position: Position,
@@ -95,7 +95,7 @@ impl<B: Backend> Trainer<B> {
     /// `Invalid` naming a field; when the device has no room, with the plan.
     pub fn new<L: LinearMethod<B>>(
         model: &mut Llama<B, L>,
-        data: TokenWindows,
+        data: impl Into<TrainingData>,
         context: usize,
         settings: TrainingSettings,
         optimizer: &OptimizerSettings,
@@ -118,7 +118,7 @@ impl<B: Backend> Trainer<B> {
             learning_rate,
             schedule,
             optimizer,
-            data,
+            data: data.into(),
             context,
             workspace,
             position,
@@ -225,7 +225,7 @@ impl<B: Backend> Trainer<B> {
         })
     }
 
-    /// The gradient of the mean loss over all tokens of all micro-batches, however they are
+    /// The gradient of the mean loss over all counted targets of all micro-batches, however they are
     /// divided, and the update by it. The loss returned is that mean.
     fn update<L: LinearMethod<B>>(
         &mut self,
@@ -233,14 +233,19 @@ impl<B: Backend> Trainer<B> {
         rate_factor: f64,
     ) -> Result<StepSums> {
         let TrainingSettings { micro_batch, accumulation, .. } = self.settings;
-        let tokens = micro_batch * accumulation * self.context;
-        let mut counted = 0;
-        for micro in 0..accumulation {
-            let first = self.position.next_sample + (micro * micro_batch) as u64;
-            let (inputs, targets) = self.data.batch(first, micro_batch);
-            let batch = Batch { batch: micro_batch, tokens: &inputs, targets: &targets };
-            let (multiplier, loss) = (1.0 / tokens as f32, self.optimizer.loss_slot(micro)?);
-            counted += model.add_gradients(&batch, multiplier, &mut self.workspace, loss)?;
+        let first = self.position.next_sample;
+        let batches: Vec<Sequences> = (0..accumulation)
+            .map(|micro| self.data.batch(first + (micro * micro_batch) as u64, micro_batch))
+            .collect::<Result<_>>()?;
+        let counted: usize = batches.iter().map(Sequences::counted).sum();
+        if counted == 0 {
+            let step = self.position.step + 1;
+            return Err(Error::Invalid(format!("step {step} has no target that counts")));
+        }
+        for (micro, sequences) in batches.iter().enumerate() {
+            let loss = self.optimizer.loss_slot(micro)?;
+            let multiplier = 1.0 / counted as f32;
+            model.add_gradients(&sequences.batch(), multiplier, &mut self.workspace, loss)?;
         }
         let StepSums { loss, grad_norm } = self.optimizer.step(model, rate_factor)?;
         Ok(StepSums { loss: loss / counted as f64, grad_norm })

@@ -1,6 +1,7 @@
-//! One L4Q linear layer in a process of its own: its times and its peak memory as a line of JSON.
+//! One linear layer of a method in a process of its own: its times and its peak memory as a line of
+//! JSON.
 //!
-//! `peers/l4q_linear.py` starts it in turn with PyTorch and compares. The number of threads is
+//! `peers/linears.py` starts it in turn with PyTorch and compares. The number of threads is
 //! rayon's, `RAYON_NUM_THREADS`.
 
 use std::process::ExitCode;
@@ -9,15 +10,19 @@ use std::time::Instant;
 use clap::Parser;
 use plumbline::backend::Backend;
 use plumbline::cpu::Cpu;
-use plumbline::cuda::{Cuda, Gpu};
+use plumbline::cuda::{Compute, Cuda, Gpu};
+use plumbline::methods::LinearMethod;
 use plumbline_benches::{Inputs, Layer, Shape};
 
 /// Steps before the clock counts.
 const WARM_UP: usize = 3;
 
-/// Times forward and backward of one L4Q linear layer
+/// Times forward and backward of one linear layer
 #[derive(Parser)]
 struct Arguments {
+    /// How the layer is trained
+    #[arg(long, value_enum)]
+    method: Method,
     /// Inputs of the layer
     #[arg(long = "in", value_parser = count)]
     in_features: usize,
@@ -42,6 +47,17 @@ struct Arguments {
     /// cpu, or cuda for the first GPU
     #[arg(long, default_value = "cpu", value_parser = ["cpu", "cuda"])]
     device: String,
+    /// Type that a GPU rounds the operands of matrix products to
+    #[arg(long, default_value = "f32", value_parser = ["f32", "bf16"])]
+    compute: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[value(rename_all = "snake_case")]
+enum Method {
+    L4q,
+    LrQat,
+    QaLora,
 }
 
 fn count(text: &str) -> Result<usize, String> {
@@ -51,13 +67,11 @@ fn count(text: &str) -> Result<usize, String> {
     }
 }
 
+type Record = Result<serde_json::Value, Box<dyn std::error::Error>>;
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let measured = match arguments.device.as_str() {
-        "cuda" => on_gpu(&arguments),
-        _ => measure(Cpu, &arguments),
-    };
-    match measured {
+    match on_device(&arguments) {
         Ok(record) => {
             println!("{record}");
             ExitCode::SUCCESS
@@ -69,26 +83,35 @@ fn main() -> ExitCode {
     }
 }
 
-fn on_gpu(arguments: &Arguments) -> Result<serde_json::Value, Box<dyn std::error::Error>> {
-    measure(Cuda::new(Gpu::new(0)?)?, arguments)
+fn on_device(arguments: &Arguments) -> Record {
+    let compute = if arguments.compute == "bf16" { Compute::Bf16 } else { Compute::F32 };
+    match arguments.device.as_str() {
+        "cuda" => of_method(Cuda::with_compute(Gpu::new(0)?, compute)?, arguments),
+        _ if compute == Compute::Bf16 => Err("the cpu multiplies f32: bf16 needs a GPU".into()),
+        _ => of_method(Cpu, arguments),
+    }
 }
 
-/// A step clears the gradients, then is timed: forward, then every gradient.
-fn measure(
-    backend: impl Backend,
-    arguments: &Arguments,
-) -> Result<serde_json::Value, Box<dyn std::error::Error>> {
-    let shape = Shape {
+fn of_method(backend: impl Backend, arguments: &Arguments) -> Record {
+    let inputs = Inputs::new(Shape {
         tokens: arguments.tokens,
         in_features: arguments.in_features,
         out_features: arguments.out_features,
         rank: arguments.rank,
         group_size: arguments.group,
         bits: arguments.bits,
-    };
-    let mut layer = Layer::new(backend, Inputs::new(shape)?)?;
+    })?;
+    match arguments.method {
+        Method::L4q => measure(Layer::new(backend, inputs, Inputs::l4q)?, arguments.repeats),
+        Method::LrQat => measure(Layer::new(backend, inputs, Inputs::lr_qat)?, arguments.repeats),
+        Method::QaLora => measure(Layer::new(backend, inputs, Inputs::qa_lora)?, arguments.repeats),
+    }
+}
+
+/// A step clears the gradients, then is timed: forward, then every gradient.
+fn measure<B: Backend, M: LinearMethod<B>>(mut layer: Layer<B, M>, repeats: usize) -> Record {
     let (mut forward, mut forward_backward) = (Vec::new(), Vec::new());
-    for step in 0..WARM_UP + arguments.repeats {
+    for step in 0..WARM_UP + repeats {
         layer.clear_gradients()?;
         layer.wait()?;
         let start = Instant::now();

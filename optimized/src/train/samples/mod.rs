@@ -1,0 +1,220 @@
+//! Samples of answers to learn, from files that may be larger than memory: instructions and chats.
+//!
+//! The files are read once at the start: every record is checked, turned into tokens and counted,
+//! and of each only its place and length are kept. A batch reads its records again. What a batch
+//! holds is a function of the files, the settings and its number: nothing else has to be remembered
+//! to go on with a run.
+
+mod encode;
+mod format;
+mod packing;
+mod records;
+mod report;
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+
+use super::sequences::Sequences;
+use crate::checkpoint::hex;
+use crate::error::{Error, Result};
+
+pub use encode::{Dropped, Encoded, Encoder, LossOn, Sample, TooLong};
+pub use format::{CHATML_END, CHATML_START, ChatTemplate, SampleFormat, Span};
+pub use packing::{EpochOrder, Windows};
+pub use records::{Record, Records};
+pub use report::DataReport;
+
+/// Records that are turned into tokens together.
+const CHUNK: usize = 1024;
+
+/// How samples are put into windows.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct WindowSettings {
+    /// Several samples to a window, or each alone.
+    pub packing: bool,
+    /// Share of the samples that may be dropped or cut.
+    pub max_dropped: f64,
+    /// Seed of the order.
+    pub seed: u64,
+}
+
+/// Where a sample stands, and how long it is.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    offset: u64,
+    bytes: u32,
+    tokens: u32,
+}
+
+/// A file, and the number of its first sample.
+struct Source {
+    path: PathBuf,
+    file: File,
+    first: usize,
+}
+
+/// Windows of samples.
+pub struct Samples {
+    encoder: Encoder,
+    sources: Vec<Source>,
+    places: Vec<Place>,
+    windows: Windows,
+    order: EpochOrder,
+    packing: bool,
+    report: DataReport,
+    fingerprint: String,
+}
+
+/// What the first reading gathers.
+struct Reading<'e> {
+    encoder: &'e Encoder,
+    places: Vec<Place>,
+    report: DataReport,
+    hash: Sha256,
+}
+
+impl Samples {
+    /// Reads and checks every file.
+    ///
+    /// # Errors
+    /// `File` naming file and line of a record that cannot be used; `Invalid` when more samples
+    /// would be dropped or cut than the settings allow, or none is left; `Io`.
+    pub fn open(paths: &[PathBuf], encoder: Encoder, settings: WindowSettings) -> Result<Self> {
+        let mut reading = Reading {
+            encoder: &encoder,
+            places: Vec::new(),
+            report: DataReport::default(),
+            hash: Sha256::new(),
+        };
+        let mut sources = Vec::with_capacity(paths.len());
+        for path in paths {
+            let first = reading.places.len();
+            reading.read(path)?;
+            let file = File::open(path).map_err(Error::io(path, "read"))?;
+            sources.push(Source { path: path.clone(), file, first });
+        }
+        let Reading { places, mut report, mut hash, .. } = reading;
+        report.check(settings.max_dropped, encoder.context)?;
+        let windows = if settings.packing {
+            let lengths: Vec<u32> = places.iter().map(|place| place.tokens).collect();
+            Windows::packed(&lengths, encoder.context)
+        } else {
+            Windows::alone(places.len())
+        };
+        report.windows = windows.count();
+        report.context = encoder.context;
+        let WindowSettings { packing, seed, .. } = settings;
+        hash.update(format!("windows of {}, packing {packing}, seed {seed}\n", encoder.context));
+        let order = EpochOrder::new(windows.count(), seed);
+        let fingerprint = hex(hash);
+        Ok(Self { encoder, sources, places, windows, order, packing, report, fingerprint })
+    }
+
+    /// What was found in the files.
+    pub fn report(&self) -> &DataReport {
+        &self.report
+    }
+
+    /// Windows of one epoch.
+    pub fn windows_per_epoch(&self) -> usize {
+        self.windows.count()
+    }
+
+    /// SHA-256 over the samples and how they are put into windows: equal for equal batches.
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
+    /// `count` windows, beginning with the run's window number `first`. Packed ones have as many
+    /// tokens as a window holds, others as many as the longest of them.
+    ///
+    /// # Errors
+    /// `Io`; `File` for a file that is no longer what it was.
+    pub fn batch(&mut self, first: u64, count: usize) -> Result<Sequences> {
+        let windows: Vec<usize> =
+            (first..first + count as u64).map(|number| self.order.window(number)).collect();
+        let length = match self.packing {
+            true => self.encoder.context,
+            false => {
+                let alone = |window: &usize| self.places[*window].tokens as usize;
+                windows.iter().map(alone).max().unwrap_or(0)
+            }
+        };
+        let mut sequences = Sequences::new(count, length);
+        for window in windows {
+            for index in 0..self.windows.samples(window).len() {
+                let sample = self.sample(self.windows.samples(window)[index] as usize)?;
+                sequences.add_document(&sample.tokens, &sample.targets);
+            }
+            sequences.end_sequence();
+        }
+        Ok(sequences)
+    }
+
+    fn sample(&mut self, number: usize) -> Result<Sample> {
+        let place = self.places[number];
+        let of = self.sources.partition_point(|source| source.first <= number) - 1;
+        let Source { path, file, .. } = &mut self.sources[of];
+        let bytes = records::read_again(path, file, place.offset, place.bytes as usize)?;
+        match self.encoder.encode(&bytes) {
+            Ok(Encoded::Whole(sample) | Encoded::Cut(sample))
+                if sample.tokens.len() == place.tokens as usize =>
+            {
+                Ok(sample)
+            }
+            _ => Err(Error::file(&*path, "has changed since training began")),
+        }
+    }
+}
+
+impl Reading<'_> {
+    fn read(&mut self, path: &Path) -> Result<()> {
+        let mut records = Records::open(path)?;
+        let before = self.report.samples;
+        loop {
+            let mut chunk = Vec::with_capacity(CHUNK);
+            while chunk.len() < CHUNK {
+                let Some(record) = records.next()? else { break };
+                chunk.push(record);
+            }
+            if chunk.is_empty() {
+                break;
+            }
+            let encoded: Vec<_> =
+                chunk.par_iter().map(|record| self.encoder.encode(&record.bytes)).collect();
+            for (record, encoded) in chunk.iter().zip(encoded) {
+                let encoded = encoded.map_err(|bad| {
+                    let line = record.line + bad.line - 1;
+                    Error::file(path, format!("line {line}: {}", bad.reason))
+                })?;
+                self.keep(path, record, encoded)?;
+            }
+        }
+        match self.report.samples - before {
+            0 => Err(Error::file(path, "holds no sample")),
+            _ => Ok(()),
+        }
+    }
+
+    fn keep(&mut self, path: &Path, record: &Record, encoded: Encoded) -> Result<()> {
+        self.report.count(path, record.line, &encoded);
+        let (Encoded::Whole(sample) | Encoded::Cut(sample)) = encoded else { return Ok(()) };
+        let too_large = |_| Error::file(path, format!("line {}: over 4 GiB", record.line));
+        if self.places.len() == u32::MAX as usize {
+            return Err(Error::Invalid(format!("more than {} samples", u32::MAX)));
+        }
+        for value in sample.tokens.iter().chain(&sample.targets) {
+            self.hash.update(value.to_le_bytes());
+        }
+        self.hash.update((sample.tokens.len() as u64).to_le_bytes());
+        self.places.push(Place {
+            offset: record.offset,
+            bytes: u32::try_from(record.bytes.len()).map_err(too_large)?,
+            tokens: sample.tokens.len() as u32,
+        });
+        Ok(())
+    }
+}
