@@ -10,6 +10,7 @@ use plumbline::error::Result;
 use plumbline::methods::{BackwardCall, L4q, L4qOptions, L4qTensors, LinearMethod, Scratch};
 use plumbline::ops::Write;
 use plumbline::ops::init_scale::InitScale;
+use plumbline::ops::widen::FrozenWeight;
 use plumbline_reference::spec::{Bits, GradScale, InitScaleRule, QuantSpec, SpecError};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -165,8 +166,14 @@ impl<B: Backend> Layer<B> {
             init: InitScaleRule::L4q,
             grad_scale: GradScale::None,
         };
-        let layer = L4q::from_tensors(&backend, &weight, shape.out_features, options, &trained)?;
-        drop((weight, trained));
+        let layer = L4q::from_tensors(
+            &backend,
+            &FrozenWeight::F32(weight),
+            shape.out_features,
+            options,
+            &trained,
+        )?;
+        drop(trained);
         let (x, d_y) = (upload(&backend, x)?, upload(&backend, d_y)?);
         Ok(Self {
             tokens: shape.tokens,
