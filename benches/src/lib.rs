@@ -13,6 +13,7 @@ use plumbline::methods::{
 };
 use plumbline::ops::Write;
 use plumbline::ops::init_scale::InitScale;
+use plumbline::ops::widen::FrozenWeight;
 use plumbline_reference::spec::{
     Bits, Downcast, GradScale, GroupPool, InitScaleRule, InnerScale, LrQatDialect, LrQatMask,
     LrQatSpec, Pool, QaLoraDialect, QuantSpec, RangeSearch, RtnSpec, SpecError, SymmetricScale,
@@ -161,7 +162,8 @@ impl Inputs {
             init: InitScaleRule::L4q,
             grad_scale: GradScale::None,
         };
-        L4q::from_tensors(backend, &self.weight, self.shape.out_features, options, &self.trained)
+        let weight = FrozenWeight::F32(self.weight.clone());
+        L4q::from_tensors(backend, &weight, self.shape.out_features, options, &self.trained)
     }
 
     /// The LR-QAT layer, its frozen weight in a byte (`fixed8`).

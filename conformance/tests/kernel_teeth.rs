@@ -20,6 +20,8 @@ const ELSEWHERE: &[(&str, &str)] = &[
         "fake_quantize dequantize",
         "optimized/tests/cuda_quantizer: what merged layers multiply with",
     ),
+    ("_of_", "optimized/tests/cuda_quantizer: weights in 16 bits, beside those in f32"),
+    ("widen", "optimized/tests/cuda_quantizer: every number of 16 bits"),
     ("random_weights", "optimized/tests/cuda_training.rs: no operation of the protocol"),
     ("attention_16x", "optimized/tests/cuda_transformer.rs: few queries, wide heads"),
     ("128", "optimized/tests/cuda_transformer.rs: heads wider than 64"),

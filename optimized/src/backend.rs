@@ -44,6 +44,13 @@ pub trait Storage: Send + Sync {
     /// # Errors
     /// When the device has no room.
     fn upload(&self, values: &[f32]) -> Result<Self::Floats>;
+    /// The same of values that the host has no more use for.
+    ///
+    /// # Errors
+    /// When the device has no room.
+    fn take(&self, values: Vec<f32>) -> Result<Self::Floats> {
+        self.upload(&values)
+    }
     /// The first `len` values.
     ///
     /// # Errors
@@ -141,6 +148,7 @@ pub trait Backend:
     + ops::sums::Clip
     + ops::swiglu::Swiglu
     + ops::weight_gradient::WeightGradient
+    + ops::widen::Widen
 {
     /// The name that `--device` and reports use.
     const NAME: &'static str;

@@ -12,11 +12,13 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::backend::Backend;
 use crate::checkpoint::{Checkpoint, ModelFolder};
+use crate::cpu::Cpu;
 use crate::error::{Error, Result};
 use crate::methods::{CodeTensors, IntoCodes, LinearMethod, Merged, MergedTensors};
 use crate::model::{Llama, Projection};
 use crate::ops::fake_quantize::FakeQuantizeArgs;
 use crate::ops::random_weights::RandomWeightsArgs;
+use crate::ops::widen::{FrozenWeight, WeightType, WeightView};
 
 pub use layers::Method;
 
@@ -35,8 +37,8 @@ pub struct LayerStart<'a> {
     pub linear: &'a Projection,
     /// Its place among the linear layers of the model.
     pub index: usize,
-    /// Weight of the base model, `[out, in]`.
-    pub weight: Vec<f32>,
+    /// Weight of the base model, `[out, in]`, in the type that it is stored in.
+    pub weight: FrozenWeight<Cpu>,
     /// Fresh or from a checkpoint.
     pub start: Start<'a>,
 }
@@ -76,7 +78,8 @@ pub fn method_model<B: Backend, M: Method>(
 
 /// The same of weights that are drawn where they are used: for timing, not for training. Tables and
 /// matrices are bell-shaped with standard deviation 0.02, as models are initialised; the matrices
-/// that write to the residual stream are divided by `sqrt(2 * num_hidden_layers)`; norms are 1.
+/// that write to the residual stream are divided by `sqrt(2 * num_hidden_layers)`; norms are 1. The
+/// weights of linear layers are rounded once to the type that a checkpoint would have.
 ///
 /// No more than one tensor at a time is on the host.
 ///
@@ -86,20 +89,29 @@ pub fn random_model<B: Backend, M: Method>(
     backend: Arc<B>,
     config: &LlamaConfig,
     method: &M,
+    stored: WeightType,
     seed: u64,
 ) -> Result<Llama<B, M::Layer<B>>> {
     const DEVIATION: f32 = 0.02;
+    /// Weights that are drawn at once, so that a table is not there twice.
+    const PART: usize = 1 << 22;
     for linear in Projection::all(config) {
-        method.cost(&linear)?;
+        method.cost(&linear, stored)?;
     }
     let device = backend.clone();
     let draws = Cell::new(0);
     let random = |len: usize, deviation: f32| -> Result<Vec<f32>> {
-        let args = RandomWeightsArgs { len, deviation, seed: seed ^ draws.get() << 32 };
+        let seed = seed ^ draws.get() << 32;
         draws.set(draws.get() + 1);
-        let mut values = device.zeros(len)?;
-        device.random_weights(args, &mut values)?;
-        device.download(&values, len)
+        let mut part = device.zeros(PART.min(len))?;
+        let mut values = Vec::with_capacity(len);
+        while values.len() < len {
+            let (first, count) = (values.len() as u64, PART.min(len - values.len()));
+            let args = RandomWeightsArgs { first, len: count, deviation, seed };
+            device.random_weights(args, &mut part)?;
+            values.extend(device.download(&part, count)?);
+        }
+        Ok(values)
     };
     let residual = 1.0 / (2.0 * config.num_hidden_layers as f32).sqrt();
     let mut index = 0;
@@ -115,6 +127,7 @@ pub fn random_model<B: Backend, M: Method>(
             let writes = linear.name.ends_with("o_proj") || linear.name.ends_with("down_proj");
             let deviation = if writes { DEVIATION * residual } else { DEVIATION };
             let weight = random(linear.out_features * linear.in_features, deviation)?;
+            let weight = FrozenWeight::rounded(weight, stored);
             let start = Start::Fresh(seed);
             let made = method.layer(&*device, LayerStart { linear, index, weight, start });
             index += 1;
@@ -137,13 +150,13 @@ pub fn round_to_nearest<B: Backend>(
     build(backend, base, |index, linear, weight| {
         let (spec, out) = (specs[index], linear.out_features);
         let groups = out * spec.groups();
-        let weight = device.upload(&weight)?;
+        let weight = device.upload(&weight.into_floats())?;
         let (mut scale, mut offset) = (device.zeros(groups)?, device.zeros(groups)?);
         device.init_scale(spec, rule, out, &weight, &mut scale, &mut offset)?;
         let args = FakeQuantizeArgs {
             spec,
             out_features: out,
-            weight: &weight,
+            weight: WeightView::F32(&weight),
             low_rank: None,
             scale: &scale,
             offset: &offset,
@@ -230,7 +243,7 @@ pub fn logit_difference(
 fn build<B: Backend, L: LinearMethod<B>>(
     backend: Arc<B>,
     base: &ModelFolder,
-    mut layer: impl FnMut(usize, &Projection, Vec<f32>) -> Result<L>,
+    mut layer: impl FnMut(usize, &Projection, FrozenWeight<Cpu>) -> Result<L>,
 ) -> Result<Llama<B, L>> {
     let mut index = 0;
     Llama::build(

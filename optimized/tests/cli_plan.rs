@@ -69,6 +69,26 @@ fn every_method_is_timed_and_uses_the_memory_that_its_plan_says() {
 }
 
 #[test]
+fn weights_have_the_type_that_the_configuration_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = small_config(folder.path());
+    let frozen = |more: &[&str]| {
+        let told = json(&[&["plan", "--config", &path, "--group-size", "16"], more].concat());
+        (told["frozen"].clone(), told["ways"][0]["plan"]["frozen"].as_u64().unwrap())
+    };
+    let (stored, narrow) = frozen(&[]);
+    assert_eq!(stored, "bf16");
+    let weights = 3 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64);
+    assert_eq!(frozen(&["--frozen", "f32"]), ("f32".into(), narrow + 2 * weights));
+    let text = std::fs::read_to_string(&path).unwrap();
+    for (dtype, name) in [("float16", "f16"), ("float32", "f32"), ("bfloat16", "bf16")] {
+        let named = text.replacen('{', &format!("{{\"torch_dtype\": \"{dtype}\","), 1);
+        std::fs::write(&path, named).unwrap();
+        assert_eq!(frozen(&[]).0, name);
+    }
+}
+
+#[test]
 fn a_plan_says_whether_it_fits_and_ends_well_either_way() {
     let shape = ["plan", "--config", "llama-2-7b", "--tokens", "8192", "--context", "2048"];
     for (memory, fits) in [("24GB", [false, false]), ("60GB", [false, true]), ("1TB", [true; 2])] {
@@ -82,7 +102,7 @@ fn a_plan_says_whether_it_fits_and_ends_well_either_way() {
     let text = plumbline(&[&shape[..], &["--memory", "24GB"]].concat());
     assert!(text.status.success());
     let text = String::from_utf8(text.stdout).unwrap();
-    assert!(text.contains("floor, H200") && text.contains("fits 22.35 GiB"), "{text}");
+    assert!(text.contains("floor, tokens/s: H200") && text.contains("fits 22.35 GiB"), "{text}");
 }
 
 #[test]

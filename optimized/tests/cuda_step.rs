@@ -15,6 +15,7 @@ use plumbline::methods::{L4q, LayerCost, LinearMethod};
 use plumbline::model::{Llama, Plan, Projection, Recompute, Run};
 use plumbline::ops::cross_entropy::CrossEntropyArgs;
 use plumbline::ops::fake_quantize::{FakeQuantize, FakeQuantizeArgs};
+use plumbline::ops::widen::{WeightType, WeightView};
 use plumbline::recipe::{LoraSettings, QatLoraSettings};
 use plumbline::train::{
     Observer, Optimizer, OptimizerSettings, Schedule, StepRecord, TokenWindows, Trainer,
@@ -122,12 +123,19 @@ fn neither_does_one_that_trains_every_weight() {
 
 /// That a plan made of settings alone is that of the model, and that the device holds as much.
 fn planned<M: Method>(method: &M) {
+    for stored in [WeightType::F32, WeightType::Bf16, WeightType::F16] {
+        planned_on(method, stored);
+    }
+}
+
+fn planned_on<M: Method>(method: &M, stored: WeightType) {
     let config = common::config();
     let linears = Projection::all(&config);
-    let costs: Vec<LayerCost> = linears.iter().map(|one| method.cost(one).unwrap()).collect();
+    let costs: Vec<LayerCost> =
+        linears.iter().map(|one| method.cost(one, stored).unwrap()).collect();
     for recompute in [Recompute::None, Recompute::Blocks] {
         let backend = host();
-        let mut model = random_model(backend.clone(), &config, method, 3).unwrap();
+        let mut model = random_model(backend.clone(), &config, method, stored, 3).unwrap();
         for ((name, layer), cost) in model.linears().iter().zip(&costs) {
             assert_eq!(layer.cost(), *cost, "{name}");
         }
@@ -162,7 +170,7 @@ fn a_plan_of_settings_alone_is_what_the_device_holds() {
 fn a_plan_counts_the_rounded_operand_of_a_bf16_product() {
     let (config, method) = (common::config(), l4q(4));
     let backend = Arc::new(Cuda::with_compute(Interpreter::new(), Compute::Bf16).unwrap());
-    let mut model = random_model(backend.clone(), &config, &method, 3).unwrap();
+    let mut model = random_model(backend.clone(), &config, &method, WeightType::Bf16, 3).unwrap();
     let plan = Plan::new(&mut model, CONTEXT, Recompute::None, ACCUMULATION);
     let _trainer = trainer(&mut model, Recompute::None).unwrap();
     let beside = (8 + backend.workspace_bytes()) as u64;
@@ -242,7 +250,7 @@ fn what_a_kernel_complains_of_updates_nothing() {
         let args = FakeQuantizeArgs {
             spec: QuantSpec::new(bits(), Some(1), 2).unwrap(),
             out_features: 1,
-            weight: &weight,
+            weight: WeightView::F32(&weight),
             low_rank: None,
             scale: &scale,
             offset: &offset,

@@ -14,6 +14,7 @@ use plumbline::ops::linear::{Linear, LinearArgs};
 use plumbline::ops::random_weights::{RandomWeights, RandomWeightsArgs};
 use plumbline::ops::squared_norm::SquaredNorm;
 use plumbline::ops::sums::{Clip, StepSlots};
+use plumbline::ops::widen::WeightView;
 use plumbline_reference::spec::{AdamWSpec, Bits, InitScaleRule, QuantSpec};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -102,7 +103,7 @@ fn random_weights<B: RandomWeights>(backend: &B, args: RandomWeightsArgs) -> Vec
 
 #[test]
 fn random_weights_have_the_bits_of_the_cpu_and_of_their_formula() {
-    let args = |len, deviation, seed| RandomWeightsArgs { len, deviation, seed };
+    let args = |len, deviation, seed| RandomWeightsArgs { first: 0, len, deviation, seed };
     for len in [0, 1, 255, 256, 20_000] {
         for (deviation, seed) in [(0.02, 7), (1.5, u64::MAX), (0.0, 0)] {
             let expected = random_weights(&Cpu, args(len, deviation, seed));
@@ -110,6 +111,10 @@ fn random_weights_have_the_bits_of_the_cpu_and_of_their_formula() {
             assert_eq!(bits(&actual), bits(&expected), "{len} {deviation} {seed}");
         }
     }
+    let later = RandomWeightsArgs { first: 19_000, ..args(1000, 0.02, 7) };
+    let whole = random_weights(&Cpu, args(20_000, 0.02, 7));
+    assert_eq!(random_weights(&Cpu, later), whole[19_000..]);
+    assert_eq!(random_weights(&cuda(), later), whole[19_000..]);
     // From another program with the same formula.
     let weights = random_weights(&Cpu, args(70_001, 0.02, 7));
     let known = [(0, 0x3b5b_1abc), (1, 0x3cd5_0546), (2, 0xbcbc_74af), (70_000, 0xbbe1_e951)];
@@ -120,7 +125,9 @@ fn random_weights_have_the_bits_of_the_cpu_and_of_their_formula() {
 
 #[test]
 fn random_weights_have_the_deviation_that_was_asked_for_and_differ_by_seed() {
-    let of = |seed| random_weights(&Cpu, RandomWeightsArgs { len: 1 << 20, deviation: 0.5, seed });
+    let of = |seed| {
+        random_weights(&Cpu, RandomWeightsArgs { first: 0, len: 1 << 20, deviation: 0.5, seed })
+    };
     let (first, second) = (of(1), of(2));
     let mean_of =
         |products: &mut dyn Iterator<Item = f64>| products.sum::<f64>() / (1 << 20) as f64;
@@ -262,7 +269,7 @@ fn a_complaint_is_heard_with_the_sums() {
     let args = FakeQuantizeArgs {
         spec,
         out_features: 1,
-        weight: &weight,
+        weight: WeightView::F32(&weight),
         low_rank,
         scale: &scale,
         offset: &offset,

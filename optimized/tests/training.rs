@@ -5,7 +5,7 @@ mod common;
 use std::sync::Arc;
 
 use common::settings::{base, l4q, lr_qat, peqa, qa_lora, qat};
-use plumbline::checkpoint::ModelFolder;
+use plumbline::checkpoint::{ModelFolder, Precision, save_dense};
 use plumbline::cpu::Cpu;
 use plumbline::eval::next_tokens;
 use plumbline::finetune::{MergedModel, Method, Start, first_difference, merge, method_model};
@@ -56,7 +56,10 @@ fn train<L: LinearMethod<Cpu>>(
     losses.0
 }
 
-fn trained_bits<L: LinearMethod<Cpu>>(model: &mut Llama<Cpu, L>) -> Vec<(String, Vec<u32>)> {
+/// Names and bits.
+type Tensors = Vec<(String, Vec<u32>)>;
+
+fn trained_bits<L: LinearMethod<Cpu>>(model: &mut Llama<Cpu, L>) -> Tensors {
     let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect();
     model.trained_values().unwrap().into_iter().map(|t| (t.name, bits(t.values))).collect()
 }
@@ -95,6 +98,40 @@ fn a_rerun_one_thread_and_recomputed_activations_have_the_same_bits() {
     has_one_trajectory(&qat(3, QatQuantizer::LsqPlus));
     has_one_trajectory(&QatLoraSettings(l4q(3)));
     has_one_trajectory(&peqa(3));
+}
+
+/// Bits of losses and of trained tensors.
+fn eight_steps<M: Method>(folder: &ModelFolder, method: &M, text: &[i32]) -> (Vec<u64>, Tensors) {
+    let mut model = begun(folder, method);
+    let losses = train(&mut model, text.to_vec(), (2, 1), Recompute::None);
+    (losses.into_iter().map(f64::to_bits).collect(), trained_bits(&mut model))
+}
+
+fn frozen_bytes<M: Method>(folder: &ModelFolder, method: &M) -> usize {
+    begun(folder, method).linears().iter().map(|(_, layer)| layer.cost().frozen_bytes).sum()
+}
+
+fn trains_alike<M: Method>(narrow: &ModelFolder, wide: &ModelFolder, method: &M, text: &[i32]) {
+    assert!(eight_steps(narrow, method, text) == eight_steps(wide, method, text));
+    assert_eq!(2 * frozen_bytes(narrow, method), frozen_bytes(wide, method));
+}
+
+#[test]
+fn a_checkpoint_in_bf16_trains_as_the_floats_that_it_stands_for() {
+    let (root, folder) = base();
+    let text = tokens(&folder);
+    let copy = |from: &ModelFolder, name: &str, precision| {
+        let path = root.path().join(name);
+        std::fs::create_dir(&path).unwrap();
+        let model = from.load_dense(Arc::new(Cpu), false).unwrap();
+        save_dense(&path, &model, None, precision).unwrap();
+        ModelFolder::open(&path).unwrap()
+    };
+    let narrow = copy(&folder, "narrow", Precision::Bf16);
+    let wide = copy(&narrow, "wide", Precision::F32);
+    trains_alike(&narrow, &wide, &l4q(3), &text);
+    trains_alike(&narrow, &wide, &QatLoraSettings(l4q(3)), &text);
+    trains_alike(&narrow, &wide, &LoraSettings { rank: 3, lora_scaling: 2.0 }, &text);
 }
 
 #[test]

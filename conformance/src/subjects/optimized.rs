@@ -17,6 +17,7 @@ use plumbline::methods::Dense;
 use plumbline::model::{Batch, IGNORE, Llama, Recompute};
 use plumbline::ops::fake_quantize::FakeQuantizeArgs;
 use plumbline::ops::fake_quantize_backward::FakeQuantizeGradients;
+use plumbline::ops::widen::WeightView;
 use plumbline_reference::spec::QuantSpec;
 
 use crate::case::Request;
@@ -221,7 +222,7 @@ impl<B: Backend> Call<'_, B> {
         let args = FakeQuantizeArgs {
             spec,
             out_features: shape[0],
-            weight: &weight,
+            weight: WeightView::F32(&weight),
             low_rank: None,
             scale: &scale,
             offset: &offset,
@@ -242,7 +243,7 @@ impl<B: Backend> Call<'_, B> {
         let args = FakeQuantizeArgs {
             spec,
             out_features: shape[0],
-            weight: &weight,
+            weight: WeightView::F32(&weight),
             low_rank: None,
             scale: &scale,
             offset: &offset,

@@ -13,9 +13,11 @@ use super::hash::hex;
 use super::reader::TensorFile;
 use super::tokenizer::Tokenizer;
 use crate::backend::Backend;
+use crate::cpu::Cpu;
 use crate::error::{Error, Result};
 use crate::methods::{Affine, AffineTensors, Dense, Merged, MergedTensors};
 use crate::model::{Llama, Projection, tensor_shapes};
+use crate::ops::widen::FrozenWeight;
 
 /// How `config.json` says that the linear layers are codes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -193,16 +195,17 @@ impl ModelFolder {
         self.file(name)?.floats(name, shape)
     }
 
-    /// The weight of a linear layer, `[out, in]`.
+    /// The weight of a linear layer, `[out, in]`, in the type that the file has it in.
     ///
     /// # Errors
     /// `File` naming tensor and file, also when the folder holds codes.
-    pub fn weight(&self, linear: &Projection) -> Result<Vec<f32>> {
+    pub fn weight(&self, linear: &Projection) -> Result<FrozenWeight<Cpu>> {
         if self.quantization.is_some() {
             let reason = "holds a merged model; training starts from a full-precision one";
             return Err(Error::file(&self.path, reason));
         }
-        self.tensor(&format!("{}.weight", linear.name), &[linear.out_features, linear.in_features])
+        let name = format!("{}.weight", linear.name);
+        self.file(&name)?.weight(&name, &[linear.out_features, linear.in_features])
     }
 
     /// Codes and grid of a merged linear layer.
@@ -308,7 +311,7 @@ impl ModelFolder {
         let device = backend.clone();
         let linear = |linear: &Projection| {
             let shape = (linear.out_features, linear.in_features);
-            Dense::new(&*device, &self.weight(linear)?, shape, trained)
+            Dense::new(&*device, &self.weight(linear)?.into_floats(), shape, trained)
         };
         Llama::build(backend, config, trained, tensor, linear)
     }

@@ -6,9 +6,9 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use half::{bf16, f16};
-
+use crate::cpu::Cpu;
 use crate::error::{Error, Result};
+use crate::ops::widen::FrozenWeight;
 
 pub use safetensors::Dtype;
 
@@ -105,32 +105,39 @@ impl TensorFile {
     /// A tensor of the expected shape as f32; F32, F16 and BF16 convert without loss.
     ///
     /// # Errors
-    /// `File` naming tensor, shape or type; `NonFinite`-like `File` for NaN and infinities.
+    /// As [`TensorFile::weight`].
     pub fn floats(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        Ok(self.weight(name, shape)?.into_floats())
+    }
+
+    /// A tensor of the expected shape as it is stored: F32, F16 or BF16.
+    ///
+    /// # Errors
+    /// `File` naming tensor, shape or type; `NonFinite`-like `File` for NaN and infinities.
+    pub fn weight(&self, name: &str, shape: &[usize]) -> Result<FrozenWeight<Cpu>> {
         let info = self.expect(name, shape)?;
         let bytes = self.bytes(info)?;
-        let values: Vec<f32> = match info.dtype {
-            Dtype::F32 => bytes
-                .chunks_exact(4)
-                .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-                .collect(),
-            Dtype::F16 => {
-                bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect()
-            }
-            Dtype::BF16 => {
-                bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect()
-            }
+        let halves = || bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]])).collect();
+        let weight = match info.dtype {
+            Dtype::F32 => FrozenWeight::F32(
+                bytes
+                    .chunks_exact(4)
+                    .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+                    .collect(),
+            ),
+            Dtype::F16 => FrozenWeight::F16(halves()),
+            Dtype::BF16 => FrozenWeight::Bf16(halves()),
             other => {
                 let reason = format!("tensor {name} is {other:?}, expected F32, F16 or BF16");
                 return Err(Error::file(&self.path, reason));
             }
         };
-        match values.iter().position(|value| !value.is_finite()) {
-            Some(index) => {
-                let reason = format!("tensor {name} is {} at flat index {index}", values[index]);
+        match weight.first_non_finite() {
+            Some((index, value)) => {
+                let reason = format!("tensor {name} is {value} at flat index {index}");
                 Err(Error::file(&self.path, reason))
             }
-            None => Ok(values),
+            None => Ok(weight),
         }
     }
 

@@ -161,7 +161,7 @@ impl Run<'_> {
     /// Builds the model and trains it, as `train` does.
     fn measure<B: Backend, M: Method>(&self, backend: Arc<B>, method: &M) -> Result<Report> {
         let (config, Sizes { batch, context }) = (&self.shape.config, self.shape.sizes);
-        let make = || random_model(backend, config, method, SEED);
+        let make = || random_model(backend, config, method, self.shape.stored, SEED);
         let mut model = waiting("drawing the weights", make)?;
         let operand_bytes = model.backend().operand_bytes();
         let layers: Vec<LayerCost> =
@@ -230,7 +230,7 @@ impl Report {
         let all = self.work.products() + operations.attention;
         json!({
             "config": shape.name, "layers": shape.config.num_hidden_layers,
-            "layers_of_the_model": shape.all_blocks, "method": shape.method,
+            "layers_of_the_model": shape.all_blocks, "method": shape.method, "frozen": shape.stored,
             "tokens": tokens, "context": shape.sizes.context,
             "recompute": Recompute::from(step.recompute),
             "device": place.name, "compute": format!("{:?}", step.on.compute).to_lowercase(),

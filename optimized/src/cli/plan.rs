@@ -52,7 +52,7 @@ fn parse_memory(text: &str) -> Result<u64> {
 
 fn costs<M: Method>(shape: &Shape, method: &M) -> Result<Vec<LayerCost>> {
     let layers = Projection::all(&shape.config);
-    Ok(layers.iter().map(|linear| method.cost(linear)).collect::<Result<_, _>>()?)
+    Ok(layers.iter().map(|linear| method.cost(linear, shape.stored)).collect::<Result<_, _>>()?)
 }
 
 /// The linear layers under the method that was asked for.
@@ -78,6 +78,9 @@ struct Answer {
     memory: Option<u64>,
     ways: [(Recompute, Plan, StepWork); 2],
 }
+
+/// A line of the answer: its name, and the number of a way.
+type Row<T, N> = (&'static str, fn(&T) -> N);
 
 /// Runs the command. A plan that does not fit is an answer, not an error.
 pub fn plan(command: &PlanCommand) -> Result<()> {
@@ -136,9 +139,10 @@ impl Answer {
                 "floor_seconds": floors,
             })
         });
-        let Shape { name, config, method, sizes, .. } = &self.shape;
+        let Shape { name, config, method, stored, sizes, .. } = &self.shape;
         json!({
             "config": name, "layers": config.num_hidden_layers, "method": method,
+            "frozen": stored,
             "tokens": sizes.tokens(), "context": sizes.context,
             "operand_bytes": self.operand_bytes,
             "parameters": self.parameters, "linear_parameters": self.linear_parameters,
@@ -164,7 +168,7 @@ impl Answer {
         println!();
         println!("{:<32}{:>16}{:>16}", "GiB", "recompute none", "blocks");
         let gib = |bytes: usize| format!("{:.2}", bytes as f64 / f64::from(1 << 30));
-        let rows: [(&str, fn(&Plan) -> usize); 7] = [
+        let rows: [Row<Plan, usize>; 7] = [
             ("frozen weights and tables", |plan| plan.frozen),
             ("trained tensors", |plan| plan.trained),
             ("their gradients", |plan| plan.gradients),
@@ -184,7 +188,7 @@ impl Answer {
         println!();
         println!("{:<32}{:>16}{:>16}", "A micro-batch", "recompute none", "blocks");
         let tera = |operations: f64| format!("{:.2}", operations / 1e12);
-        let rows: [(&str, fn(&StepWork) -> f64); 3] = [
+        let rows: [Row<StepWork, f64>; 3] = [
             ("TFLOP, linear layers", |work| work.operations.linears),
             ("TFLOP, head", |work| work.operations.head),
             ("TFLOP, attention", |work| work.operations.attention),
@@ -201,10 +205,10 @@ impl Answer {
             let ms = |work: &StepWork| {
                 let seconds = work.floor(device, self.operand_bytes);
                 let rate = sizes.tokens() as f64 / seconds;
-                format!("{:.1} ms {:>6.0}/s", 1e3 * seconds, rate)
+                format!("{:.1} ms, {rate:.0}", 1e3 * seconds)
             };
-            let what = format!("floor, {}", device.name);
-            println!("  {what:<22}{:>20}{:>20}", ms(keeps), ms(recomputes));
+            let what = format!("floor, tokens/s: {}", device.name);
+            println!("  {what:<30}{:>16}{:>16}", ms(keeps), ms(recomputes));
         }
     }
 }

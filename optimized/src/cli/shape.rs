@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use plumbline::embedded;
 use plumbline::model::{PRESETS, Recompute, preset};
+use plumbline::ops::widen::WeightType;
 use plumbline::recipe::MethodSettings;
 use plumbline_reference::spec::LlamaConfig;
 use serde_json::json;
@@ -34,6 +35,10 @@ pub struct ShapeOption {
     /// How lr_qat keeps its frozen weight: f32, bf16, f16, fixed8 or int
     #[arg(long, default_value = "fixed8")]
     downcast: String,
+    /// Type that the checkpoint has its weights in, which l4q, lora and qat_lora keep; by default
+    /// what the configuration says, or bf16
+    #[arg(long, value_enum)]
+    frozen: Option<FrozenOption>,
     /// Tokens of a micro-batch
     #[arg(long, conflicts_with = "batch")]
     tokens: Option<usize>,
@@ -72,8 +77,31 @@ pub struct Shape {
     pub all_blocks: usize,
     /// Method and settings.
     pub method: MethodSettings,
+    /// Type of the checkpoint's weights.
+    pub stored: WeightType,
     /// The micro-batch.
     pub sizes: Sizes,
+}
+
+/// What `--frozen` may say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum FrozenOption {
+    /// Four bytes a weight.
+    F32,
+    /// bfloat16.
+    Bf16,
+    /// IEEE 754 binary16.
+    F16,
+}
+
+impl From<FrozenOption> for WeightType {
+    fn from(option: FrozenOption) -> Self {
+        match option {
+            FrozenOption::F32 => Self::F32,
+            FrozenOption::Bf16 => Self::Bf16,
+            FrozenOption::F16 => Self::F16,
+        }
+    }
 }
 
 /// Keep activations, or recompute blocks: `--recompute`.
@@ -97,7 +125,7 @@ impl From<RecomputeOption> for Recompute {
 impl ShapeOption {
     /// Reads the configuration and checks every number.
     pub fn resolve(&self) -> Result<Shape> {
-        let mut config = self.config()?;
+        let (mut config, stored) = self.config()?;
         let all_blocks = config.num_hidden_layers;
         if let Some(layers) = self.layers {
             ensure!(
@@ -107,15 +135,18 @@ impl ShapeOption {
             config.num_hidden_layers = layers;
         }
         let (method, sizes) = (self.method()?, self.sizes(config.max_position_embeddings)?);
-        Ok(Shape { name: self.config.clone(), config, all_blocks, method, sizes })
+        let stored = self.frozen.map_or(stored, WeightType::from);
+        let name = self.config.clone();
+        Ok(Shape { name, config, all_blocks, method, stored, sizes })
     }
 
-    fn config(&self) -> Result<LlamaConfig> {
+    /// The configuration, and the type of its weights.
+    fn config(&self) -> Result<(LlamaConfig, WeightType)> {
         if self.config == "builtin" {
-            return Ok(embedded::model()?.config().clone());
+            return Ok((embedded::model()?.config().clone(), WeightType::Bf16));
         }
         if let Some(config) = preset(&self.config) {
-            return Ok(config);
+            return Ok((config, WeightType::Bf16));
         }
         let path = Path::new(&self.config);
         let path = if path.is_dir() { path.join("config.json") } else { path.to_path_buf() };
@@ -124,7 +155,17 @@ impl ShapeOption {
             let known = known.join(", ");
             format!("{}: cannot read, and it is none of builtin, {known}", path.display())
         })?;
-        LlamaConfig::from_json(&text).with_context(|| path.display().to_string())
+        let at = || path.display().to_string();
+        let config = LlamaConfig::from_json(&text).with_context(at)?;
+        let value: serde_json::Value = serde_json::from_str(&text).with_context(at)?;
+        // Newer files have the shorter name.
+        let named = ["dtype", "torch_dtype"].into_iter().find_map(|field| value[field].as_str());
+        let stored = match named {
+            Some("float32") => WeightType::F32,
+            Some("float16") => WeightType::F16,
+            _ => WeightType::Bf16,
+        };
+        Ok((config, stored))
     }
 
     /// The settings that a recipe would have.

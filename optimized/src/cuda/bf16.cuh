@@ -1,7 +1,12 @@
-// The 16-bit float that products are computed on: the upper half of an f32.
+// The 16-bit floats: bf16, the upper half of an f32, which products are computed on and weights
+// stored in; f16, which weights are stored in.
 #pragma once
 
 struct bf16 {
+    unsigned short bits;
+};
+
+struct f16 {
     unsigned short bits;
 };
 
@@ -25,6 +30,12 @@ __device__ __forceinline__ float widened(float value) { return value; }
 
 __device__ __forceinline__ float widened(bf16 value) {
     return __uint_as_float((unsigned)value.bits << 16);
+}
+
+__device__ __forceinline__ float widened(f16 value) {
+    float result;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(result) : "h"(value.bits));
+    return result;
 }
 
 // N neighbours, at once where there are four of them, aligned to 8 bytes.

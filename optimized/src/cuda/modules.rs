@@ -35,4 +35,5 @@ modules! {
     SUMS = "sums";
     SWIGLU = "swiglu";
     WEIGHT_GRADIENT = "weight_gradient";
+    WIDEN = "widen";
 }

@@ -11,6 +11,7 @@ use crate::methods::{
     peqa_cost,
 };
 use crate::model::Projection;
+use crate::ops::widen::{FrozenWeight, WeightType};
 use crate::recipe::{
     L4qSettings, LoraSettings, LrQatSettings, PeqaSettings, QaLoraSettings, QatLoraSettings,
     QatSettings,
@@ -24,11 +25,11 @@ pub trait Method {
     /// Bits and groups, where there are codes.
     fn grid(&self) -> Option<(Bits, Option<usize>)>;
 
-    /// What a layer of that place and size costs.
+    /// What a layer of that place and size costs on a checkpoint that is stored so.
     ///
     /// # Errors
     /// `Spec` naming the field that does not go with the size.
-    fn cost(&self, linear: &Projection) -> Result<LayerCost>;
+    fn cost(&self, linear: &Projection, stored: WeightType) -> Result<LayerCost>;
 
     /// One layer.
     ///
@@ -47,6 +48,11 @@ fn spec_of(method: &impl Method, linear: &Projection) -> Result<QuantSpec> {
 }
 
 impl LayerStart<'_> {
+    /// The weight as floats, for a layer that does not keep it.
+    fn take_floats(&mut self) -> Vec<f32> {
+        std::mem::replace(&mut self.weight, FrozenWeight::F32(Vec::new())).into_floats()
+    }
+
     fn spec(&self, method: &impl Method) -> Result<QuantSpec> {
         spec_of(method, self.linear)
     }
@@ -95,8 +101,8 @@ impl Method for L4qSettings {
         Some((self.bits, self.group_size))
     }
 
-    fn cost(&self, linear: &Projection) -> Result<LayerCost> {
-        Ok(self.options(spec_of(self, linear)?)?.cost(linear.out_features))
+    fn cost(&self, linear: &Projection, stored: WeightType) -> Result<LayerCost> {
+        Ok(self.options(spec_of(self, linear)?)?.cost(linear.out_features, stored))
     }
 
     fn layer<B: Backend>(&self, backend: &B, at: LayerStart<'_>) -> Result<L4q<B>> {
@@ -116,8 +122,8 @@ impl Method for QatLoraSettings {
         self.0.grid()
     }
 
-    fn cost(&self, linear: &Projection) -> Result<LayerCost> {
-        Ok(self.0.options(spec_of(self, linear)?)?.cost_beside(linear.out_features))
+    fn cost(&self, linear: &Projection, stored: WeightType) -> Result<LayerCost> {
+        Ok(self.0.options(spec_of(self, linear)?)?.cost_beside(linear.out_features, stored))
     }
 
     fn layer<B: Backend>(&self, backend: &B, at: LayerStart<'_>) -> Result<QatLora<B>> {
@@ -137,9 +143,9 @@ impl Method for LoraSettings {
         None
     }
 
-    fn cost(&self, linear: &Projection) -> Result<LayerCost> {
+    fn cost(&self, linear: &Projection, stored: WeightType) -> Result<LayerCost> {
         let options = LoraOptions { rank: self.rank, lora_scaling: self.lora_scaling };
-        Ok(options.cost((linear.out_features, linear.in_features)))
+        Ok(options.cost((linear.out_features, linear.in_features), stored))
     }
 
     fn layer<B: Backend>(&self, backend: &B, at: LayerStart<'_>) -> Result<Lora<B>> {
@@ -182,24 +188,24 @@ impl Method for LrQatSettings {
         Some((self.bits, self.group_size))
     }
 
-    fn cost(&self, linear: &Projection) -> Result<LayerCost> {
+    fn cost(&self, linear: &Projection, _stored: WeightType) -> Result<LayerCost> {
         Ok(self.options(spec_of(self, linear)?)?.cost(linear.out_features))
     }
 
-    fn layer<B: Backend>(&self, backend: &B, at: LayerStart<'_>) -> Result<LrQat<B>> {
+    fn layer<B: Backend>(&self, backend: &B, mut at: LayerStart<'_>) -> Result<LrQat<B>> {
         let (grid, rows) = (at.spec(self)?, at.linear.out_features);
-        let options = self.options(grid)?;
+        let (options, weight) = (self.options(grid)?, at.take_floats());
         let factors = at.factors(self.rank, grid.in_features())?;
         let Some(((lora_a, lora_b), scale)) = factors.zip(at.saved("scale", at.groups(grid))?)
         else {
-            return LrQat::new(backend, &at.weight, rows, options, &mut at.random());
+            return LrQat::new(backend, &weight, rows, options, &mut at.random());
         };
         // A function of the base model, so it is made again and not saved.
         let is_frozen = options.spec.inner_scale() != InnerScale::Live;
         let initial_scale =
-            is_frozen.then(|| options.initial_scale(backend, &at.weight, rows)).transpose()?;
+            is_frozen.then(|| options.initial_scale(backend, &weight, rows)).transpose()?;
         let tensors = LrQatTensors { initial_scale, zero_point: None, lora_a, lora_b, scale };
-        LrQat::from_tensors(backend, &at.weight, rows, options, &tensors)
+        LrQat::from_tensors(backend, &weight, rows, options, &tensors)
     }
 }
 
@@ -210,7 +216,7 @@ impl Method for QatSettings {
         Some((self.bits, self.group_size))
     }
 
-    fn cost(&self, linear: &Projection) -> Result<LayerCost> {
+    fn cost(&self, linear: &Projection, _stored: WeightType) -> Result<LayerCost> {
         Ok(self.options(spec_of(self, linear)?)?.cost(linear.out_features))
     }
 
@@ -219,7 +225,7 @@ impl Method for QatSettings {
         let options = self.options(spec)?;
         let weight = at.saved("weight", [rows, spec.in_features()])?;
         let Some((weight, scale)) = weight.zip(at.saved("scale", at.groups(spec))?) else {
-            return Qat::new(backend, at.weight, rows, options);
+            return Qat::new(backend, at.weight.into_floats(), rows, options);
         };
         let offset = match self.quantizer {
             QatQuantizer::LsqPlus => at.saved("offset", at.groups(spec))?,
@@ -236,15 +242,16 @@ impl Method for PeqaSettings {
         Some((self.bits, self.group_size))
     }
 
-    fn cost(&self, linear: &Projection) -> Result<LayerCost> {
+    fn cost(&self, linear: &Projection, _stored: WeightType) -> Result<LayerCost> {
         Ok(peqa_cost(spec_of(self, linear)?, linear.out_features))
     }
 
     /// Codes and zero points are a function of the base model, so they are made again.
-    fn layer<B: Backend>(&self, backend: &B, at: LayerStart<'_>) -> Result<Peqa<B>> {
+    fn layer<B: Backend>(&self, backend: &B, mut at: LayerStart<'_>) -> Result<Peqa<B>> {
         let (spec, rows) = (at.spec(self)?, at.linear.out_features);
+        let weight = at.take_floats();
         let mut tensors =
-            AffineTensors::round_to_nearest(backend, &at.weight, rows, spec, self.rtn()?)?;
+            AffineTensors::round_to_nearest(backend, &weight, rows, spec, self.rtn()?)?;
         if let Some(scale) = at.saved("scale", at.groups(spec))? {
             tensors.scale = scale;
         }
@@ -259,13 +266,14 @@ impl Method for QaLoraSettings {
         Some((self.bits, self.group_size))
     }
 
-    fn cost(&self, linear: &Projection) -> Result<LayerCost> {
+    fn cost(&self, linear: &Projection, _stored: WeightType) -> Result<LayerCost> {
         Ok(self.options()?.cost(spec_of(self, linear)?, linear.out_features))
     }
 
-    fn layer<B: Backend>(&self, backend: &B, at: LayerStart<'_>) -> Result<QaLora<B>> {
+    fn layer<B: Backend>(&self, backend: &B, mut at: LayerStart<'_>) -> Result<QaLora<B>> {
         let (spec, rows) = (at.spec(self)?, at.linear.out_features);
-        let base = AffineTensors::round_to_nearest(backend, &at.weight, rows, spec, self.rtn()?)?;
+        let weight = at.take_floats();
+        let base = AffineTensors::round_to_nearest(backend, &weight, rows, spec, self.rtn()?)?;
         let options = self.options()?;
         match at.factors(self.rank, spec.groups())? {
             None => QaLora::new(backend, &base, options, &mut at.random()),

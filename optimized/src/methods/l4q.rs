@@ -11,11 +11,13 @@ use super::{
     Scratch, ScratchNeed, Trainable, Update, initial_grid, kaiming_uniform,
 };
 use crate::backend::Backend;
+use crate::cpu::Cpu;
 use crate::error::Result;
 use crate::ops::fake_quantize::{FakeQuantizeArgs, LowRank};
 use crate::ops::fake_quantize_backward::FakeQuantizeGradients;
 use crate::ops::linear::LinearArgs;
 use crate::ops::weight_gradient::WeightGradientArgs;
+use crate::ops::widen::{FrozenWeight, WeightType};
 
 /// What a recipe decides about an L4Q layer.
 #[derive(Debug, Clone, Copy)]
@@ -34,12 +36,12 @@ pub struct L4qOptions {
 
 impl L4qOptions {
     /// What a layer of so many rows costs.
-    pub fn cost(&self, out_features: usize) -> LayerCost {
+    pub fn cost(&self, out_features: usize, stored: WeightType) -> LayerCost {
         let (rank, width, groups) = (self.rank, self.spec.in_features(), self.spec.groups());
         let grid = out_features * groups;
         LayerCost {
             shape: (out_features, width),
-            frozen_bytes: 4 * out_features * width,
+            frozen_bytes: stored.bytes() * out_features * width,
             trained: vec![rank * width, out_features * rank, grid, grid],
             scratch: ScratchNeed::of_weight((out_features, width)),
             weight_gradient: true,
@@ -52,7 +54,7 @@ impl L4qOptions {
 pub struct L4q<B: Backend> {
     options: L4qOptions,
     out_features: usize,
-    weight: Parameter<B>,
+    weight: FrozenWeight<B>,
     lora_a: Parameter<B>,
     lora_b: Parameter<B>,
     scale: Parameter<B>,
@@ -67,7 +69,7 @@ impl<B: Backend> L4q<B> {
     /// `NonFinite` for a bad weight; when the device has no room.
     pub fn new(
         backend: &B,
-        weight: &[f32],
+        weight: &FrozenWeight<Cpu>,
         out_features: usize,
         options: L4qOptions,
         random: &mut impl Rng,
@@ -85,7 +87,7 @@ impl<B: Backend> L4q<B> {
     /// When a tensor's length is not what the options say.
     pub fn from_tensors(
         backend: &B,
-        weight: &[f32],
+        weight: &FrozenWeight<Cpu>,
         out_features: usize,
         options: L4qOptions,
         tensors: &L4qTensors,
@@ -95,11 +97,11 @@ impl<B: Backend> L4q<B> {
         let trained = |values: &[f32], shape: [usize; 2], kind| {
             Parameter::new(backend, values, &shape, kind, true)
         };
-        let shape = [out_features, width];
+        assert_eq!(weight.len(), out_features * width, "weight");
         Ok(Self {
             options,
             out_features,
-            weight: Parameter::new(backend, weight, &shape, ParameterKind::Weight, false)?,
+            weight: weight.upload(backend)?,
             lora_a: trained(&tensors.lora_a, [rank, width], ParameterKind::LoraA)?,
             lora_b: trained(&tensors.lora_b, [out_features, rank], ParameterKind::LoraB)?,
             scale: trained(&tensors.scale, [out_features, groups], ParameterKind::Scale)?,
@@ -115,11 +117,11 @@ impl<B: Backend> L4q<B> {
         MergedTensors::quantize(backend, &self.args())
     }
 
-    fn args(&self) -> FakeQuantizeArgs<'_, B::Floats> {
+    fn args(&self) -> FakeQuantizeArgs<'_, B> {
         FakeQuantizeArgs {
             spec: self.options.spec,
             out_features: self.out_features,
-            weight: &self.weight.value,
+            weight: self.weight.view(),
             low_rank: Some(LowRank {
                 lora_a: &self.lora_a.value,
                 lora_b: &self.lora_b.value,
@@ -156,21 +158,21 @@ impl L4qTensors {
     /// `NonFinite` for a bad weight; when the device has no room.
     pub(super) fn initial<B: Backend>(
         backend: &B,
-        weight: &[f32],
+        weight: &FrozenWeight<Cpu>,
         out_features: usize,
         options: L4qOptions,
         random: &mut impl Rng,
     ) -> Result<Self> {
         let L4qOptions { spec, rank, init, .. } = options;
         let lora_a = kaiming_uniform(rank * spec.in_features(), spec.in_features(), random);
-        let (scale, offset) = initial_grid(backend, spec, init, out_features, weight)?;
+        let (scale, offset) = initial_grid(backend, spec, init, out_features, &weight.to_floats())?;
         Ok(Self { lora_a, lora_b: vec![0.0; out_features * rank], scale, offset })
     }
 }
 
 impl<B: Backend> LinearMethod<B> for L4q<B> {
     fn cost(&self) -> LayerCost {
-        self.options.cost(self.out_features)
+        self.options.cost(self.out_features, self.weight.stored())
     }
 
     fn forward(

@@ -5,13 +5,14 @@ use rand::Rng;
 
 use super::low_rank_path::LowRankPath;
 use super::{
-    BackwardCall, LayerCost, LinearMethod, Parameter, ParameterKind, Scratch, ScratchNeed,
-    Trainable, Update, kaiming_uniform,
+    BackwardCall, LayerCost, LinearMethod, Scratch, ScratchNeed, Trainable, Update, kaiming_uniform,
 };
 use crate::backend::Backend;
+use crate::cpu::Cpu;
 use crate::error::Result;
 use crate::ops::Write;
 use crate::ops::linear::LinearArgs;
+use crate::ops::widen::{FrozenWeight, WeightType};
 
 /// What a recipe decides about a LoRA layer.
 #[derive(Debug, Clone, Copy)]
@@ -24,13 +25,14 @@ pub struct LoraOptions {
 
 impl LoraOptions {
     /// What a layer `[out, in]` costs.
-    pub fn cost(&self, shape: (usize, usize)) -> LayerCost {
+    pub fn cost(&self, shape: (usize, usize), stored: WeightType) -> LayerCost {
         let rank = self.rank;
+        let effective = if stored == WeightType::F32 { 0 } else { shape.0 * shape.1 };
         LayerCost {
             shape,
-            frozen_bytes: 4 * shape.0 * shape.1,
+            frozen_bytes: stored.bytes() * shape.0 * shape.1,
             trained: self.factors(shape),
-            scratch: ScratchNeed { rank, ..ScratchNeed::default() },
+            scratch: ScratchNeed { effective, rank, ..ScratchNeed::default() },
             weight_gradient: false,
             update: Update::Beside { rank, inputs: shape.1 },
         }
@@ -44,7 +46,8 @@ impl LoraOptions {
 
 /// `y = x @ weight^T + lora_scaling * (x @ lora_a^T) @ lora_b^T`.
 pub struct Lora<B: Backend> {
-    weight: Parameter<B>,
+    shape: (usize, usize),
+    weight: FrozenWeight<B>,
     path: LowRankPath<B>,
 }
 
@@ -55,7 +58,7 @@ impl<B: Backend> Lora<B> {
     /// When the device has no room.
     pub fn new(
         backend: &B,
-        weight: &[f32],
+        weight: &FrozenWeight<Cpu>,
         (out_features, in_features): (usize, usize),
         options: LoraOptions,
         random: &mut impl Rng,
@@ -75,28 +78,37 @@ impl<B: Backend> Lora<B> {
     /// When a tensor's length is not what the options say.
     pub fn from_tensors(
         backend: &B,
-        weight: &[f32],
-        (out_features, in_features): (usize, usize),
+        weight: &FrozenWeight<Cpu>,
+        shape: (usize, usize),
         options: LoraOptions,
         lora_a: &[f32],
         lora_b: &[f32],
     ) -> Result<Self> {
-        let shape = [out_features, in_features];
-        let sizes = (out_features, in_features);
+        assert_eq!(weight.len(), shape.0 * shape.1, "weight");
         Ok(Self {
-            weight: Parameter::new(backend, weight, &shape, ParameterKind::Weight, false)?,
-            path: LowRankPath::new(backend, sizes, options, lora_a, lora_b)?,
+            shape,
+            weight: weight.upload(backend)?,
+            path: LowRankPath::new(backend, shape, options, lora_a, lora_b)?,
         })
     }
 
     fn linear_args(&self, tokens: usize) -> LinearArgs {
-        LinearArgs::new(tokens, self.weight.shape[1], self.weight.shape[0])
+        LinearArgs::new(tokens, self.shape.1, self.shape.0)
+    }
+
+    /// The weight that is multiplied with: itself, or the floats that it stands for.
+    fn effective<'a>(&'a self, backend: &B, room: &'a mut B::Floats) -> Result<&'a B::Floats> {
+        if let FrozenWeight::F32(weight) = &self.weight {
+            return Ok(weight);
+        }
+        backend.widen(self.shape.0 * self.shape.1, self.weight.view(), room)?;
+        Ok(room)
     }
 }
 
 impl<B: Backend> LinearMethod<B> for Lora<B> {
     fn cost(&self) -> LayerCost {
-        self.path.options().cost((self.weight.shape[0], self.weight.shape[1]))
+        self.path.options().cost(self.shape, self.weight.stored())
     }
 
     fn forward(
@@ -107,7 +119,8 @@ impl<B: Backend> LinearMethod<B> for Lora<B> {
         y: &mut B::Floats,
         scratch: &mut Scratch<B>,
     ) -> Result<()> {
-        backend.linear(self.linear_args(tokens), x, &self.weight.value, y)?;
+        let weight = self.effective(backend, &mut scratch.effective)?;
+        backend.linear(self.linear_args(tokens), x, weight, y)?;
         self.path.add_forward(backend, tokens, x, y, &mut scratch.low_rank)
     }
 
@@ -118,7 +131,8 @@ impl<B: Backend> LinearMethod<B> for Lora<B> {
         scratch: &mut Scratch<B>,
     ) -> Result<()> {
         let to_input = LinearArgs { write: call.write, ..self.linear_args(call.tokens) };
-        backend.linear_input_gradient(to_input, call.d_y, &self.weight.value, call.d_x)?;
+        let weight = self.effective(backend, &mut scratch.effective)?;
+        backend.linear_input_gradient(to_input, call.d_y, weight, call.d_x)?;
         let call = BackwardCall { write: Write::Add, ..call };
         self.path.backward(backend, call, &mut scratch.low_rank, &mut scratch.d_low_rank)
     }

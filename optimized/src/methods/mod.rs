@@ -83,9 +83,35 @@ impl<B: Storage> Parameter<B> {
         kind: ParameterKind,
         trained: bool,
     ) -> Result<Self> {
-        assert_eq!(values.len(), shape.iter().product::<usize>(), "{kind:?} {shape:?}");
-        let gradient = trained.then(|| backend.zeros(values.len())).transpose()?;
-        Ok(Self { value: backend.upload(values)?, gradient, shape: shape.to_vec(), kind })
+        let value = backend.upload(values)?;
+        Self::with(backend, (value, values.len()), shape, kind, trained)
+    }
+
+    /// The same of values that the host has no more use for.
+    ///
+    /// # Errors
+    /// When the device has no room.
+    pub fn taking(
+        backend: &B,
+        values: Vec<f32>,
+        shape: &[usize],
+        kind: ParameterKind,
+        trained: bool,
+    ) -> Result<Self> {
+        let len = values.len();
+        Self::with(backend, (backend.take(values)?, len), shape, kind, trained)
+    }
+
+    fn with(
+        backend: &B,
+        (value, len): (B::Floats, usize),
+        shape: &[usize],
+        kind: ParameterKind,
+        trained: bool,
+    ) -> Result<Self> {
+        assert_eq!(len, shape.iter().product::<usize>(), "{kind:?} {shape:?}");
+        let gradient = trained.then(|| backend.zeros(len)).transpose()?;
+        Ok(Self { value, gradient, shape: shape.to_vec(), kind })
     }
 
     /// Number of values.
@@ -319,10 +345,7 @@ impl MergedTensors {
     ///
     /// # Errors
     /// `NonFinite` naming the tensor.
-    pub fn quantize<B: Backend>(
-        backend: &B,
-        args: &FakeQuantizeArgs<'_, B::Floats>,
-    ) -> Result<Self> {
+    pub fn quantize<B: Backend>(backend: &B, args: &FakeQuantizeArgs<'_, B>) -> Result<Self> {
         let FakeQuantizeArgs { spec, out_features, .. } = *args;
         let len = out_features * spec.in_features();
         let groups = out_features * spec.groups();

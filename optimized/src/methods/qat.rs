@@ -3,7 +3,7 @@
 
 use plumbline_reference::spec::{GradScale, InitScaleRule, QatQuantizer, QuantSpec};
 
-use super::quantized_weight::{QuantizedTensors, QuantizedWeight};
+use super::quantized_weight::{Behind, HostWeight, QuantizedTensors, QuantizedWeight};
 use super::{
     BackwardCall, CodeUse, LayerCost, LinearMethod, MergedTensors, Parameter, Scratch, ScratchNeed,
     Trainable, Update, initial_grid, refuse_offset,
@@ -103,8 +103,7 @@ impl<B: Backend> Qat<B> {
         assert_eq!(tensors.offset.is_some(), has_offset, "offset under {:?}", options.quantizer);
         let zero = vec![0.0; out_features * options.spec.groups()];
         let tensors = QuantizedTensors {
-            weight: &tensors.weight,
-            trains_weight: true,
+            weight: HostWeight::Trained(&tensors.weight),
             scale: &tensors.scale,
             offset: tensors.offset.as_ref().unwrap_or(&zero),
             trains_offset: has_offset,
@@ -125,7 +124,7 @@ impl<B: Backend> Qat<B> {
 impl<B: Backend> LinearMethod<B> for Qat<B> {
     fn cost(&self) -> LayerCost {
         let has_offset = self.inner.offset.gradient.is_some();
-        qat_cost(self.inner.spec, has_offset, self.inner.weight.shape[0])
+        qat_cost(self.inner.spec, has_offset, self.inner.out_features())
     }
 
     fn forward(
@@ -146,10 +145,11 @@ impl<B: Backend> LinearMethod<B> for Qat<B> {
         scratch: &mut Scratch<B>,
     ) -> Result<()> {
         self.inner.backward(backend, &mut call, scratch)?;
-        let len = self.inner.weight.len();
-        match &mut self.inner.weight.gradient {
-            Some(gradient) => backend.add(&scratch.d_weight, gradient, len),
-            None => Ok(()),
+        match &mut self.inner.weight {
+            Behind::Trained(Parameter { gradient: Some(gradient), shape, .. }) => {
+                backend.add(&scratch.d_weight, gradient, shape.iter().product())
+            }
+            _ => Ok(()),
         }
     }
 
@@ -162,13 +162,13 @@ impl<B: Backend> LinearMethod<B> for Qat<B> {
     }
 
     fn trainable(&mut self) -> Vec<Trainable<'_, B>> {
-        [
-            self.inner.weight.trainable("weight"),
-            self.inner.scale.trainable("scale"),
-            self.inner.offset.trainable("offset"),
-        ]
-        .into_iter()
-        .flatten()
-        .collect()
+        let weight = match &mut self.inner.weight {
+            Behind::Trained(weight) => weight.trainable("weight"),
+            Behind::Frozen(_) => None,
+        };
+        [weight, self.inner.scale.trainable("scale"), self.inner.offset.trainable("offset")]
+            .into_iter()
+            .flatten()
+            .collect()
     }
 }

@@ -6,14 +6,16 @@ use plumbline_reference::spec::InitScaleRule;
 use rand::Rng;
 
 use super::low_rank_path::LowRankPath;
-use super::quantized_weight::{QuantizedTensors, QuantizedWeight};
+use super::quantized_weight::{Behind, HostWeight, QuantizedTensors, QuantizedWeight};
 use super::{
     BackwardCall, CodeUse, L4qOptions, L4qTensors, LayerCost, LinearMethod, LoraOptions,
     MergedTensors, Parameter, Scratch, ScratchNeed, Trainable, Update,
 };
 use crate::backend::Backend;
+use crate::cpu::Cpu;
 use crate::error::Result;
 use crate::ops::Write;
+use crate::ops::widen::{FrozenWeight, WeightType};
 
 /// `y = x @ fake_quantize(weight)^T + lora_scaling * (x @ lora_a^T) @ lora_b^T`.
 ///
@@ -25,8 +27,8 @@ pub struct QatLora<B: Backend> {
 
 impl L4qOptions {
     /// What a layer of so many rows costs with the update beside the weight.
-    pub fn cost_beside(&self, out_features: usize) -> LayerCost {
-        let inside = self.cost(out_features);
+    pub fn cost_beside(&self, out_features: usize, stored: WeightType) -> LayerCost {
+        let inside = self.cost(out_features, stored);
         let (rank, inputs) = (self.rank, self.spec.in_features());
         let scratch = ScratchNeed { rank, ..inside.scratch };
         LayerCost { scratch, update: Update::Beside { rank, inputs }, ..inside }
@@ -41,7 +43,7 @@ impl<B: Backend> QatLora<B> {
     /// `NonFinite` for a bad weight; when the device has no room.
     pub fn new(
         backend: &B,
-        weight: &[f32],
+        weight: &FrozenWeight<Cpu>,
         out_features: usize,
         options: L4qOptions,
         random: &mut impl Rng,
@@ -59,7 +61,7 @@ impl<B: Backend> QatLora<B> {
     /// When a tensor's length is not what the options say.
     pub fn from_tensors(
         backend: &B,
-        weight: &[f32],
+        weight: &FrozenWeight<Cpu>,
         out_features: usize,
         options: L4qOptions,
         tensors: &L4qTensors,
@@ -68,8 +70,8 @@ impl<B: Backend> QatLora<B> {
         let L4qOptions { spec, rank, lora_scaling, grad_scale, .. } = options;
         let shape = (out_features, spec.in_features());
         let path = LoraOptions { rank, lora_scaling };
-        let tensors =
-            QuantizedTensors { weight, trains_weight: false, scale, offset, trains_offset: true };
+        let weight = HostWeight::Frozen(weight);
+        let tensors = QuantizedTensors { weight, scale, offset, trains_offset: true };
         Ok(Self {
             inner: QuantizedWeight::new(backend, out_features, spec, grad_scale, &tensors)?,
             path: LowRankPath::new(backend, shape, path, lora_a, lora_b)?,
@@ -79,13 +81,16 @@ impl<B: Backend> QatLora<B> {
 
 impl<B: Backend> LinearMethod<B> for QatLora<B> {
     fn cost(&self) -> LayerCost {
-        let QuantizedWeight { spec, grad_scale, weight, .. } = &self.inner;
+        let (spec, grad_scale) = (self.inner.spec, self.inner.grad_scale);
         let LoraOptions { rank, lora_scaling } = self.path.options();
-        let (spec, grad_scale) = (*spec, *grad_scale);
         // How a grid begins costs nothing afterwards.
         let init = InitScaleRule::default();
-        let options = L4qOptions { spec, rank, lora_scaling, init, grad_scale };
-        options.cost_beside(weight.shape[0])
+        let stored = match &self.inner.weight {
+            Behind::Trained(_) => WeightType::F32,
+            Behind::Frozen(weight) => weight.stored(),
+        };
+        L4qOptions { spec, rank, lora_scaling, init, grad_scale }
+            .cost_beside(self.inner.out_features(), stored)
     }
 
     fn forward(

@@ -1,33 +1,65 @@
-//! A weight behind its quantizer, on a trained grid: what QAT and QAT-LoRA share. Eqs. (M11), (M12).
+//! A weight behind its quantizer, on a trained grid: what QAT and QAT-LoRA share.
+//! Eqs. (M11), (M12).
 
 use plumbline_reference::spec::{GradScale, QuantSpec};
 
 use super::{BackwardCall, Parameter, ParameterKind, Scratch};
 use crate::backend::Backend;
+use crate::cpu::Cpu;
 use crate::error::Result;
 use crate::ops::fake_quantize::FakeQuantizeArgs;
 use crate::ops::fake_quantize_backward::FakeQuantizeGradients;
 use crate::ops::linear::LinearArgs;
+use crate::ops::widen::{FrozenWeight, WeightView};
 
 /// `fake_quantize(weight)` and the tensors it is made of.
 pub(super) struct QuantizedWeight<B: Backend> {
     pub(super) spec: QuantSpec,
     pub(super) grad_scale: GradScale,
-    pub(super) weight: Parameter<B>,
+    pub(super) weight: Behind<B>,
     pub(super) scale: Parameter<B>,
     pub(super) offset: Parameter<B>,
+}
+
+/// What is behind the quantizer.
+pub(super) enum Behind<B: Backend> {
+    /// A weight that is trained.
+    Trained(Parameter<B>),
+    /// A weight that stays as it is.
+    Frozen(FrozenWeight<B>),
 }
 
 /// The tensors on the host, and which of them are trained beside the scale.
 pub(super) struct QuantizedTensors<'a> {
     /// `[out, in]`.
-    pub(super) weight: &'a [f32],
-    pub(super) trains_weight: bool,
+    pub(super) weight: HostWeight<'a>,
     /// `[out, groups]`.
     pub(super) scale: &'a [f32],
     /// `[out, groups]`.
     pub(super) offset: &'a [f32],
     pub(super) trains_offset: bool,
+}
+
+/// The weight on the host, `[out, in]`.
+#[derive(Clone, Copy)]
+pub(super) enum HostWeight<'a> {
+    Trained(&'a [f32]),
+    Frozen(&'a FrozenWeight<Cpu>),
+}
+
+impl HostWeight<'_> {
+    fn upload<B: Backend>(self, backend: &B, shape: [usize; 2]) -> Result<Behind<B>> {
+        match self {
+            Self::Trained(values) => {
+                let kind = ParameterKind::Weight;
+                Ok(Behind::Trained(Parameter::new(backend, values, &shape, kind, true)?))
+            }
+            Self::Frozen(weight) => {
+                assert_eq!(weight.len(), shape[0] * shape[1], "weight");
+                Ok(Behind::Frozen(weight.upload(backend)?))
+            }
+        }
+    }
 }
 
 impl<B: Backend> QuantizedWeight<B> {
@@ -43,23 +75,30 @@ impl<B: Backend> QuantizedWeight<B> {
         grad_scale: GradScale,
         tensors: &QuantizedTensors<'_>,
     ) -> Result<Self> {
-        let QuantizedTensors { weight, trains_weight, scale, offset, trains_offset } = *tensors;
+        let QuantizedTensors { weight, scale, offset, trains_offset } = *tensors;
         let shape = [out_features, spec.in_features()];
         let grid = [out_features, spec.groups()];
         Ok(Self {
             spec,
             grad_scale,
-            weight: Parameter::new(backend, weight, &shape, ParameterKind::Weight, trains_weight)?,
+            weight: weight.upload(backend, shape)?,
             scale: Parameter::new(backend, scale, &grid, ParameterKind::Scale, true)?,
             offset: Parameter::new(backend, offset, &grid, ParameterKind::Offset, trains_offset)?,
         })
     }
 
-    pub(super) fn args(&self) -> FakeQuantizeArgs<'_, B::Floats> {
+    pub(super) fn out_features(&self) -> usize {
+        self.scale.shape[0]
+    }
+
+    pub(super) fn args(&self) -> FakeQuantizeArgs<'_, B> {
         FakeQuantizeArgs {
             spec: self.spec,
-            out_features: self.weight.shape[0],
-            weight: &self.weight.value,
+            out_features: self.out_features(),
+            weight: match &self.weight {
+                Behind::Trained(weight) => WeightView::F32(&weight.value),
+                Behind::Frozen(weight) => weight.view(),
+            },
             low_rank: None,
             scale: &self.scale.value,
             offset: &self.offset.value,
@@ -67,7 +106,7 @@ impl<B: Backend> QuantizedWeight<B> {
     }
 
     fn linear_args(&self, tokens: usize) -> LinearArgs {
-        LinearArgs::new(tokens, self.spec.in_features(), self.weight.shape[0])
+        LinearArgs::new(tokens, self.spec.in_features(), self.out_features())
     }
 
     /// `y = x @ fake_quantize(weight)^T`.

@@ -128,7 +128,7 @@ impl<B: Backend, L: LinearMethod<B>> Llama<B, L> {
         mut linear: impl FnMut(&Projection) -> Result<L>,
     ) -> Result<Self> {
         let mut parameter = |name: &str, shape: &[usize], kind| {
-            Parameter::new(&*backend, &tensor(name, shape)?, shape, kind, train_base)
+            Parameter::taking(&*backend, tensor(name, shape)?, shape, kind, train_base)
         };
         let hidden = [config.hidden_size];
         let table = [config.vocab_size, config.hidden_size];

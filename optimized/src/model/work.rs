@@ -189,6 +189,7 @@ mod tests {
     use super::*;
     use crate::methods::{L4qOptions, LoraOptions};
     use crate::model::{Projection, preset};
+    use crate::ops::widen::WeightType;
 
     fn of(name: &str, layer: impl Fn(&Projection) -> LayerCost, recompute: Recompute) -> StepWork {
         let config = preset(name).unwrap();
@@ -199,12 +200,13 @@ mod tests {
     fn l4q(linear: &Projection) -> LayerCost {
         let spec = QuantSpec::new(Bits::new(4).unwrap(), Some(128), linear.in_features).unwrap();
         let (init, grad_scale) = (InitScaleRule::default(), GradScale::None);
-        L4qOptions { spec, rank: 16, lora_scaling: 2.0, init, grad_scale }.cost(linear.out_features)
+        L4qOptions { spec, rank: 16, lora_scaling: 2.0, init, grad_scale }
+            .cost(linear.out_features, WeightType::F32)
     }
 
     fn lora(linear: &Projection) -> LayerCost {
         let shape = (linear.out_features, linear.in_features);
-        LoraOptions { rank: 16, lora_scaling: 2.0 }.cost(shape)
+        LoraOptions { rank: 16, lora_scaling: 2.0 }.cost(shape, WeightType::F32)
     }
 
     /// Weights of the linear layers of LLaMA-2-7B.

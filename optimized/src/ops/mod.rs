@@ -21,6 +21,7 @@ pub mod squared_norm;
 pub mod sums;
 pub mod swiglu;
 pub mod weight_gradient;
+pub mod widen;
 
 use crate::error::{Error, Result};
 

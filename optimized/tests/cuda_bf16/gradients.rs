@@ -6,6 +6,7 @@ use plumbline::cpu::Cpu;
 use plumbline::cuda::{Compute, Cuda, Interpreter, MODULES, Module};
 use plumbline::ops::fake_quantize_backward::FakeQuantizeGradients;
 use plumbline::ops::weight_gradient::{WeightGradient, WeightGradientArgs};
+use plumbline::ops::widen::WeightType;
 use plumbline_reference::spec::GradScale;
 use rand::Rng;
 
@@ -115,6 +116,23 @@ impl Layer {
 /// Fused where the backend multiplies bf16 and the rank is short.
 fn is_fused(backend: &Cuda<Interpreter>) -> bool {
     backend.launcher().launched().iter().any(|(module, _)| *module == "weight_gradient")
+}
+
+/// The kernels differ in how they load the weight, and in nothing else.
+#[test]
+fn a_weight_in_16_bits_gives_the_bits_of_the_floats_that_it_stands_for() {
+    for case in cases() {
+        for stored in [WeightType::Bf16, WeightType::F16] {
+            let Layer { host, tokens, x, d_y } = Layer::rough(case);
+            let narrow = Layer { host: host.stored_as(stored), tokens, x, d_y };
+            let host = Host { stored: WeightType::F32, ..narrow.host.clone() };
+            let (x, d_y) = (narrow.x.clone(), narrow.d_y.clone());
+            let wide = Layer { host, tokens, x, d_y };
+            let start = narrow.start();
+            let of = |layer: &Layer| layer.gradients(&cuda(), GradScale::None, &start).unwrap();
+            assert_eq!(of(&narrow), of(&wide), "{case:?} {stored:?}");
+        }
+    }
 }
 
 #[test]
@@ -278,9 +296,20 @@ const WATCHED: [(Shape, usize); 4] = [
     ((140, 35, 4, Some(5), None), 70),
 ];
 
+/// What the weight is stored as for the kernel that has this line.
+fn stored_at(line: usize) -> WeightType {
+    let heads = FUSED.ptx.lines().take(line + 1).filter(|text| text.contains(".entry "));
+    match heads.last().map(|head| (head.contains("_of_bf16"), head.contains("_of_f16"))) {
+        Some((true, _)) => WeightType::Bf16,
+        Some((_, true)) => WeightType::F16,
+        _ => WeightType::F32,
+    }
+}
+
 fn survives(line: usize, by: &str) -> bool {
     WATCHED.iter().all(|case| {
-        let layer = Layer::rough(*case);
+        let Layer { host, tokens, x, d_y } = Layer::rough(*case);
+        let layer = Layer { host: host.stored_as(stored_at(line)), tokens, x, d_y };
         layer.gradients(&replaced(line, by), GradScale::None, &layer.start()).is_ok()
     })
 }

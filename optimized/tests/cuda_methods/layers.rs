@@ -11,6 +11,7 @@ use plumbline::methods::{
     QatTensors,
 };
 use plumbline::ops::Write;
+use plumbline::ops::widen::FrozenWeight;
 use plumbline_reference::spec::{
     Downcast, GradScale, GroupPool, InitScaleRule, InnerScale, LrQatDialect, LrQatMask, LrQatSpec,
     Pool, QaLoraDialect, QatQuantizer, QuantSpec, RangeSearch, RtnSpec,
@@ -101,8 +102,9 @@ impl Parts {
             scale: self.scale.clone(),
             offset: self.offset.clone(),
         };
-        let inside = L4q::from_tensors(backend, &self.weight, self.out, options, &tensors);
-        let beside = QatLora::from_tensors(backend, &self.weight, self.out, options, &tensors);
+        let weight = FrozenWeight::F32(self.weight.clone());
+        let inside = L4q::from_tensors(backend, &weight, self.out, options, &tensors);
+        let beside = QatLora::from_tensors(backend, &weight, self.out, options, &tensors);
         vec![
             self.pass(backend, inside.unwrap(), |layer| merged(layer.merge(backend))),
             self.pass(backend, beside.unwrap(), |_| String::new()),
@@ -178,7 +180,8 @@ impl Parts {
         let options = LoraOptions { rank: RANK, lora_scaling: LORA_SCALING };
         let shape = (self.out, self.spec.in_features());
         let (lora_a, lora_b) = (&self.lora_a, &self.lora_b);
-        let layer = Lora::from_tensors(backend, &self.weight, shape, options, lora_a, lora_b);
+        let weight = FrozenWeight::F32(self.weight.clone());
+        let layer = Lora::from_tensors(backend, &weight, shape, options, lora_a, lora_b);
         vec![self.pass(backend, layer.unwrap(), |_| String::new())]
     }
 }

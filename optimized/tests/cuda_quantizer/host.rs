@@ -3,6 +3,7 @@
 use plumbline::backend::Storage;
 use plumbline::ops::fake_quantize::{FakeQuantize, FakeQuantizeArgs, LowRank};
 use plumbline::ops::fake_quantize_backward::{FakeQuantizeBackward, FakeQuantizeGradients};
+use plumbline::ops::widen::{FrozenWeight, WeightType};
 use plumbline_reference::spec::{Bits, GradScale, QuantSpec};
 use rand::Rng;
 
@@ -36,6 +37,8 @@ pub struct Host {
     pub out: usize,
     pub rank: Option<usize>,
     pub lora_scaling: f32,
+    /// What `weight` is uploaded as, which loses nothing of it.
+    pub stored: WeightType,
     pub weight: Vec<f32>,
     pub lora_a: Vec<f32>,
     pub lora_b: Vec<f32>,
@@ -59,7 +62,15 @@ impl Host {
         let spec = QuantSpec::new(Bits::new(bits).unwrap(), group_size, width).unwrap();
         let none = Vec::new;
         let (weight, lora_a, lora_b, scale, offset) = (none(), none(), none(), none(), none());
-        Self { spec, out, rank, lora_scaling: 0.5, weight, lora_a, lora_b, scale, offset }
+        let stored = WeightType::F32;
+        Self { spec, out, rank, lora_scaling: 0.5, stored, weight, lora_a, lora_b, scale, offset }
+    }
+
+    #[allow(dead_code, reason = "not every test that has this file asks for it")]
+    /// The same with its weight rounded to a type and uploaded in it.
+    pub fn stored_as(self, stored: WeightType) -> Self {
+        let weight = FrozenWeight::rounded(self.weight, stored).into_floats();
+        Self { stored, weight, ..self }
     }
 
     pub fn groups(&self) -> usize {
@@ -129,10 +140,12 @@ impl Host {
     pub fn with<B: Storage, R>(
         &self,
         backend: &B,
-        call: impl FnOnce(&FakeQuantizeArgs<'_, B::Floats>) -> R,
+        call: impl FnOnce(&FakeQuantizeArgs<'_, B>) -> R,
     ) -> R {
         let up = |values: &[f32]| backend.upload(values).unwrap();
-        let (weight, scale, offset) = (up(&self.weight), up(&self.scale), up(&self.offset));
+        let weight = FrozenWeight::rounded(self.weight.clone(), self.stored);
+        let weight = weight.upload(backend).unwrap();
+        let (scale, offset) = (up(&self.scale), up(&self.offset));
         let (lora_a, lora_b) = (up(&self.lora_a), up(&self.lora_b));
         let low_rank = self.rank.map(|rank| LowRank {
             lora_a: &lora_a,
@@ -143,7 +156,7 @@ impl Host {
         call(&FakeQuantizeArgs {
             spec: self.spec,
             out_features: self.out,
-            weight: &weight,
+            weight: weight.view(),
             low_rank,
             scale: &scale,
             offset: &offset,

@@ -9,8 +9,9 @@ use host::{Gradients, Host, SHAPES};
 use numbers::{Sum, bits, eighths, floats, random};
 use plumbline::backend::Storage;
 use plumbline::cpu::Cpu;
-use plumbline::cuda::{Cuda, Interpreter};
+use plumbline::cuda::{Compute, Cuda, Interpreter};
 use plumbline::ops::fake_quantize::FakeQuantize;
+use plumbline::ops::widen::{FrozenWeight, WeightType, Widen};
 use plumbline_reference::spec::GradScale;
 
 /// A fresh one each time, so that no buffer is larger than its shape asks for.
@@ -26,6 +27,78 @@ fn outputs_and_codes_have_the_bits_of_the_cpu() {
             let (output, codes) = host.fake_quantize(&cuda()).unwrap();
             assert_eq!(codes, expected_codes, "{shape:?}");
             assert_eq!(bits(&output), bits(&expected), "{shape:?}");
+        }
+    }
+}
+
+#[test]
+fn a_weight_in_16_bits_gives_the_bits_of_the_floats_that_it_stands_for() {
+    for (seed, shape) in SHAPES.iter().enumerate() {
+        for stored in [WeightType::Bf16, WeightType::F16] {
+            let narrow = Host::rough(*shape, seed as u64).stored_as(stored);
+            let wide = Host { stored: WeightType::F32, ..narrow.clone() };
+            let (expected, expected_codes) = wide.fake_quantize(&Cpu).unwrap();
+            for answer in [narrow.fake_quantize(&Cpu), narrow.fake_quantize(&cuda())] {
+                let (output, codes) = answer.unwrap();
+                assert_eq!(codes, expected_codes, "{shape:?} {stored:?}");
+                assert_eq!(bits(&output), bits(&expected), "{shape:?} {stored:?}");
+            }
+            let start = narrow.start(|k, len| floats(&mut random(k), len, 1.0));
+            let cpu = |host: &Host| host.backward(&Cpu, GradScale::None, &start);
+            let device = |host: &Host| host.backward(&cuda(), GradScale::None, &start);
+            assert_eq!(cpu(&narrow).unwrap(), cpu(&wide).unwrap(), "{shape:?} {stored:?}");
+            assert_eq!(device(&narrow).unwrap(), device(&wide).unwrap(), "{shape:?} {stored:?}");
+        }
+    }
+}
+
+#[test]
+fn an_infinity_in_16_bits_is_told_as_on_the_cpu() {
+    for stored in [WeightType::Bf16, WeightType::F16] {
+        for shape in [SHAPES[4], SHAPES[6]] {
+            let mut host = Host::rough(shape, 3);
+            host.weight[31] = f32::NEG_INFINITY;
+            let host = host.stored_as(stored);
+            let expected = "fake_quantize: weight is not finite: -inf at flat index 31";
+            assert_eq!(host.fake_quantize(&Cpu).unwrap_err(), expected);
+            assert_eq!(host.fake_quantize(&cuda()).unwrap_err(), expected);
+        }
+    }
+}
+
+/// Every half but the NaNs, from the n-th on, so that the last pack is not a whole one.
+fn halves(stored: WeightType, first: u16) -> FrozenWeight<Cpu> {
+    let is_nan = |half: &u16| match stored {
+        WeightType::Bf16 => half & 0x7fff > 0x7f80,
+        _ => half & 0x7fff > 0x7c00,
+    };
+    let halves = (first..=u16::MAX).filter(|half| !is_nan(half)).collect();
+    match stored {
+        WeightType::Bf16 => FrozenWeight::Bf16(halves),
+        _ => FrozenWeight::F16(halves),
+    }
+}
+
+#[test]
+fn every_half_is_widened_to_the_float_that_it_stands_for() {
+    for stored in [WeightType::Bf16, WeightType::F16] {
+        for first in 0..4 {
+            let weight = halves(stored, first);
+            let expected = weight.to_floats();
+            let len = expected.len();
+            let widened = |cuda: &Cuda<Interpreter>| {
+                let device = weight.upload(cuda).unwrap();
+                let mut output = cuda.operand(len).unwrap();
+                cuda.widen(len, device.view(), &mut output).unwrap();
+                bits(&cuda.download(&output, len).unwrap())
+            };
+            assert_eq!(widened(&cuda()), bits(&expected), "{stored:?} {first}");
+            let rounded = Cuda::with_compute(Interpreter::new(), Compute::Bf16).unwrap();
+            let nearest = FrozenWeight::rounded(expected.to_vec(), WeightType::Bf16);
+            assert_eq!(widened(&rounded), bits(&nearest.to_floats()), "{stored:?} {first}");
+            let mut output = Cpu.zeros(len).unwrap();
+            Cpu.widen(len, weight.view(), &mut output).unwrap();
+            assert_eq!(bits(&output), bits(&expected));
         }
     }
 }

@@ -9,6 +9,7 @@ use plumbline::methods::{
 };
 use plumbline::ops::Write;
 use plumbline::ops::lr_qat_quantize::StoredWeight;
+use plumbline::ops::widen::FrozenWeight;
 use plumbline_reference::spec::{Downcast, InitScaleRule, MaskRule};
 
 use super::{Call, Refused};
@@ -85,15 +86,19 @@ impl<B: Backend> Layer<'_, B> {
         Ok((options, tensors))
     }
 
+    fn weight(&self) -> Result<FrozenWeight<Cpu>, Refused> {
+        Ok(FrozenWeight::F32(self.host("weight")?))
+    }
+
     pub(super) fn l4q(&self) -> Result<L4q<B>, Refused> {
         let (options, tensors) = self.l4q_parts()?;
-        let (weight, rows) = (self.host("weight")?, self.sizes("weight")?[0]);
+        let (weight, rows) = (self.weight()?, self.sizes("weight")?[0]);
         Ok(L4q::from_tensors(&**self.call.backend, &weight, rows, options, &tensors)?)
     }
 
     pub(super) fn qat_lora(&self) -> Result<QatLora<B>, Refused> {
         let (options, tensors) = self.l4q_parts()?;
-        let (weight, rows) = (self.host("weight")?, self.sizes("weight")?[0]);
+        let (weight, rows) = (self.weight()?, self.sizes("weight")?[0]);
         Ok(QatLora::from_tensors(&**self.call.backend, &weight, rows, options, &tensors)?)
     }
 
@@ -101,7 +106,7 @@ impl<B: Backend> Layer<'_, B> {
         let [rows, columns] = self.sizes("weight")?;
         let options = LoraOptions { rank: self.rank()?, lora_scaling: self.lora_scaling()? };
         let (lora_a, lora_b) = (self.host("lora_a")?, self.host("lora_b")?);
-        let (weight, shape) = (self.host("weight")?, (rows, columns));
+        let (weight, shape) = (self.weight()?, (rows, columns));
         let backend = &**self.call.backend;
         Ok(Lora::from_tensors(backend, &weight, shape, options, &lora_a, &lora_b)?)
     }

@@ -4,6 +4,7 @@ use rayon::prelude::*;
 use super::{FakeQuantize, FakeQuantizeArgs, LowRank};
 use crate::cpu::{Cpu, simd::vectorized};
 use crate::error::{Error, Result};
+use crate::ops::widen::Weights;
 use crate::ops::{prefix, prefix_mut, refuse_non_finite};
 
 /// Columns whose low-rank sums stay in registers together.
@@ -70,7 +71,7 @@ impl<'a> LowRankRows<'a> {
 /// The buffers of [`FakeQuantizeArgs`] with their lengths checked, ready to be read by rows.
 pub(crate) struct RowQuantizer<'a> {
     pub(crate) spec: QuantSpec,
-    weight: &'a [f32],
+    weight: Weights<'a>,
     low_rank: Option<LowRankRows<'a>>,
     scale: &'a [f32],
     offset: &'a [f32],
@@ -79,23 +80,20 @@ pub(crate) struct RowQuantizer<'a> {
 /// One output row: what [`RowQuantizer::row`] hands out.
 pub(crate) struct Row<'a> {
     index: usize,
-    weight: &'a [f32],
+    weight: Weights<'a>,
     pub(crate) scale: &'a [f32],
     pub(crate) offset: &'a [f32],
 }
 
 impl<'a> RowQuantizer<'a> {
-    pub(crate) fn new(
-        operation: &'static str,
-        args: &FakeQuantizeArgs<'a, Vec<f32>>,
-    ) -> Result<Self> {
+    pub(crate) fn new(operation: &'static str, args: &FakeQuantizeArgs<'a, Cpu>) -> Result<Self> {
         let (spec, out) = (args.spec, args.out_features);
         let groups = out * spec.groups();
         let low_rank = args.low_rank.as_ref();
         let low_rank = low_rank.map(|l| LowRankRows::new(operation, l, (out, spec.in_features())));
         let rows = Self {
             spec,
-            weight: prefix(operation, "weight", args.weight, out * spec.in_features())?,
+            weight: Weights::new(operation, args.weight, out * spec.in_features())?,
             low_rank: low_rank.transpose()?,
             scale: prefix(operation, "scale", args.scale, groups)?,
             offset: prefix(operation, "offset", args.offset, groups)?,
@@ -110,7 +108,7 @@ impl<'a> RowQuantizer<'a> {
         let (width, groups) = (self.spec.in_features(), self.spec.groups());
         Row {
             index: row,
-            weight: &self.weight[row * width..][..width],
+            weight: self.weight.part(row * width, width),
             scale: &self.scale[row * groups..][..groups],
             offset: &self.offset[row * groups..][..groups],
         }
@@ -123,11 +121,9 @@ impl<'a> RowQuantizer<'a> {
         match &self.low_rank {
             Some(low_rank) => {
                 low_rank.delta(row.index, argument);
-                for (v, weight) in argument.iter_mut().zip(row.weight) {
-                    *v += weight;
-                }
+                row.weight.each(argument, |v, weight| *v += weight);
             }
-            None => argument.copy_from_slice(row.weight),
+            None => row.weight.each(argument, |v, weight| *v = weight),
         }
         let mut largest = 0u32;
         let groups = argument.chunks_exact_mut(self.spec.group_size());
@@ -147,7 +143,7 @@ impl<'a> RowQuantizer<'a> {
         if largest < INFINITE {
             return Ok(());
         }
-        refuse_non_finite(operation, "weight", self.weight)?;
+        self.weight.refuse_non_finite(operation)?;
         if let Some(low_rank) = &self.low_rank {
             low_rank.refuse_non_finite(operation)?;
         }
@@ -178,7 +174,7 @@ pub(crate) fn floored(scale: f32) -> f32 {
 impl FakeQuantize for Cpu {
     fn fake_quantize(
         &self,
-        args: &FakeQuantizeArgs<'_, Vec<f32>>,
+        args: &FakeQuantizeArgs<'_, Cpu>,
         output: &mut Vec<f32>,
         codes: Option<&mut Vec<i8>>,
     ) -> Result<()> {

@@ -3,19 +3,18 @@ use plumbline_reference::spec::QuantSpec;
 use super::{FakeQuantize, FakeQuantizeArgs};
 use crate::cuda::{Argument, Compute, Cuda, FAKE_QUANTIZE, Kernel, Launcher, Shape, Values};
 use crate::error::Result;
+use crate::ops::widen::Entries;
 
 /// Rows and threads of a block that quantizes, as in quantizer.cuh.
 const TILE_ROWS: usize = 32;
 const THREADS: u32 = 256;
 
-/// By what the output is stored as.
-fn kernel(stored: Compute) -> Kernel {
-    let entry = match stored {
-        Compute::F32 => "fake_quantize",
-        Compute::Bf16 => "fake_quantize_bf16",
-    };
-    Kernel { module: &FAKE_QUANTIZE, entry }
-}
+/// By what the weight and what the output is stored as.
+const ENTRIES: Entries = [
+    ["fake_quantize", "fake_quantize_bf16"],
+    ["fake_quantize_of_bf16", "fake_quantize_of_bf16_bf16"],
+    ["fake_quantize_of_f16", "fake_quantize_of_f16_bf16"],
+];
 
 fn dequantize_kernel(stored: Compute) -> Kernel {
     let entry = match stored {
@@ -54,7 +53,7 @@ pub(crate) fn by_groups(groups: usize) -> Shape {
 /// What every kernel that quantizes takes first, with the lengths checked.
 pub(crate) fn quantizer_arguments<'a, L: Launcher>(
     operation: &'static str,
-    args: &FakeQuantizeArgs<'a, Values<L>>,
+    args: &FakeQuantizeArgs<'a, Cuda<L>>,
 ) -> Result<Vec<Argument<'a, L::Buffer>>> {
     let (spec, out) = (args.spec, args.out_features);
     let (width, groups) = (spec.in_features(), out * spec.groups());
@@ -67,14 +66,14 @@ pub(crate) fn quantizer_arguments<'a, L: Launcher>(
         )),
         None => None,
     };
-    let weight = args.weight.first(operation, "weight", out * width)?;
+    let scale = args.scale.first(operation, "scale", groups)?;
     // With rank 0 nothing is read through the factors' pointers.
-    let (lora_a, lora_b, rank, lora_scaling) = low_rank.unwrap_or((weight, weight, 0, 0.0));
+    let (lora_a, lora_b, rank, lora_scaling) = low_rank.unwrap_or((scale, scale, 0, 0.0));
     Ok(vec![
-        Argument::In(weight),
+        Argument::In(args.weight.first(operation, out * width)?),
         Argument::In(lora_a),
         Argument::In(lora_b),
-        Argument::In(args.scale.first(operation, "scale", groups)?),
+        Argument::In(scale),
         Argument::In(args.offset.first(operation, "offset", groups)?),
         Argument::side(out),
         Argument::side(width),
@@ -89,7 +88,7 @@ pub(crate) fn quantizer_arguments<'a, L: Launcher>(
 impl<L: Launcher> FakeQuantize for Cuda<L> {
     fn fake_quantize(
         &self,
-        args: &FakeQuantizeArgs<'_, Values<L>>,
+        args: &FakeQuantizeArgs<'_, Self>,
         output: &mut Values<L>,
         codes: Option<&mut Values<L>>,
     ) -> Result<()> {
@@ -102,13 +101,15 @@ impl<L: Launcher> FakeQuantize for Cuda<L> {
             Some(codes) => arguments
                 .extend([Argument::Out(codes.first_mut(NAME, "codes", len)?), Argument::U32(1)]),
             // Any pointer will do: the kernel makes no use of it.
-            None => arguments.extend([Argument::In(&args.weight.buffer), Argument::U32(0)]),
+            None => arguments.extend([Argument::In(&args.scale.buffer), Argument::U32(0)]),
         }
         self.status.with(NAME, |status, first| {
             let mut arguments = arguments;
             arguments.extend([Argument::Out(status), Argument::U32(first)]);
             let shape = by_tiles(args.spec, args.out_features);
-            self.launcher.launch(kernel(stored), shape, &mut arguments)
+            let entry = args.weight.entry(ENTRIES, stored);
+            let kernel = Kernel { module: &FAKE_QUANTIZE, entry };
+            self.launcher.launch(kernel, shape, &mut arguments)
         })
     }
 

@@ -1,6 +1,7 @@
 // What operations on a weight in groups share: the floor of a scale, neighbouring values and codes,
 // the columns of one thread, the sum of a group.
 #pragma once
+#include "bf16.cuh"
 #include "kernels.cuh"
 
 #define SCALE_FLOOR 1e-8f  // a constant of type float would be a variable in memory
@@ -45,6 +46,14 @@ __device__ __forceinline__ void load(const T* from, T (&to)[N]) {
     };
     Whole whole = *reinterpret_cast<const Whole*>(from);
     for (unsigned k = 0; k < N; ++k) to[k] = whole.at[k];
+}
+
+// N neighbouring weights of whatever type as the floats that they stand for.
+template <typename W, unsigned N>
+__device__ __forceinline__ void load_widened(const W* from, float (&to)[N]) {
+    W stored[N];
+    load(from, stored);
+    for (unsigned k = 0; k < N; ++k) to[k] = widened(stored[k]);
 }
 
 // Stores codes that the type of a byte has, and reads them again.

@@ -8,6 +8,7 @@ use plumbline_reference::spec::QuantSpec;
 
 use crate::backend::Storage;
 use crate::error::Result;
+use crate::ops::widen::WeightView;
 
 pub(crate) use cpu::{INFINITE, LowRankRows, RowQuantizer, floored, magnitude, nearest_code};
 
@@ -25,20 +26,19 @@ pub struct LowRank<'a, F> {
 }
 
 /// A weight on its way to the grid.
-#[derive(Debug)]
-pub struct FakeQuantizeArgs<'a, F> {
+pub struct FakeQuantizeArgs<'a, B: Storage + ?Sized> {
     /// Grid and groups.
     pub spec: QuantSpec,
     /// Rows of the weight.
     pub out_features: usize,
-    /// `[out, in]`.
-    pub weight: &'a F,
+    /// `[out, in]`; of whatever type, it is read as f32.
+    pub weight: WeightView<'a, B>,
     /// The update inside the quantizer, where there is one.
-    pub low_rank: Option<LowRank<'a, F>>,
+    pub low_rank: Option<LowRank<'a, B::Floats>>,
     /// `[out, groups]`.
-    pub scale: &'a F,
+    pub scale: &'a B::Floats,
     /// `[out, groups]`, in weight units.
-    pub offset: &'a F,
+    pub offset: &'a B::Floats,
 }
 
 /// Rounds weights to their grid.
@@ -58,7 +58,7 @@ pub trait FakeQuantize: Storage {
     /// `NonFinite` naming the tensor; `Length`.
     fn fake_quantize(
         &self,
-        args: &FakeQuantizeArgs<'_, Self::Floats>,
+        args: &FakeQuantizeArgs<'_, Self>,
         output: &mut Self::Floats,
         codes: Option<&mut Self::Codes>,
     ) -> Result<()>;

@@ -25,8 +25,10 @@ struct LowRank {
     float lora_scaling;
 };
 
+// W is the type that the weight is stored in.
+template <typename W>
 struct Quantizer : LowRank {
-    const float* weight;  // [out, in]
+    const W* weight;      // [out, in]
     const float* scale;   // [out, groups]
     const float* offset;  // [out, groups]
     float qmin, qmax;
@@ -139,18 +141,18 @@ __device__ __forceinline__ void low_rank_sums(const LowRank& q, const Tile<C>& t
 }
 
 // Where a number that is not finite may come from, beside the update; nullptr for nowhere.
-template <typename T>
+template <typename W, typename T>
 struct Suspects {
     const float* scale;   // [out, groups]
     const float* offset;  // [out, groups]
-    const float* weight;  // [out, in]
+    const W* weight;      // [out, in]
     const T* output;      // [out, in]
 };
 
 // Tells the host of all that is not finite among what the lane's part of a tile depends on.
-template <unsigned C, typename T>
+template <unsigned C, typename W, typename T>
 __device__ __forceinline__ void report_tile(const LowRank& q, const Tile<C>& tile,
-                                            const Suspects<T>& suspects, word* status,
+                                            const Suspects<W, T>& suspects, word* status,
                                             unsigned first) {
     if (!tile.inside) return;
     auto look = [&](float value, word index, unsigned tensor) {
@@ -163,7 +165,7 @@ __device__ __forceinline__ void report_tile(const LowRank& q, const Tile<C>& til
         word group = row * q.groups + tile.group, at = row * q.width + column;
         if (suspects.scale) look(suspects.scale[group], group, SCALE);
         if (suspects.offset) look(suspects.offset[group], group, OFFSET);
-        if (suspects.weight) look(suspects.weight[at], at, WEIGHT);
+        if (suspects.weight) look(widened(suspects.weight[at]), at, WEIGHT);
 #pragma unroll 1
         for (unsigned r = 0; r < q.rank; ++r) {
             word in_a = (word)r * q.width + column, in_b = row * q.rank + r;
@@ -183,13 +185,14 @@ struct Arguments {
     bool finite;        // inputs and arguments; a kernel adds its results
     bool undefined;     // an argument is NaN
 
-    __device__ __forceinline__ Arguments(const Quantizer& q, const Tile<C>& tile)
+    template <typename W>
+    __device__ __forceinline__ Arguments(const Quantizer<W>& q, const Tile<C>& tile)
         : finite(true), undefined(false) {
         low_rank_sums<C>(q, tile, v);
         // All loads before the arithmetic, so that they wait together.
         float w[ROWS][C];
         for (unsigned i = 0; i < ROWS; ++i) {
-            load(q.weight + tile.at(q, i), w[i]);
+            load_widened(q.weight + tile.at(q, i), w[i]);
             scale[i] = q.scale[tile.group_at(q, i)];
             offset[i] = q.offset[tile.group_at(q, i)];
         }
@@ -208,11 +211,11 @@ struct Arguments {
 
     // Tells the host what is not finite, in the order of the cpu backend: the inputs; a NaN from
     // finite inputs; the output, where there is one. An argument that overflows saturates.
-    template <typename T>
-    __device__ __forceinline__ void report(const Quantizer& q, const Tile<C>& tile,
+    template <typename W, typename T>
+    __device__ __forceinline__ void report(const Quantizer<W>& q, const Tile<C>& tile,
                                            const T* output, word* status, unsigned first) const {
         if (undefined) complain(status, first + ARGUMENT, 0, nanf(""));
-        Suspects<T> suspects = {q.scale, q.offset, q.weight, output};
+        Suspects<W, T> suspects = {q.scale, q.offset, q.weight, output};
         if (!finite) report_tile(q, tile, suspects, status, first);
     }
 };

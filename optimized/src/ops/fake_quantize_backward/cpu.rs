@@ -16,7 +16,7 @@ const NAME: &str = "fake_quantize_backward";
 impl FakeQuantizeBackward for Cpu {
     fn fake_quantize_backward(
         &self,
-        args: &FakeQuantizeArgs<'_, Vec<f32>>,
+        args: &FakeQuantizeArgs<'_, Cpu>,
         grad_scale: GradScale,
         d_output: &mut Vec<f32>,
         gradients: FakeQuantizeGradients<'_, Vec<f32>>,

@@ -8,7 +8,12 @@ use crate::error::Result;
 use crate::ops::fake_quantize::{FakeQuantizeArgs, LowRank, cuda as quantizer};
 
 const NAME: &str = "fake_quantize_backward";
-const MASK: Kernel = Kernel { module: &FAKE_QUANTIZE_BACKWARD, entry: NAME };
+/// By what the weight is stored as.
+const MASK: [Kernel; 3] = [
+    Kernel { module: &FAKE_QUANTIZE_BACKWARD, entry: NAME },
+    Kernel { module: &FAKE_QUANTIZE_BACKWARD, entry: "fake_quantize_backward_of_bf16" },
+    Kernel { module: &FAKE_QUANTIZE_BACKWARD, entry: "fake_quantize_backward_of_f16" },
+];
 const SCALE: Kernel = Kernel { module: &FAKE_QUANTIZE_BACKWARD, entry: "scale_gradient" };
 const OFFSET: Kernel = Kernel { module: &FAKE_QUANTIZE_BACKWARD, entry: "offset_gradient" };
 
@@ -20,7 +25,7 @@ pub(crate) fn parts(spec: QuantSpec) -> usize {
 impl<L: Launcher> FakeQuantizeBackward for Cuda<L> {
     fn fake_quantize_backward(
         &self,
-        args: &FakeQuantizeArgs<'_, Values<L>>,
+        args: &FakeQuantizeArgs<'_, Self>,
         grad_scale: GradScale,
         d_output: &mut Values<L>,
         gradients: FakeQuantizeGradients<'_, Values<L>>,
@@ -44,7 +49,7 @@ impl<L: Launcher> Cuda<L> {
     /// Masks the gradient and leaves the parts of its groups' sums.
     fn mask(
         &self,
-        args: &FakeQuantizeArgs<'_, Values<L>>,
+        args: &FakeQuantizeArgs<'_, Self>,
         d_output: &mut Values<L>,
         partial: &mut L::Buffer,
     ) -> Result<()> {
@@ -56,7 +61,7 @@ impl<L: Launcher> Cuda<L> {
             let mut arguments = arguments;
             arguments.extend([Argument::Out(status), Argument::U32(first)]);
             self.launcher.launch(
-                MASK,
+                args.weight.choose(MASK),
                 quantizer::by_tiles(args.spec, args.out_features),
                 &mut arguments,
             )
@@ -66,7 +71,7 @@ impl<L: Launcher> Cuda<L> {
     /// Adds the parts of the groups' sums to the gradients of scale and offset, where these are.
     pub(crate) fn group_gradients(
         &self,
-        args: &FakeQuantizeArgs<'_, Values<L>>,
+        args: &FakeQuantizeArgs<'_, Self>,
         partial: &L::Buffer,
         factor: f32,
         (d_scale, d_offset): (Option<&mut Values<L>>, Option<&mut Values<L>>),
@@ -90,7 +95,7 @@ impl<L: Launcher> Cuda<L> {
     fn add_group_sums(
         &self,
         kernel: Kernel,
-        args: &FakeQuantizeArgs<'_, Values<L>>,
+        args: &FakeQuantizeArgs<'_, Self>,
         partial: &L::Buffer,
         to: Vec<Argument<'_, L::Buffer>>,
         factor: f32,

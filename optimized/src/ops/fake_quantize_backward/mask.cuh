@@ -7,8 +7,8 @@
 enum Sum { OF_SCALE, OF_OFFSET };
 
 // Masks the lane's part of the gradient and leaves the sums of its groups' parts.
-template <unsigned C>
-__device__ __forceinline__ void mask(const Quantizer& q, const Tile<C>& tile,
+template <unsigned C, typename W>
+__device__ __forceinline__ void mask(const Quantizer<W>& q, const Tile<C>& tile,
                                      const Arguments<C>& arguments, float (&d)[ROWS][C],
                                      Pack<2>* partial) {
     GroupLanes lanes(tile.inside ? tile.group : ~0u);

@@ -39,7 +39,7 @@ pub trait FakeQuantizeBackward: Storage {
     /// `NonFinite` naming the tensor; `Length`.
     fn fake_quantize_backward(
         &self,
-        args: &FakeQuantizeArgs<'_, Self::Floats>,
+        args: &FakeQuantizeArgs<'_, Self>,
         grad_scale: GradScale,
         d_output: &mut Self::Floats,
         gradients: FakeQuantizeGradients<'_, Self::Floats>,

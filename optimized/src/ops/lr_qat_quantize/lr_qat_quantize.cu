@@ -29,12 +29,6 @@ struct LrQat : LowRank {
     float unit;              // steps of FIXED8 in one of the grid
 };
 
-__device__ __forceinline__ float of_half(unsigned short bits) {
-    float value;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
-    return value;
-}
-
 // C stored weights of a row; what has the range of the signed grid is moved by `shift`.
 template <unsigned STORED, unsigned C>
 __device__ __forceinline__ void read(const LrQat& q, unsigned row, unsigned column, float shift,
@@ -55,13 +49,10 @@ __device__ __forceinline__ void read(const LrQat& q, unsigned row, unsigned colu
             int code = static_cast<int>(static_cast<unsigned>(bytes[c / 2]) << (28 - place)) >> 28;
             phi[c] = static_cast<float>(code) + shift;
         }
+    } else if constexpr (STORED == BF16) {
+        load_widened(static_cast<const bf16*>(q.weight) + at, phi);
     } else {
-        unsigned short halves[C];
-        load(static_cast<const unsigned short*>(q.weight) + at, halves);
-        for (unsigned c = 0; c < C; ++c) {
-            phi[c] = STORED == F16 ? of_half(halves[c])
-                                   : __uint_as_float(static_cast<unsigned>(halves[c]) << 16);
-        }
+        load_widened(static_cast<const f16*>(q.weight) + at, phi);
     }
 }
 
@@ -146,7 +137,7 @@ struct Rounding {
             if (!is_code(q, z)) complain(status, first + ZERO_POINT, at, z);
         }
         auto weight = q.stored == F32 ? static_cast<const float*>(q.weight) : nullptr;
-        Suspects<T> suspects = {q.scale, nullptr, weight, output};
+        Suspects<float, T> suspects = {q.scale, nullptr, weight, output};
         report_tile(q, tile, suspects, status, first);
     }
 };

@@ -1,6 +1,6 @@
 use rayon::prelude::*;
 
-use super::{RandomWeights, RandomWeightsArgs, mix, step};
+use super::{RandomWeights, RandomWeightsArgs, STRIDE, mix, start, step};
 use crate::cpu::Cpu;
 use crate::error::Result;
 use crate::ops::prefix_mut;
@@ -11,11 +11,11 @@ const CHUNK: usize = 1 << 14;
 impl RandomWeights for Cpu {
     fn random_weights(&self, args: RandomWeightsArgs, output: &mut Vec<f32>) -> Result<()> {
         let output = prefix_mut("random_weights", "output", output, args.len)?;
-        let (start, step) = (mix(args.seed), step(args.deviation));
+        let (start, step) = (start(&args), step(args.deviation));
         output.par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, output)| {
             for (i, value) in output.iter_mut().enumerate() {
                 let place = (chunk * CHUNK + i) as u64 + 1;
-                let word = mix(start.wrapping_add(place.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
+                let word = mix(start.wrapping_add(place.wrapping_mul(STRIDE)));
                 let sum = (word & 0xffff) + (word >> 16 & 0xffff) + (word >> 32 & 0xffff);
                 let sum = (sum + (word >> 48)) as i32 - 131_070;
                 *value = sum as f32 * step;

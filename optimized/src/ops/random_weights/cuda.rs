@@ -1,4 +1,4 @@
-use super::{RandomWeights, RandomWeightsArgs, mix, step};
+use super::{RandomWeights, RandomWeightsArgs, start, step};
 use crate::cuda::{Argument, Cuda, Kernel, Launcher, RANDOM_WEIGHTS, Shape, Values};
 use crate::error::Result;
 
@@ -11,7 +11,7 @@ impl<L: Launcher> RandomWeights for Cuda<L> {
             Shape::elements(args.len),
             &mut [
                 Argument::Out(output.first_mut("random_weights", "output", args.len)?),
-                Argument::U64(mix(args.seed)),
+                Argument::U64(start(&args)),
                 Argument::F32(step(args.deviation)),
                 Argument::U64(args.len as u64),
             ],

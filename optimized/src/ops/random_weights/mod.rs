@@ -9,6 +9,8 @@ use crate::error::Result;
 /// Which weights.
 #[derive(Debug, Clone, Copy)]
 pub struct RandomWeightsArgs {
+    /// Place of the first weight among those of the seed.
+    pub first: u64,
     /// Number of weights.
     pub len: usize,
     /// Standard deviation.
@@ -19,7 +21,7 @@ pub struct RandomWeightsArgs {
 
 /// Fills buffers with bell-shaped numbers.
 pub trait RandomWeights: Storage {
-    /// `word = mix(mix(seed) + (i + 1) * 0x9e3779b97f4a7c15)`, modulo 2^64;
+    /// `word = mix(mix(seed) + (first + i + 1) * 0x9e3779b97f4a7c15)`, modulo 2^64;
     /// `output[i] = sum * (deviation / 37837.227)`, where `sum` is the sum of the word's four
     /// 16-bit parts less its mean, 131070: an integer of standard deviation sqrt((2^32 - 1) / 3).
     ///
@@ -36,6 +38,14 @@ pub trait RandomWeights: Storage {
     /// # Errors
     /// `Length`.
     fn random_weights(&self, args: RandomWeightsArgs, output: &mut Self::Floats) -> Result<()>;
+}
+
+/// What stands for a number is moved by this from one place to the next.
+const STRIDE: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// What stands for the number before the first.
+fn start(args: &RandomWeightsArgs) -> u64 {
+    mix(args.seed).wrapping_add(args.first.wrapping_mul(STRIDE))
 }
 
 /// What `sum` is multiplied by.

@@ -1,4 +1,4 @@
-// random_weights: ops/random_weights/mod.rs states it. Twin: ops/random_weights/cpu.rs. Class: exact.
+// random_weights: as ops/random_weights/mod.rs states it. Twin: its cpu.rs. Class: exact.
 // -> output [len] f32.
 // One thread per element, grid-stride. Writes 4 B per element after some 20 integer operations: at
 // 4.3 TB/s, 1 ns for 1000 weights.
@@ -12,7 +12,7 @@ __device__ __forceinline__ word mix(word z) {
 }
 
 extern "C" __global__ void random_weights(float* output,  // [len]
-                                          word start,     // the seed, mixed
+                                          word start,     // stands for the number before the first
                                           float step,     // of the sums
                                           word len) {
     for (word i = first_element(); i < len; i += all_threads()) {

@@ -8,8 +8,11 @@ use crate::ops::linear::cuda::Padded;
 const NAME: &str = "weight_gradient";
 /// Complaints carry the name of the step that reads the quantizer's tensors.
 const COMPLAINS_AS: &str = "fake_quantize_backward";
-const WIDE: Kernel = Kernel { module: &WEIGHT_GRADIENT, entry: "weight_gradient_128" };
-const NARROW: Kernel = Kernel { module: &WEIGHT_GRADIENT, entry: "weight_gradient_32" };
+/// By what the weight is stored as.
+const WIDE: [&str; 3] =
+    ["weight_gradient_128", "weight_gradient_128_of_bf16", "weight_gradient_128_of_f16"];
+const NARROW: [&str; 3] =
+    ["weight_gradient_32", "weight_gradient_32_of_bf16", "weight_gradient_32_of_f16"];
 const ADD: Kernel = Kernel { module: &WEIGHT_GRADIENT, entry: "add_partial_sums" };
 
 /// Rows of a tile, tokens of a step and threads of a block, as in products.cuh.
@@ -44,10 +47,11 @@ struct Tiles {
 }
 
 impl Tiles {
-    fn of<F>(args: &FakeQuantizeArgs<'_, F>) -> Self {
+    fn of<L: Launcher>(args: &FakeQuantizeArgs<'_, Cuda<L>>) -> Self {
         let columns_of_a_thread = quantizer::columns_of_a_thread(args.spec);
+        let entry = args.weight.choose(if columns_of_a_thread == 4 { WIDE } else { NARROW });
         Self {
-            kernel: if columns_of_a_thread == 4 { WIDE } else { NARROW },
+            kernel: Kernel { module: &WEIGHT_GRADIENT, entry },
             down: args.out_features.div_ceil(TALL),
             across: quantizer::tiles_across(args.spec),
             columns: 32 * columns_of_a_thread,
@@ -58,7 +62,7 @@ impl Tiles {
 impl<L: Launcher> WeightGradient for Cuda<L> {
     fn weight_gradient(
         &self,
-        args: &FakeQuantizeArgs<'_, Values<L>>,
+        args: &FakeQuantizeArgs<'_, Self>,
         from: &WeightGradientArgs<'_, Values<L>>,
         d_weight: &mut Values<L>,
         gradients: FakeQuantizeGradients<'_, Values<L>>,
@@ -95,7 +99,7 @@ struct Operands<'a, B> {
 impl<L: Launcher> Cuda<L> {
     fn fused(
         &self,
-        args: &FakeQuantizeArgs<'_, Values<L>>,
+        args: &FakeQuantizeArgs<'_, Self>,
         from: &WeightGradientArgs<'_, Values<L>>,
         tiles: Tiles,
         operands: Operands<'_, L::Buffer>,

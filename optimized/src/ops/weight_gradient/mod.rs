@@ -37,7 +37,7 @@ pub trait WeightGradient: Linear + FakeQuantizeBackward {
     /// Those of the two.
     fn weight_gradient(
         &self,
-        args: &FakeQuantizeArgs<'_, Self::Floats>,
+        args: &FakeQuantizeArgs<'_, Self>,
         from: &WeightGradientArgs<'_, Self::Floats>,
         d_weight: &mut Self::Floats,
         gradients: FakeQuantizeGradients<'_, Self::Floats>,
@@ -49,7 +49,7 @@ pub trait WeightGradient: Linear + FakeQuantizeBackward {
 /// The meaning of [`WeightGradient::weight_gradient`].
 fn in_two_steps<B: Linear + FakeQuantizeBackward + ?Sized>(
     backend: &B,
-    args: &FakeQuantizeArgs<'_, B::Floats>,
+    args: &FakeQuantizeArgs<'_, B>,
     from: &WeightGradientArgs<'_, B::Floats>,
     d_weight: &mut B::Floats,
     gradients: FakeQuantizeGradients<'_, B::Floats>,

@@ -1,6 +1,6 @@
 // weight_gradient: Eqs. (N1b), (Q5) to (Q7), (M2) in one, without storing d_weight = d_y^T @ x.
 // Twin: the two steps of ops/weight_gradient/mod.rs. Class: reductions.
-// d_y [tokens, out], x [tokens, in] bf16 in whole tiles, zeros beyond; the rest f32 as in
+// d_y [tokens, out], x [tokens, in] bf16 in whole tiles, zeros beyond; the rest as in
 // fake_quantize_backward -> d_scale, d_offset [out, groups], d_lora_a [rank, in], d_lora_b
 // [out, rank], added to.
 // A block per tile of 128 rows by 128 columns (32 where groups are no multiple of 4), see
@@ -10,7 +10,7 @@
 // tile's parts of lora_b and lora_a in f32. Every tile leaves its part of both; add_partial_sums
 // adds them in ascending order of the tiles. All orders are fixed: a rerun has the same bits.
 // Per element of the weight: 2 * tokens FLOPs on tensor cores, 6 * rank + about 40 beside them.
-// Bytes: 4 per element for the weight; 2 * tokens * (out * in / tile_columns + in * out / 128) for
+// Bytes: 4 (bf16, f16: 2) per element for the weight; 2 * tokens * (out * in / tile_columns + in * out / 128) for
 // the operands, from the second cache; (out / 128) * rank * in + (in / tile_columns) * out * rank
 // floats written seven times (a slab adds to the one before) and read once.
 // Floor at out = in = 4096, tokens 2048: 87 us at 790 TFLOP/s, 16 us for the weight at 4.3 TB/s.
@@ -22,7 +22,7 @@
 
 // Adds up what one slab of masked d_weight gives to both factors' gradients.
 template <unsigned C>
-__device__ __forceinline__ void add_factor_gradients(const Quantizer& q, const Tile<C>& tile,
+__device__ __forceinline__ void add_factor_gradients(const LowRank& q, const Tile<C>& tile,
                                                      const Slab<C>& slab,
                                                      float* d_lora_a,  // [rank, in], the tile's
                                                      float* d_lora_b,  // [out, rank], the tile's
@@ -63,11 +63,11 @@ __device__ __forceinline__ void add_factor_gradients(const Quantizer& q, const T
     }
 }
 
-template <unsigned C>
-__device__ __forceinline__ void weight_gradient(const Quantizer& q, const bf16* d_y, const bf16* x,
-                                                unsigned steps, Pack<2>* partial, float* factors,
-                                                unsigned wants_factors, word* status,
-                                                unsigned first) {
+template <unsigned C, typename W>
+__device__ __forceinline__ void weight_gradient(const Quantizer<W>& q, const bf16* d_y,
+                                                const bf16* x, unsigned steps, Pack<2>* partial,
+                                                float* factors, unsigned wants_factors,
+                                                word* status, unsigned first) {
     __shared__ Space<C> space;
     const unsigned across = Tile<C>::across(q), down = (q.out + TALL - 1) / TALL;
     const unsigned tile_column = blockIdx.x % across, tile_row = blockIdx.x / across;
@@ -99,10 +99,10 @@ __device__ __forceinline__ void weight_gradient(const Quantizer& q, const bf16* 
     }
 }
 
-// Named by the columns of a tile.
-#define WEIGHT_GRADIENT(NAME, C)                                                                \
+// Named by the columns of a tile and the type of the weight.
+#define WEIGHT_GRADIENT(NAME, C, W)                                                             \
     extern "C" __global__ void __launch_bounds__(THREADS) NAME(                                 \
-        const float* weight, /* [out, in] */                                                    \
+        const W* weight,     /* [out, in] */                                                    \
         const float* lora_a, /* [rank, in] */                                                   \
         const float* lora_b, /* [out, rank] */                                                  \
         const float* scale,  /* [out, groups] */                                                \
@@ -116,13 +116,17 @@ __device__ __forceinline__ void weight_gradient(const Quantizer& q, const bf16* 
         float* factors,         /* [tiles down, rank, in], then [tiles across, out, rank] */    \
         unsigned wants_factors, /* else they are nothing */                                     \
         word* status, unsigned first) {                                                         \
-        Quantizer q = {{lora_a, lora_b, out, width, groups, rank, lora_scaling},                \
+        Quantizer<W> q = {{lora_a, lora_b, out, width, groups, rank, lora_scaling},                \
                        weight, scale, offset, qmin, qmax};                                      \
         weight_gradient<C>(q, d_y, x, steps, partial, factors, wants_factors, status, first);   \
     }
 
-WEIGHT_GRADIENT(weight_gradient_128, 4)
-WEIGHT_GRADIENT(weight_gradient_32, 1)
+WEIGHT_GRADIENT(weight_gradient_128, 4, float)
+WEIGHT_GRADIENT(weight_gradient_128_of_bf16, 4, bf16)
+WEIGHT_GRADIENT(weight_gradient_128_of_f16, 4, f16)
+WEIGHT_GRADIENT(weight_gradient_32, 1, float)
+WEIGHT_GRADIENT(weight_gradient_32_of_bf16, 1, bf16)
+WEIGHT_GRADIENT(weight_gradient_32_of_f16, 1, f16)
 
 // to += factor * (the sum of `count` parts, in ascending order)
 extern "C" __global__ void add_partial_sums(const float* parts,  // [count, len] from `start` on
