@@ -144,7 +144,8 @@ impl<B: Backend> Trainer<B> {
         for micro in 0..accumulation {
             let first = ((step - 1) * accumulation as u64 + micro as u64) * micro_batch as u64;
             let (inputs, targets) = self.data.batch(first, micro_batch);
-            let batch = Batch { batch: micro_batch, tokens: &inputs, targets: &targets };
+            let batch =
+                Batch { batch: micro_batch, tokens: &inputs, targets: &targets, documents: None };
             let (multiplier, loss) = (1.0 / tokens as f32, self.optimizer.loss_slot(micro)?);
             counted += model.add_gradients(&batch, multiplier, &mut self.workspace, loss)?;
         }
