@@ -164,7 +164,7 @@ fn answer<B: Backend, L: LinearMethod<B>>(
         let tokens = &question.tokens;
         let targets = next_tokens(tokens, 1);
         let mut workspace = model.evaluation_workspace(tokens.len()).map_err(usage)?;
-        let batch = Batch { batch: 1, tokens, targets: &targets };
+        let batch = Batch { batch: 1, tokens, targets: &targets, documents: None };
         let loss = model.loss(&batch, &mut workspace).map_err(usage)?;
         Some(loss.sum / loss.counted as f64)
     };

@@ -108,7 +108,7 @@ fn loss_and_every_gradient_agree_with_the_reference() {
         let targets = next_tokens(&tokens, batch);
         let predicted = batch * (length - 1);
         let mut workspace = model.training_workspace(tokens.len(), recompute).unwrap();
-        let call = Batch { batch, tokens: &tokens, targets: &targets };
+        let call = Batch { batch, tokens: &tokens, targets: &targets, documents: None };
         let multiplier = 1.0 / predicted as f32;
         let loss = model.loss_and_gradients(&call, multiplier, &mut workspace).unwrap();
 

@@ -56,7 +56,8 @@ pub fn perplexity<B: Backend, L: LinearMethod<B>>(
     let tail = (tail.len() >= 2).then_some((tail, 1));
     for (tokens, batch) in batches.chain(tail) {
         let targets = next_tokens(tokens, batch);
-        loss += model.loss(&Batch { batch, tokens, targets: &targets }, &mut workspace)?;
+        loss += model
+            .loss(&Batch { batch, tokens, targets: &targets, documents: None }, &mut workspace)?;
         windows += batch;
         done += tokens.len();
         progress(done);

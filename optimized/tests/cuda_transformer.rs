@@ -10,7 +10,7 @@ use plumbline::cpu::Cpu;
 use plumbline::cuda::{Cuda, Interpreter};
 use plumbline::error::Error;
 use plumbline::ops::Write;
-use plumbline::ops::attention::{Attention, AttentionArgs};
+use plumbline::ops::attention::{Attention, AttentionArgs, AttentionInputs};
 use plumbline::ops::cross_entropy::{CrossEntropy, CrossEntropyArgs};
 use plumbline::ops::rms_norm::{RmsNorm, RmsNormArgs, RmsNormGradients};
 use plumbline::ops::rope::{Rope, RopeArgs, RopeTable};
@@ -158,10 +158,10 @@ fn rotated<S: Rope>(backend: &S, args: RopeArgs, x: &[f32]) -> Vec<u32> {
     let mut values = x.to_vec();
     values.push(BEYOND);
     let [mut forward, mut backward] = [(); 2].map(|()| backend.upload(&values).unwrap());
-    backend.rope(args, &table, &mut forward).unwrap();
-    backend.rope_backward(args, &table, &mut backward).unwrap();
+    backend.rope(args, &table, None, &mut forward).unwrap();
+    backend.rope_backward(args, &table, None, &mut backward).unwrap();
     let far = RopeArgs { first_position: 9 - args.length, ..args };
-    assert!(matches!(backend.rope(far, &table, &mut forward), Err(Error::Length { .. })));
+    assert!(matches!(backend.rope(far, &table, None, &mut forward), Err(Error::Length { .. })));
     let both = [forward, backward].map(|buffer| taken(backend, &buffer, x.len()));
     both.concat().into_iter().map(f32::to_bits).collect()
 }
@@ -256,7 +256,7 @@ fn attention_and_its_gradients_are_exact_to_rounding() {
         sizes([1, 2, 3], [2, 2, 66]), // two pieces of a head
         sizes([1, 9, 9], [2, 1, 130]),
     ] {
-        transformer::judge_attention(&cuda(), &Cpu, args);
+        transformer::judge_attention(&cuda(), &Cpu, args, &[]);
     }
 }
 
@@ -271,13 +271,15 @@ fn attention_that_cannot_run_is_refused() {
         (sizes([1, 1, 1], [1, 0, 1]), "attention cannot run with"),
         (sizes([1, 2, 2], [2, 1, 3]), "attention: q holds 8 values, expected 12"),
     ] {
-        let told = backend.attention(args, &q, &k, &v, &mut output, &mut saved).unwrap_err();
+        let inputs = AttentionInputs { q: &q, k: &k, v: &v, documents: None };
+        let told = backend.attention(args, inputs, &mut output, &mut saved).unwrap_err();
         assert!(told.to_string().starts_with(expected), "{told}");
     }
     let wide = few(257);
     let mut output = few(257);
     let args = sizes([1, 1, 1], [1, 1, 257]);
-    let told = backend.attention(args, &wide, &wide, &wide, &mut output, &mut saved).unwrap_err();
+    let inputs = AttentionInputs { q: &wide, k: &wide, v: &wide, documents: None };
+    let told = backend.attention(args, inputs, &mut output, &mut saved).unwrap_err();
     assert_eq!(
         told.to_string(),
         "attention kernels take heads of up to 256 values, got head_dim 257"

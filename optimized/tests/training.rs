@@ -145,7 +145,7 @@ fn micro_batches_add_up_to_one_big_batch() {
         for part in 0..parts {
             let count = 4 / parts;
             let (inputs, targets) = data.batch((part * count) as u64, count);
-            let batch = Batch { batch: count, tokens: &inputs, targets: &targets };
+            let batch = Batch { batch: count, tokens: &inputs, targets: &targets, documents: None };
             model.loss_and_gradients(&batch, 1.0 / 64.0, &mut workspace).unwrap();
         }
         model.trainable().into_iter().map(|t| (t.name, t.gradient.clone())).collect()
@@ -388,7 +388,7 @@ fn a_parameter_that_is_no_number_is_named() {
     let text = tokens(&folder);
     let targets = next_tokens(&text[..16], 1);
     let mut workspace = model.training_workspace(16, Recompute::None).unwrap();
-    let batch = Batch { batch: 1, tokens: &text[..16], targets: &targets };
+    let batch = Batch { batch: 1, tokens: &text[..16], targets: &targets, documents: None };
     for tensor in model.trainable() {
         if tensor.name == "model.layers.1.mlp.up_proj.lora_b" {
             plumbline::backend::Storage::write(&Cpu, &[f32::NAN], tensor.value).unwrap();

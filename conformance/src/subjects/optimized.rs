@@ -316,7 +316,7 @@ impl<B: Backend> Call<'_, B> {
         }
         let mut workspace = model.training_workspace(tokens.len(), Recompute::Blocks)?;
         let logits = model.logits(batch, &tokens, &mut workspace)?;
-        let work = Batch { batch, tokens: &tokens, targets: &targets };
+        let work = Batch { batch, tokens: &tokens, targets: &targets, documents: None };
         let loss = model.loss_and_gradients(&work, 1.0 / counted as f32, &mut workspace)?;
         let vocab_size = model.config().vocab_size;
         let logits = Tensor::new(vec![batch, length, vocab_size], Data::F32(logits))?;

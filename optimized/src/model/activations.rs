@@ -164,10 +164,11 @@ impl<F> Activations<F> {
     }
 }
 
-/// Token ids of a batch and the targets of a chunk of it.
+/// Token ids of a batch, its documents, and the targets of a chunk of it.
 pub(super) struct BatchIds<T> {
-    pub(super) tokens: T,  // [tokens]
-    pub(super) targets: T, // [LOGIT_TOKENS]
+    pub(super) tokens: T,    // [tokens]
+    pub(super) documents: T, // [tokens], where each one's document begins
+    pub(super) targets: T,   // [LOGIT_TOKENS]
 }
 
 /// Everything a forward and backward of up to `tokens` tokens writes, other than parameters.
@@ -196,7 +197,11 @@ impl<B: Backend> Workspace<B> {
         Ok(Self {
             tokens,
             recompute: recompute.unwrap_or(Recompute::Blocks),
-            ids: BatchIds { tokens: ids(tokens)?, targets: ids(tokens.min(LOGIT_TOKENS))? },
+            ids: BatchIds {
+                tokens: ids(tokens)?,
+                documents: ids(tokens)?,
+                targets: ids(tokens.min(LOGIT_TOKENS))?,
+            },
             activations: Activations::new(&zeros, config, tokens, recompute)?,
             scratch: need.allocate(backend, tokens)?,
         })

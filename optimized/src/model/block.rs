@@ -4,11 +4,12 @@
 use plumbline_reference::spec::LlamaConfig;
 
 use super::activations::{ActivationGradients, BlockActivations};
+use super::llama::Batch;
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::methods::{BackwardCall, LinearMethod, Parameter, Scratch};
 use crate::ops::Write;
-use crate::ops::attention::{AttentionArgs, AttentionGradients, AttentionSaved};
+use crate::ops::attention::{AttentionArgs, AttentionGradients, AttentionInputs, AttentionSaved};
 use crate::ops::rms_norm::{RmsNormArgs, RmsNormGradients};
 use crate::ops::rope::{RopeArgs, RopeTable};
 
@@ -43,9 +44,24 @@ pub(super) struct Surroundings<'a, B: Backend> {
     pub(super) length: usize,
     /// Position of each sequence's first token.
     pub(super) first_position: usize,
+    /// For each token the place in its sequence where its document begins, `[batch, length]`.
+    pub(super) documents: Option<&'a B::Tokens>,
 }
 
-impl<B: Backend> Surroundings<'_, B> {
+impl<'a, B: Backend> Surroundings<'a, B> {
+    /// `documents` holds what the batch says of them, if it does.
+    pub(super) fn of_batch(
+        backend: &'a B,
+        config: &'a LlamaConfig,
+        rope: &'a RopeTable<B::Floats>,
+        batch: &Batch<'_>,
+        documents: &'a B::Tokens,
+    ) -> Self {
+        let documents = batch.documents.map(|_| documents);
+        let (length, batch) = (batch.tokens.len() / batch.batch, batch.batch);
+        Self { backend, config, rope, batch, length, first_position: 0, documents }
+    }
+
     fn tokens(&self) -> usize {
         self.batch * self.length
     }
@@ -103,12 +119,15 @@ impl<B: Backend, L: LinearMethod<B>> Block<B, L> {
         self.q_proj.forward(backend, tokens, attention_norm, q, scratch)?;
         self.k_proj.forward(backend, tokens, attention_norm, k, scratch)?;
         self.v_proj.forward(backend, tokens, attention_norm, v, scratch)?;
-        backend.rope(around.rope(config.num_attention_heads), around.rope, q)?;
-        backend.rope(around.rope(config.num_key_value_heads), around.rope, k)?;
+        let documents = around.documents;
+        let (of_q, of_k) = (config.num_attention_heads, config.num_key_value_heads);
+        backend.rope(around.rope(of_q), around.rope, documents, q)?;
+        backend.rope(around.rope(of_k), around.rope, documents, k)?;
         match cache {
             None => {
                 let args = around.attention(around.length);
-                backend.attention(args, q, k, v, attended, &mut saved.log_sum_exp)?;
+                let inputs = AttentionInputs { q, k, v, documents };
+                backend.attention(args, inputs, attended, &mut saved.log_sum_exp)?;
             }
             Some(cache) => {
                 let width = config.num_key_value_heads * config.head_dim;
@@ -116,7 +135,8 @@ impl<B: Backend, L: LinearMethod<B>> Block<B, L> {
                 backend.copy(k, 0, cache.k, start, tokens * width)?;
                 backend.copy(v, 0, cache.v, start, tokens * width)?;
                 let args = around.attention(around.first_position + around.length);
-                backend.attention(args, q, cache.k, cache.v, attended, &mut saved.log_sum_exp)?;
+                let inputs = AttentionInputs { q, k: cache.k, v: cache.v, documents };
+                backend.attention(args, inputs, attended, &mut saved.log_sum_exp)?;
             }
         }
         let BlockActivations { middle, mlp_norm, mlp_rms, gate, up, gated, .. } = saved;
@@ -157,17 +177,17 @@ impl<B: Backend, L: LinearMethod<B>> Block<B, L> {
         let ActivationGradients { d_q, d_k, d_v, d_attended, .. } = gradients;
         let out = BackwardCall::new(tokens, &saved.attended, d_hidden, d_attended, Write::Replace);
         self.o_proj.backward(backend, out, scratch)?;
+        let documents = around.documents;
         let kept = AttentionSaved {
-            q: &saved.q,
-            k: &saved.k,
-            v: &saved.v,
+            inputs: AttentionInputs { q: &saved.q, k: &saved.k, v: &saved.v, documents },
             output: &saved.attended,
             log_sum_exp: &saved.log_sum_exp,
         };
         let to = AttentionGradients { d_q, d_k, d_v };
         backend.attention_backward(around.attention(around.length), kept, d_attended, to)?;
-        backend.rope_backward(around.rope(config.num_attention_heads), around.rope, d_q)?;
-        backend.rope_backward(around.rope(config.num_key_value_heads), around.rope, d_k)?;
+        let (of_q, of_k) = (config.num_attention_heads, config.num_key_value_heads);
+        backend.rope_backward(around.rope(of_q), around.rope, documents, d_q)?;
+        backend.rope_backward(around.rope(of_k), around.rope, documents, d_k)?;
         let inputs = [
             (&mut self.q_proj, &*d_q, Write::Replace),
             (&mut self.k_proj, &*d_k, Write::Add),

@@ -68,6 +68,7 @@ impl<'m, B: Backend, L: LinearMethod<B>> Decoder<'m, B, L> {
             batch: 1,
             length: tokens.len(),
             first_position: position,
+            documents: None,
         };
         let Workspace { activations, ids, scratch, .. } = &mut self.workspace;
         let Activations { hidden, blocks: saved, head, .. } = activations;

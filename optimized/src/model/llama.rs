@@ -27,6 +27,9 @@ pub struct Batch<'a> {
     pub tokens: &'a [i32],
     /// `[batch, length]`; [`IGNORE`] where nothing is predicted.
     pub targets: &'a [i32],
+    /// `[batch, length]`: for each token the place in its sequence where its document begins, which
+    /// is where it stops looking back and its positions start. `None`: every sequence is one.
+    pub documents: Option<&'a [i32]>,
 }
 
 /// A LLaMA on backend `B` whose linear layers are of type `L`.
@@ -335,20 +338,31 @@ impl<B: Backend, L: LinearMethod<B>> Llama<B, L> {
         tokens: &[i32],
         workspace: &mut Workspace<B>,
     ) -> Result<Vec<f32>> {
-        let around = self.around(batch, tokens.len(), workspace)?;
-        self.hidden_states(&around, tokens, workspace)?;
+        self.batch_logits(&Batch { batch, tokens, targets: &[], documents: None }, workspace)
+    }
+
+    /// The same of a batch that may have several documents in a sequence; its targets are not read.
+    ///
+    /// # Errors
+    /// As [`Llama::logits`]; `Invalid` where a document begins after its token or before the
+    /// document ahead of it.
+    pub fn batch_logits(
+        &self,
+        batch: &Batch<'_>,
+        workspace: &mut Workspace<B>,
+    ) -> Result<Vec<f32>> {
+        self.hidden_states(batch, workspace)?;
         let Activations { hidden, head, .. } = &mut workspace.activations;
-        self.head_logits(tokens.len(), &hidden[self.blocks.len()], head)
+        self.head_logits(batch.tokens.len(), &hidden[self.blocks.len()], head)
     }
 
     /// Sum of the losses over the counted targets. Eq. (N7).
     ///
     /// # Errors
-    /// As [`Llama::logits`].
+    /// As [`Llama::batch_logits`].
     pub fn loss(&self, batch: &Batch<'_>, workspace: &mut Workspace<B>) -> Result<LossSum> {
         check_targets(batch)?;
-        let around = self.around(batch.batch, batch.tokens.len(), workspace)?;
-        self.hidden_states(&around, batch.tokens, workspace)?;
+        self.hidden_states(batch, workspace)?;
         let Workspace { activations: Activations { hidden, head, .. }, ids, .. } = workspace;
         let mut sums = self.backend.upload_sums(&[0.0])?;
         let loss = LossSlot { sums: &mut sums, slot: 0 };
@@ -361,7 +375,7 @@ impl<B: Backend, L: LinearMethod<B>> Llama<B, L> {
     /// of the trained tensors. Eq. (N8).
     ///
     /// # Errors
-    /// As [`Llama::logits`], and `Invalid` when the workspace is for evaluation only.
+    /// As [`Llama::batch_logits`], and `Invalid` when the workspace is for evaluation only.
     pub fn loss_and_gradients(
         &mut self,
         batch: &Batch<'_>,
@@ -387,9 +401,7 @@ impl<B: Backend, L: LinearMethod<B>> Llama<B, L> {
         loss: LossSlot<'_, B>,
     ) -> Result<usize> {
         check_targets(batch)?;
-        let around = self.around(batch.batch, batch.tokens.len(), workspace)?;
-        self.hidden_states(&around, batch.tokens, workspace)?;
-        let (length, count) = (around.length, batch.tokens.len());
+        self.hidden_states(batch, workspace)?;
         let Workspace { recompute, activations, ids, scratch, .. } = workspace;
         let Activations { hidden, blocks: saved, gradients, head } = activations;
         let Some(gradients) = gradients else {
@@ -404,14 +416,8 @@ impl<B: Backend, L: LinearMethod<B>> Llama<B, L> {
             &mut gradients.d_hidden,
             loss,
         )?;
-        let around = Surroundings {
-            backend: &*self.backend,
-            config: &self.config,
-            rope: &self.rope,
-            batch: batch.batch,
-            length,
-            first_position: 0,
-        };
+        let (backend, config) = (&*self.backend, &self.config);
+        let around = Surroundings::of_batch(backend, config, &self.rope, batch, &ids.documents);
         for (index, block) in self.blocks.iter_mut().enumerate().rev() {
             let (inputs, outputs) = hidden.split_at_mut(index + 1);
             let input = &inputs[index];
@@ -429,26 +435,27 @@ impl<B: Backend, L: LinearMethod<B>> Llama<B, L> {
             block.backward(&around, input, saved, gradients, scratch)?;
         }
         if let Some(d_table) = &mut self.embed_tokens.gradient {
-            let shape = embedding_shape(&self.config, count);
+            let shape = embedding_shape(&self.config, batch.tokens.len());
             self.backend.embedding_backward(shape, &ids.tokens, &gradients.d_hidden, d_table)?;
         }
         Ok(counted)
     }
 
     /// Runs the embedding and every block; the last hidden states are `workspace.hidden[blocks]`.
-    fn hidden_states(
-        &self,
-        around: &Surroundings<'_, B>,
-        tokens: &[i32],
-        workspace: &mut Workspace<B>,
-    ) -> Result<()> {
+    fn hidden_states(&self, batch: &Batch<'_>, workspace: &mut Workspace<B>) -> Result<()> {
+        self.check_fits(batch, workspace)?;
         let Workspace { activations, ids, scratch, .. } = workspace;
         let Activations { hidden, blocks: saved, .. } = activations;
-        self.embed(tokens, &mut ids.tokens, &mut hidden[0])?;
+        self.embed(batch.tokens, &mut ids.tokens, &mut hidden[0])?;
+        if let Some(documents) = batch.documents {
+            self.backend.write_tokens(documents, &mut ids.documents)?;
+        }
+        let (backend, config) = (&*self.backend, &self.config);
+        let around = Surroundings::of_batch(backend, config, &self.rope, batch, &ids.documents);
         for (index, block) in self.blocks.iter().enumerate() {
             let (inputs, outputs) = hidden.split_at_mut(index + 1);
             let saved = if saved.len() == 1 { &mut saved[0] } else { &mut saved[index] };
-            block.forward(around, &inputs[index], &mut outputs[0], saved, None, scratch)?;
+            block.forward(&around, &inputs[index], &mut outputs[0], saved, None, scratch)?;
         }
         Ok(())
     }
@@ -465,12 +472,9 @@ impl<B: Backend, L: LinearMethod<B>> Llama<B, L> {
         self.backend.embedding(shape, ids, &self.embed_tokens.value, output)
     }
 
-    fn around(
-        &self,
-        batch: usize,
-        tokens: usize,
-        workspace: &Workspace<B>,
-    ) -> Result<Surroundings<'_, B>> {
+    fn check_fits(&self, batch: &Batch<'_>, workspace: &Workspace<B>) -> Result<()> {
+        let Batch { batch, tokens, documents, .. } = *batch;
+        let tokens = tokens.len();
         if batch == 0 || tokens == 0 || !tokens.is_multiple_of(batch) {
             let reason = format!("{tokens} tokens are not {batch} sequences of equal length");
             return Err(Error::Invalid(reason));
@@ -485,14 +489,11 @@ impl<B: Backend, L: LinearMethod<B>> Llama<B, L> {
             let reason = format!("{tokens} tokens exceed the workspace's {room}");
             return Err(Error::Invalid(reason));
         }
-        Ok(Surroundings {
-            backend: &*self.backend,
-            config: &self.config,
-            rope: &self.rope,
-            batch,
-            length,
-            first_position: 0,
-        })
+        if let Some(documents) = documents.filter(|documents| documents.len() != tokens) {
+            let reason = format!("{tokens} tokens with {} documents' places", documents.len());
+            return Err(Error::Invalid(reason));
+        }
+        Ok(())
     }
 }
 

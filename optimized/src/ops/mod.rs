@@ -52,6 +52,31 @@ pub(crate) fn refuse_non_finite(
     }
 }
 
+/// What attention and rotation are told of sequences that hold several documents each: for every
+/// token the place in its sequence where its document begins. The documents of `length` tokens with
+/// `before` others ahead of them must begin in order, and none after a token of its own.
+pub(crate) fn check_documents(
+    operation: &'static str,
+    documents: &[i32],
+    length: usize,
+    before: usize,
+) -> Result<()> {
+    for (sequence, starts) in documents.chunks(length.max(1)).enumerate() {
+        let mut least = 0;
+        for (token, start) in starts.iter().enumerate() {
+            let own = before + token;
+            if *start < least || usize::try_from(*start).is_ok_and(|start| start > own) {
+                return Err(Error::Invalid(format!(
+                    "{operation}: the document of token {token} of sequence {sequence} begins at \
+                     {start}, expected {least}..={own}"
+                )));
+            }
+            least = *start;
+        }
+    }
+    Ok(())
+}
+
 /// The first `expected` values of a slice.
 pub(crate) fn prefix<'a, T>(
     operation: &'static str,

@@ -1,6 +1,9 @@
-//! Exact values with bounds, for `cuda_transformer.rs`.
+//! Exact values with bounds, for `cuda_transformer.rs` and `packing.rs`.
+#![allow(dead_code)] // each test takes some of them
 
-use plumbline::ops::attention::{Attention, AttentionArgs, AttentionGradients, AttentionSaved};
+use plumbline::ops::attention::{
+    Attention, AttentionArgs, AttentionGradients, AttentionInputs, AttentionSaved,
+};
 
 /// The most that one rounding to f32 adds, relatively.
 pub const UNIT: f64 = 1.0 / (1u32 << 24) as f64;
@@ -101,28 +104,49 @@ impl Case {
 /// `output`, `log_sum_exp`, `d_q`, `d_k`, `d_v`.
 type Results<T> = [T; 5];
 
-/// Runs both backends and compares them with f64.
+/// Runs both backends and compares them with f64; `documents` are where those of every sequence
+/// begin among its queries.
 ///
 /// # Panics
 /// When a bound is not met.
-pub fn judge_attention<A: Attention, B: Attention>(cuda: &A, cpu: &B, args: AttentionArgs) {
+pub fn judge_attention<A: Attention, B: Attention>(
+    cuda: &A,
+    cpu: &B,
+    args: AttentionArgs,
+    documents: &[usize],
+) {
     let AttentionArgs { batch, queries, keys, heads, kv_heads, head_dim } = args;
     let mut draw = Values::new((queries * keys * head_dim) as u64);
     let mut wider = |len: usize| draw.take(len).iter().map(|x| 2.0 * x).collect::<Vec<f32>>();
     let (query, key) = (batch * queries * heads * head_dim, batch * keys * kv_heads * head_dim);
     let inputs = [wider(query), wider(key), wider(key), wider(query)];
-    let on_cuda = run(cuda, args, &inputs);
-    let on_cpu = run(cpu, args, &inputs);
+    let firsts = first_keys(args, documents);
+    let given = (!documents.is_empty()).then_some(&firsts[..]);
+    let on_cuda = run_attention(cuda, args, given, &inputs);
+    let on_cpu = run_attention(cpu, args, given, &inputs);
     let names = ["output", "log_sum_exp", "d_q", "d_k", "d_v"];
-    let exact = exact(args, &inputs);
+    let exact = exact(args, &firsts, &inputs);
     for (((name, exact), cuda), cpu) in names.into_iter().zip(exact).zip(on_cuda).zip(on_cpu) {
         exact.judge(&format!("{name}, {args:?}"), &[cuda, cpu]);
     }
 }
 
-fn run<S: Attention>(
+/// The first key that each query sees, `[batch, queries]`: the queries ahead of the first of
+/// `documents` see all keys up to their own, as those of a later one see its own keys.
+pub fn first_keys(args: AttentionArgs, documents: &[usize]) -> Vec<i32> {
+    let before = args.keys - args.queries;
+    let first = |query: usize| {
+        let start = documents.iter().rev().find(|start| **start <= query);
+        start.map_or(0, |start| (before + start) as i32)
+    };
+    (0..args.batch * args.queries).map(|i| first(i % args.queries)).collect()
+}
+
+/// `output`, `log_sum_exp`, `d_q`, `d_k` and `d_v` of `q`, `k`, `v` and `d_output`.
+pub fn run_attention<S: Attention>(
     backend: &S,
     args: AttentionArgs,
+    documents: Option<&[i32]>,
     inputs: &[Vec<f32>; 4],
 ) -> Results<Vec<f32>> {
     let (query, key) = (inputs[0].len(), inputs[1].len());
@@ -131,8 +155,10 @@ fn run<S: Attention>(
     let [q, k, v, d_output] = inputs.each_ref().map(|values| backend.upload(values).unwrap());
     let [mut output, mut log_sum_exp, mut d_q, mut d_k, mut d_v] =
         lengths.map(|len| super::fresh(backend, len));
-    backend.attention(args, &q, &k, &v, &mut output, &mut log_sum_exp).unwrap();
-    let saved = AttentionSaved { q: &q, k: &k, v: &v, output: &output, log_sum_exp: &log_sum_exp };
+    let documents = documents.map(|documents| backend.upload_tokens(documents).unwrap());
+    let inputs = || AttentionInputs { q: &q, k: &k, v: &v, documents: documents.as_ref() };
+    backend.attention(args, inputs(), &mut output, &mut log_sum_exp).unwrap();
+    let saved = AttentionSaved { inputs: inputs(), output: &output, log_sum_exp: &log_sum_exp };
     let gradients = AttentionGradients { d_q: &mut d_q, d_k: &mut d_k, d_v: &mut d_v };
     backend.attention_backward(args, saved, &d_output, gradients).unwrap();
     let results = [output, log_sum_exp, d_q, d_k, d_v];
@@ -170,7 +196,7 @@ fn probabilities(q: &[f32], keys: &[&[f32]]) -> (Vec<f64>, f64, f64) {
     (p, log_sum_exp, relative * UNIT)
 }
 
-fn exact(args: AttentionArgs, inputs: &[Vec<f32>; 4]) -> Results<Bounded> {
+fn exact(args: AttentionArgs, firsts: &[i32], inputs: &[Vec<f32>; 4]) -> Results<Bounded> {
     let AttentionArgs { batch, queries, keys, heads, kv_heads, head_dim } = args;
     let [q, k, v, d_output] = inputs;
     let query_zeros = || vec![(0.0, 0.0); q.len()];
@@ -185,8 +211,9 @@ fn exact(args: AttentionArgs, inputs: &[Vec<f32>; 4]) -> Results<Bounded> {
     {
         let row = ((b * queries + t) * heads + h) * head_dim..;
         let (q, d_y) = (&q[row.clone()][..head_dim], &d_output[row.clone()][..head_dim]);
-        let seen = keys - queries + t + 1;
-        let at = |j: usize| ((b * keys + j) * kv_heads + h / group) * head_dim;
+        let first = firsts[b * queries + t] as usize;
+        let seen = keys - queries + t + 1 - first;
+        let at = |j: usize| ((b * keys + first + j) * kv_heads + h / group) * head_dim;
         let vector = |x: &'_ [f32], j: usize| x[at(j)..][..head_dim].to_vec();
         let rows: Vec<Vec<f32>> = (0..seen).map(|j| vector(k, j)).collect();
         let rows: Vec<&[f32]> = rows.iter().map(Vec::as_slice).collect();

@@ -109,7 +109,7 @@ impl<B: Backend> Call<'_, B> {
                 .chunks(length)
                 .flat_map(|row| row.iter().skip(1).copied().chain([IGNORE]))
                 .collect();
-            let work = Batch { batch, tokens, targets: &targets };
+            let work = Batch { batch, tokens, targets: &targets, documents: None };
             let loss = model.loss_and_gradients(&work, 1.0 / counted as f32, &mut workspace)?;
             trajectory.losses.push(loss.sum / loss.counted as f64);
             for trained in model.trainable() {

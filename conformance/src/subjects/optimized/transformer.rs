@@ -3,7 +3,9 @@
 use plumbline::backend::Backend;
 use plumbline::ops::Write;
 use plumbline::ops::adamw::{AdamWArgs, AdamWTensors, GradientMultiplier};
-use plumbline::ops::attention::{AttentionArgs, AttentionGradients, AttentionSaved};
+use plumbline::ops::attention::{
+    AttentionArgs, AttentionGradients, AttentionInputs, AttentionSaved,
+};
 use plumbline::ops::cross_entropy::CrossEntropyArgs;
 use plumbline::ops::rms_norm::{RmsNormArgs, RmsNormGradients};
 use plumbline::ops::rope::{RopeArgs, RopeTable};
@@ -69,13 +71,13 @@ impl<B: Backend> Call<'_, B> {
 
     pub(super) fn rope(&self) -> Result<Tensors, Refused> {
         let Rotation { args, table, mut x } = self.rotation("x")?;
-        self.backend.rope(args, &table, &mut x)?;
+        self.backend.rope(args, &table, None, &mut x)?;
         Ok(crate::ops::tensors([("output", self.download(&x, self.shape("x")?)?)]))
     }
 
     pub(super) fn rope_backward(&self) -> Result<Tensors, Refused> {
         let Rotation { args, table, x: mut d_x } = self.rotation("d_output")?;
-        self.backend.rope_backward(args, &table, &mut d_x)?;
+        self.backend.rope_backward(args, &table, None, &mut d_x)?;
         Ok(crate::ops::tensors([("d_x", self.download(&d_x, self.shape("d_output")?)?)]))
     }
 
@@ -88,7 +90,8 @@ impl<B: Backend> Call<'_, B> {
         let mut output = self.like("q")?;
         let mut log_sum_exp = self.backend.zeros(batch * heads * tokens)?;
         let (q, k, v) = (self.floats("q")?, self.floats("k")?, self.floats("v")?);
-        self.backend.attention(args, &q, &k, &v, &mut output, &mut log_sum_exp)?;
+        let inputs = AttentionInputs { q: &q, k: &k, v: &v, documents: None };
+        self.backend.attention(args, inputs, &mut output, &mut log_sum_exp)?;
         Ok((args, output, log_sum_exp))
     }
 
@@ -100,8 +103,8 @@ impl<B: Backend> Call<'_, B> {
     pub(super) fn attention_backward(&self) -> Result<Tensors, Refused> {
         let (args, output, log_sum_exp) = self.attended()?;
         let (q, k, v) = (self.floats("q")?, self.floats("k")?, self.floats("v")?);
-        let saved =
-            AttentionSaved { q: &q, k: &k, v: &v, output: &output, log_sum_exp: &log_sum_exp };
+        let inputs = AttentionInputs { q: &q, k: &k, v: &v, documents: None };
+        let saved = AttentionSaved { inputs, output: &output, log_sum_exp: &log_sum_exp };
         let (mut d_q, mut d_k, mut d_v) = (self.like("q")?, self.like("k")?, self.like("v")?);
         let gradients = AttentionGradients { d_q: &mut d_q, d_k: &mut d_k, d_v: &mut d_v };
         self.backend.attention_backward(args, saved, &self.floats("d_output")?, gradients)?;

@@ -1,14 +1,16 @@
 // attention, attention_backward: Eqs. (N4), (N4b). Twin: ops/attention/cpu.rs. Class: bounded.
 // q, output, d_q [batch, queries, heads, head_dim], k, v, d_k, d_v [batch, keys, kv_heads,
-// head_dim], log_sum_exp, delta [batch, heads, queries], all f32.
+// head_dim], log_sum_exp, delta [batch, heads, queries], all f32; documents [batch, queries] int.
 // The heads that share a key head are rows of one matrix, row = query * group + member: a tile of
 // keys is read once for all of them, and d_k and d_v are summed over them as over queries.
 // Scores live in registers and in one tile of shared memory. The forward walks the keys with a
 // running maximum; the backward finds the probabilities again from log_sum_exp, per tile of rows
-// for d_q and per tile of keys for d_k and d_v, so that nothing is added atomically.
+// for d_q and per tile of keys for d_k and d_v, so that nothing is added atomically. Tiles of keys
+// before the first row's document and tiles of rows whose documents begin later are not read.
 // FLOPs per visible pair: 4 head_dim forward, 14 backward (10 if d_q shared its products); their
 // time at the f32 rate is the floor, the tensors' bytes weigh less. Shared memory: 35 KiB.
-// Host guarantees: blocks of THREADS, queries <= keys, 0 < head_dim <= DIM, kv_heads | heads.
+// Host guarantees: blocks of THREADS, queries <= keys, 0 < head_dim <= DIM, kv_heads | heads;
+// documents ascend in a sequence and none begins after its query.
 #include "tiles.cuh"
 
 // The 16 threads of a row are one half of a warp.
@@ -37,26 +39,31 @@ __device__ __forceinline__ void forward(const Place& place, const float* q, cons
     // The last rows see the most keys: they begin first, so that the short ones fill the end.
     const unsigned row = (tiles - 1 - place.tile) * 8 * I;
     const unsigned seen = place.visible(min(row + 8 * I, rows) - 1);
+    __shared__ unsigned firsts[8 * I];  // shown by the barriers of the dot products
+    if (threadIdx.x < 8 * I) firsts[threadIdx.x] = place.first(row + threadIdx.x);
     Pack<4> result[I][C] = {};
     float max[I], sum[I];
     for (unsigned i = 0; i < I; i++) max[i] = __int_as_float(0xff800000), sum[i] = 0.0f;
-    for (unsigned key = 0; key < seen; key += 64) {
+    for (unsigned key = place.first(row); key < seen; key += 64) {
         float p[I][4];
         dots<QUERY>(p, place, a_tile, q, row, b_tile, k, key);
         for (unsigned i = 0; i < I; i++) {
-            // Every row sees the first key, so the maximum is a score from the first tile on.
+            // Until a row's document begins, the maximum is minus infinity and the rest zero.
+            const unsigned first = firsts[down + 8 * i];
             const unsigned visible = place.visible(row + down + 8 * i);
             float larger = max[i];
             for (unsigned j = 0; j < 4; j++) {
                 p[i][j] *= factor;
-                if (key + across + 16 * j < visible) larger = fmaxf(larger, p[i][j]);
+                const unsigned own = key + across + 16 * j;
+                if (first <= own && own < visible) larger = fmaxf(larger, p[i][j]);
             }
             larger = row_max(larger);
-            const float shrink = expf(max[i] - larger);
+            const float shrink = larger > max[i] ? expf(max[i] - larger) : 1.0f;
             max[i] = larger;
             sum[i] *= shrink;
             for (unsigned j = 0; j < 4; j++) {
-                p[i][j] = key + across + 16 * j < visible ? expf(p[i][j] - larger) : 0.0f;
+                const unsigned own = key + across + 16 * j;
+                p[i][j] = first <= own && own < visible ? expf(p[i][j] - larger) : 0.0f;
                 sum[i] += p[i][j];
             }
             for (unsigned c = 0; c < C; c++) {
@@ -89,6 +96,8 @@ __device__ __forceinline__ void backward_rows(const Place& place, const float* q
     const unsigned rows = place.count<QUERY>(), tiles = (rows + 63) / 64;
     const unsigned row = (tiles - 1 - place.tile) * 64;
     const unsigned seen = place.visible(min(row + 64, rows) - 1);
+    __shared__ unsigned firsts[64];  // shown by the barriers of the dot products
+    if (threadIdx.x < 64) firsts[threadIdx.x] = place.first(row + threadIdx.x);
     Pack<4> result[8][C] = {};
     float own_delta[8], own_saved[8];
     // Lane i sums row i in the order of the dot products below: where a row sees one key, delta is
@@ -107,14 +116,16 @@ __device__ __forceinline__ void backward_rows(const Place& place, const float* q
         own_delta[i] = __shfl_sync(0xffffffffu, sum, i, 16);
         own_saved[i] = r < rows ? log_sum_exp[place.saved(r)] : 0.0f;
     }
-    for (unsigned key = 0; key < seen; key += 32) {
+    for (unsigned key = place.first(row); key < seen; key += 32) {
         float p[8][2], d_score[8][2];
         dots<QUERY>(p, place, a_tile, q, row, b_tile, k, key);
         dots<QUERY>(d_score, place, a_tile, d_output, row, b_tile, v, key);
         for (unsigned i = 0; i < 8; i++) {
+            const unsigned first = firsts[down + 8 * i];
             const unsigned visible = place.visible(row + down + 8 * i);
             for (unsigned j = 0; j < 2; j++) {
-                const bool sees = key + across + 16 * j < visible;
+                const unsigned own = key + across + 16 * j;
+                const bool sees = first <= own && own < visible;
                 p[i][j] = sees ? expf(p[i][j] * factor - own_saved[i]) : 0.0f;
                 const float inner = p[i][j] * (d_score[i][j] - own_delta[i]) * factor;
                 d_score[i][j] = sees ? inner : 0.0f;
@@ -138,16 +149,18 @@ __device__ __forceinline__ void backward_keys(const Place& place, const float* q
     const unsigned before = place.keys - place.queries;  // keys that every query sees
     Pack<4> for_k[4][C] = {}, for_v[4][C] = {};
     for (unsigned row = key > before ? (key - before) * place.group : 0; row < rows; row += 64) {
+        if (place.first(row) >= key + 32) break;  // the later rows' documents begin later still
         float p[4][4], d_score[4][4];
         dots<KEY>(p, place, a_tile, k, key, b_tile, q, row);
         dots<KEY>(d_score, place, a_tile, v, key, b_tile, d_output, row);
         for (unsigned j = 0; j < 4; j++) {
             const unsigned r = row + across + 16 * j;
-            const unsigned visible = r < rows ? place.visible(r) : 0;
+            const unsigned first = place.first(r), visible = r < rows ? place.visible(r) : 0;
             const float of_saved = r < rows ? log_sum_exp[place.saved(r)] : 0.0f;
             const float of_delta = r < rows ? delta[place.saved(r)] : 0.0f;
             for (unsigned i = 0; i < 4; i++) {
-                const bool sees = key + down + 8 * i < visible;
+                const unsigned own = key + down + 8 * i;
+                const bool sees = first <= own && own < visible;
                 p[i][j] = sees ? expf(p[i][j] * factor - of_saved) : 0.0f;
                 const float inner = p[i][j] * (d_score[i][j] - of_delta) * factor;
                 d_score[i][j] = sees ? inner : 0.0f;
@@ -165,11 +178,16 @@ __device__ __forceinline__ void backward_keys(const Place& place, const float* q
 
 #define SIZES                                                                                   \
     unsigned batch, unsigned queries, unsigned keys, unsigned heads, unsigned kv_heads,         \
-        unsigned head_dim, float factor /* 1 / sqrt(head_dim) */
-#define PLACE Place(batch, queries, keys, heads, kv_heads, head_dim)
+        unsigned head_dim, float factor, /* 1 / sqrt(head_dim) */                               \
+        const int *documents,   /* [batch, queries], the first key that each sees */            \
+        unsigned packed         /* else they are nothing */
+#define PLACE Place(batch, queries, keys, heads, kv_heads, head_dim, documents, packed)
+
+// Without a number of blocks to fit, the compiler spills to fit one more.
+#define BLOCKS(I, C) (I == 2 ? 5 : C == 4 ? 2 : 3)
 
 #define FORWARD(NAME, I, C)                                                                     \
-    extern "C" __global__ void __launch_bounds__(THREADS) NAME(                                 \
+    extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS(I, C)) NAME(                   \
         const float* q,     /* [batch, queries, heads, head_dim] */                             \
         const float* k,     /* [batch, keys, kv_heads, head_dim] */                             \
         const float* v,     /* [batch, keys, kv_heads, head_dim] */                             \
@@ -178,10 +196,8 @@ __device__ __forceinline__ void backward_keys(const Place& place, const float* q
         SIZES) {                                                                                \
         forward<I, C>(PLACE, q, k, v, output, log_sum_exp, factor);                             \
     }
-// Without a number of blocks to fit, the compiler spills to fit a fourth of the narrowest kernel.
-#define BLOCKS(C) (C == 4 ? 2 : 3)
 #define BACKWARD(ROWS_NAME, KEYS_NAME, C)                                                       \
-    extern "C" __global__ void __launch_bounds__(THREADS) ROWS_NAME(                            \
+    extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS(8, C)) ROWS_NAME(              \
         const float* q, const float* k, const float* v, /* as in the forward */                 \
         const float* output,      /* like q */                                                  \
         const float* log_sum_exp, /* [batch, heads, queries] */                                 \
@@ -191,7 +207,7 @@ __device__ __forceinline__ void backward_keys(const Place& place, const float* q
         SIZES) {                                                                                \
         backward_rows<C>(PLACE, q, k, v, output, log_sum_exp, d_output, d_q, delta, factor);    \
     }                                                                                           \
-    extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS(C)) KEYS_NAME(                 \
+    extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS(8, C)) KEYS_NAME(              \
         const float* q, const float* k, const float* v, /* as in the forward */                 \
         const float* log_sum_exp,                       /* [batch, heads, queries] */           \
         const float* delta,                             /* [batch, heads, queries] */           \

@@ -1,13 +1,15 @@
+use std::ops::Range;
+
 use rayon::prelude::*;
 
-use super::{Attention, AttentionArgs, AttentionGradients, AttentionSaved};
+use super::{Attention, AttentionArgs, AttentionGradients, AttentionInputs, AttentionSaved};
 use crate::cpu::{
     Cpu,
     gemm::{Matrix, Threads, product},
     simd::{exp, lane_max, lane_sum, vectorized},
 };
 use crate::error::{Error, Result};
-use crate::ops::{prefix, prefix_mut};
+use crate::ops::{check_documents, prefix, prefix_mut};
 
 /// Queries whose scores are held together: `[QUERIES, keys]` is the only score buffer.
 const QUERIES: usize = 64;
@@ -40,6 +42,18 @@ impl Layout {
         self.args.batch * self.args.keys * self.args.kv_heads * self.args.head_dim
     }
 
+    /// Where the documents of all queries begin.
+    pub(super) fn checked<'a>(
+        self,
+        operation: &'static str,
+        documents: &'a [i32],
+    ) -> Result<&'a [i32]> {
+        let AttentionArgs { batch, queries, keys, .. } = self.args;
+        let documents = prefix(operation, "documents", documents, batch * queries)?;
+        check_documents(operation, documents, queries, keys - queries)?;
+        Ok(documents)
+    }
+
     /// Rows `start..start + rows` of one query head of one sequence.
     fn queries<'a>(
         self,
@@ -54,24 +68,41 @@ impl Layout {
         Matrix::strided(&x[first..], rows, self.args.head_dim, width)
     }
 
-    /// The first `rows` keys (or values) of one key head of one sequence.
-    fn keys<'a>(self, x: &'a [f32], batch: usize, kv_head: usize, rows: usize) -> Matrix<'a> {
+    /// The keys (or values) of a block of one key head of one sequence.
+    fn keys<'a>(self, x: &'a [f32], batch: usize, kv_head: usize, block: &Block) -> Matrix<'a> {
         let width = self.args.kv_heads * self.args.head_dim;
-        let first = batch * self.args.keys * width + kv_head * self.args.head_dim;
-        Matrix::strided(&x[first..], rows, self.args.head_dim, width)
+        let token = batch * self.args.keys + block.first_key;
+        let first = token * width + kv_head * self.args.head_dim;
+        Matrix::strided(&x[first..], block.seen, self.args.head_dim, width)
     }
 
-    /// Keys that the query in row `t` sees.
-    fn visible(self, t: usize) -> usize {
+    /// Keys up to the one of the query in row `t`.
+    fn reached(self, t: usize) -> usize {
         self.args.keys - self.args.queries + t + 1
     }
 
-    /// `(start, rows, keys)` of each block of queries; `keys` reaches the block's last query.
-    fn blocks(self) -> impl Iterator<Item = (usize, usize, usize)> {
-        (0..self.args.queries).step_by(QUERIES).map(move |start| {
-            let rows = QUERIES.min(self.args.queries - start);
-            (start, rows, self.visible(start + rows - 1))
-        })
+    /// The blocks of one sequence. None crosses a document, so that each document is computed as it
+    /// would be alone.
+    fn blocks(self, documents: Option<&[i32]>, batch: usize) -> Vec<Block> {
+        let queries = self.args.queries;
+        let mut blocks = Vec::new();
+        let mut of_document = |first_key: usize, queries: Range<usize>| {
+            blocks.extend(queries.clone().step_by(QUERIES).map(|start| {
+                let rows = QUERIES.min(queries.end - start);
+                Block { start, rows, first_key, seen: self.reached(start + rows - 1) - first_key }
+            }));
+        };
+        match documents {
+            None => of_document(0, 0..queries),
+            Some(documents) => {
+                let mut start = 0;
+                for document in documents[batch * queries..][..queries].chunk_by(i32::eq) {
+                    of_document(document[0] as usize, start..start + document.len());
+                    start += document.len();
+                }
+            }
+        }
+        blocks
     }
 
     /// `(batch, kv_head)` of every task.
@@ -103,27 +134,58 @@ impl Layout {
     }
 }
 
+/// Neighbouring queries of one document, and the keys that the last of them sees.
+struct Block {
+    start: usize,
+    rows: usize,
+    first_key: usize,
+    seen: usize,
+}
+
+#[derive(Clone, Copy)]
+struct Inputs<'a> {
+    q: &'a [f32],
+    k: &'a [f32],
+    v: &'a [f32],
+    documents: Option<&'a [i32]>,
+}
+
+impl<'a> Inputs<'a> {
+    fn new(
+        operation: &'static str,
+        layout: Layout,
+        inputs: AttentionInputs<'a, Vec<f32>, Vec<i32>>,
+    ) -> Result<Self> {
+        let AttentionInputs { q, k, v, documents } = inputs;
+        Ok(Self {
+            q: prefix(operation, "q", q, layout.query_len())?,
+            k: prefix(operation, "k", k, layout.key_len())?,
+            v: prefix(operation, "v", v, layout.key_len())?,
+            documents: match documents {
+                Some(documents) => Some(layout.checked(operation, documents)?),
+                None => None,
+            },
+        })
+    }
+}
+
 impl Attention for Cpu {
     fn attention(
         &self,
         args: AttentionArgs,
-        q: &Vec<f32>,
-        k: &Vec<f32>,
-        v: &Vec<f32>,
+        inputs: AttentionInputs<'_, Vec<f32>, Vec<i32>>,
         output: &mut Vec<f32>,
         log_sum_exp: &mut Vec<f32>,
     ) -> Result<()> {
         let layout = Layout::new(args)?;
-        let q = prefix("attention", "q", q, layout.query_len())?;
-        let k = prefix("attention", "k", k, layout.key_len())?;
-        let v = prefix("attention", "v", v, layout.key_len())?;
+        let inputs = Inputs::new("attention", layout, inputs)?;
         let output = prefix_mut("attention", "output", output, layout.query_len())?;
         let saved = args.batch * args.heads * args.queries;
         let log_sum_exp = prefix_mut("attention", "log_sum_exp", log_sum_exp, saved)?;
         let results: Vec<Vec<f32>> = layout
             .tasks()
             .zip(log_sum_exp.par_chunks_mut(layout.group * args.queries))
-            .map(|(task, log_sum_exp)| forward_task(layout, task, q, k, v, log_sum_exp))
+            .map(|(task, log_sum_exp)| forward_task(layout, task, inputs, log_sum_exp))
             .collect();
         layout.scatter_queries(&results, output);
         Ok(())
@@ -132,7 +194,7 @@ impl Attention for Cpu {
     fn attention_backward(
         &self,
         args: AttentionArgs,
-        saved: AttentionSaved<'_, Vec<f32>>,
+        saved: AttentionSaved<'_, Vec<f32>, Vec<i32>>,
         d_output: &Vec<f32>,
         gradients: AttentionGradients<'_, Vec<f32>>,
     ) -> Result<()> {
@@ -141,9 +203,7 @@ impl Attention for Cpu {
         let (queries, keys) = (layout.query_len(), layout.key_len());
         let rows = args.batch * args.heads * args.queries;
         let saved = Slices {
-            q: prefix(NAME, "q", saved.q, queries)?,
-            k: prefix(NAME, "k", saved.k, keys)?,
-            v: prefix(NAME, "v", saved.v, keys)?,
+            inputs: Inputs::new(NAME, layout, saved.inputs)?,
             output: prefix(NAME, "output", saved.output, queries)?,
             log_sum_exp: prefix(NAME, "log_sum_exp", saved.log_sum_exp, rows)?,
             d_output: prefix(NAME, "d_output", d_output, queries)?,
@@ -170,19 +230,19 @@ impl Attention for Cpu {
 fn forward_task(
     layout: Layout,
     (batch, kv_head): (usize, usize),
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
+    inputs: Inputs<'_>,
     log_sum_exp: &mut [f32],
 ) -> Vec<f32> {
     let AttentionArgs { queries, keys, head_dim, .. } = layout.args;
     let mut output = vec![0.0f32; layout.group * queries * head_dim];
     let mut scores = vec![0.0f32; QUERIES.min(queries) * keys];
+    let blocks = layout.blocks(inputs.documents, batch);
     for member in 0..layout.group {
         let head = kv_head * layout.group + member;
-        for (start, rows, seen) in layout.blocks() {
-            let q = layout.queries(q, batch, head, start, rows);
-            let k = layout.keys(k, batch, kv_head, seen);
+        for block in &blocks {
+            let Block { start, rows, first_key, seen } = *block;
+            let q = layout.queries(inputs.q, batch, head, start, rows);
+            let k = layout.keys(inputs.k, batch, kv_head, block);
             product(&mut scores, seen, q, k.t(), layout.factor, false, Threads::One);
             let saved = &mut log_sum_exp[member * queries + start..][..rows];
             vectorized(
@@ -190,11 +250,11 @@ fn forward_task(
                 || {
                     for (row, saved) in saved.iter_mut().enumerate() {
                         let row_scores = &mut scores[row * seen..][..seen];
-                        *saved = softmax(row_scores, layout.visible(start + row));
+                        *saved = softmax(row_scores, layout.reached(start + row) - first_key);
                     }
                 },
             );
-            let v = layout.keys(v, batch, kv_head, seen);
+            let v = layout.keys(inputs.v, batch, kv_head, block);
             let output = &mut output[(member * queries + start) * head_dim..];
             let probabilities = Matrix::new(&scores, rows, seen);
             product(output, head_dim, probabilities, v, 1.0, false, Threads::One);
@@ -221,9 +281,7 @@ fn softmax(scores: &mut [f32], visible: usize) -> f32 {
 
 #[derive(Clone, Copy)]
 struct Slices<'a> {
-    q: &'a [f32],
-    k: &'a [f32],
-    v: &'a [f32],
+    inputs: Inputs<'a>,
     output: &'a [f32],
     log_sum_exp: &'a [f32],
     d_output: &'a [f32],
@@ -249,14 +307,17 @@ fn backward_task(
     };
     let mut probabilities = vec![0.0f32; QUERIES.min(queries) * keys];
     let mut d_scores = probabilities.clone();
+    let inputs = saved.inputs;
+    let blocks = layout.blocks(inputs.documents, batch);
     for member in 0..layout.group {
         let head = kv_head * layout.group + member;
         let log_sum_exp = &saved.log_sum_exp[(batch * heads + head) * queries..][..queries];
-        for (start, rows, seen) in layout.blocks() {
-            let q = layout.queries(saved.q, batch, head, start, rows);
+        for block in &blocks {
+            let Block { start, rows, first_key, seen } = *block;
+            let q = layout.queries(inputs.q, batch, head, start, rows);
             let d_output = layout.queries(saved.d_output, batch, head, start, rows);
-            let k = layout.keys(saved.k, batch, kv_head, seen);
-            let v = layout.keys(saved.v, batch, kv_head, seen);
+            let k = layout.keys(inputs.k, batch, kv_head, block);
+            let v = layout.keys(inputs.v, batch, kv_head, block);
             product(&mut probabilities, seen, q, k.t(), layout.factor, false, Threads::One);
             product(&mut d_scores, seen, d_output, v.t(), 1.0, false, Threads::One);
             vectorized(
@@ -270,7 +331,7 @@ fn backward_task(
                         let delta = lane_sum(head_dim, |i| d_y[i] * y[i]);
                         let p = &mut probabilities[row * seen..][..seen];
                         let d_s = &mut d_scores[row * seen..][..seen];
-                        let visible = layout.visible(t);
+                        let visible = layout.reached(t) - first_key;
                         for j in 0..visible {
                             p[j] = exp(p[j] - log_sum_exp[t]);
                             d_s[j] = p[j] * (d_s[j] - delta) * layout.factor;
@@ -284,8 +345,10 @@ fn backward_task(
             let d_s = Matrix::new(&d_scores, rows, seen);
             let d_q = &mut gradients.d_q[(member * queries + start) * head_dim..];
             product(d_q, head_dim, d_s, k, 1.0, false, Threads::One);
-            product(&mut gradients.d_k, head_dim, d_s.t(), q, 1.0, true, Threads::One);
-            product(&mut gradients.d_v, head_dim, p.t(), d_output, 1.0, true, Threads::One);
+            let (d_k, d_v) = (&mut gradients.d_k, &mut gradients.d_v);
+            let first = first_key * head_dim;
+            product(&mut d_k[first..], head_dim, d_s.t(), q, 1.0, true, Threads::One);
+            product(&mut d_v[first..], head_dim, p.t(), d_output, 1.0, true, Threads::One);
         }
     }
     gradients

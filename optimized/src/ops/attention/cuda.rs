@@ -1,5 +1,7 @@
-use super::{Attention, AttentionArgs, AttentionGradients, AttentionSaved, cpu::Layout};
-use crate::cuda::{ATTENTION, Argument, Cuda, Kernel, Launcher, Shape, Values};
+use super::{
+    Attention, AttentionArgs, AttentionGradients, AttentionInputs, AttentionSaved, cpu::Layout,
+};
+use crate::cuda::{ATTENTION, Argument, Cuda, Ids, Kernel, Launcher, Shape, Values};
 use crate::error::{Error, Result};
 
 const THREADS: u32 = 128;
@@ -21,31 +23,25 @@ impl<L: Launcher> Attention for Cuda<L> {
     fn attention(
         &self,
         args: AttentionArgs,
-        q: &Values<L>,
-        k: &Values<L>,
-        v: &Values<L>,
+        inputs: AttentionInputs<'_, Values<L>, Ids<L>>,
         output: &mut Values<L>,
         log_sum_exp: &mut Values<L>,
     ) -> Result<()> {
         const NAME: &str = "attention";
         let layout = Layout::new(args)?;
-        let (queries, keys) = (layout.query_len(), layout.key_len());
+        let inputs = Inputs::new(NAME, layout, inputs)?;
         let rows = args.queries * layout.group;
         let saved = args.batch * args.heads * args.queries;
-        let tensors = vec![
-            Argument::In(q.first(NAME, "q", queries)?),
-            Argument::In(k.first(NAME, "k", keys)?),
-            Argument::In(v.first(NAME, "v", keys)?),
-            Argument::Out(output.first_mut(NAME, "output", queries)?),
-            Argument::Out(log_sum_exp.first_mut(NAME, "log_sum_exp", saved)?),
-        ];
-        launch(self, layout, if rows <= FEW.0 { FEW } else { MANY }, rows, tensors)
+        let output = output.first_mut(NAME, "output", layout.query_len())?;
+        let log_sum_exp = log_sum_exp.first_mut(NAME, "log_sum_exp", saved)?;
+        let tensors = vec![Argument::Out(output), Argument::Out(log_sum_exp)];
+        launch(self, inputs, if rows <= FEW.0 { FEW } else { MANY }, rows, tensors)
     }
 
     fn attention_backward(
         &self,
         args: AttentionArgs,
-        saved: AttentionSaved<'_, Values<L>>,
+        saved: AttentionSaved<'_, Values<L>, Ids<L>>,
         d_output: &Values<L>,
         gradients: AttentionGradients<'_, Values<L>>,
     ) -> Result<()> {
@@ -53,9 +49,7 @@ impl<L: Launcher> Attention for Cuda<L> {
         let layout = Layout::new(args)?;
         let (queries, keys) = (layout.query_len(), layout.key_len());
         let rows = args.batch * args.heads * args.queries;
-        let q = saved.q.first(NAME, "q", queries)?;
-        let k = saved.k.first(NAME, "k", keys)?;
-        let v = saved.v.first(NAME, "v", keys)?;
+        let inputs = Inputs::new(NAME, layout, saved.inputs)?;
         let output = saved.output.first(NAME, "output", queries)?;
         let log_sum_exp = saved.log_sum_exp.first(NAME, "log_sum_exp", rows)?;
         let d_output = d_output.first(NAME, "d_output", queries)?;
@@ -64,39 +58,71 @@ impl<L: Launcher> Attention for Cuda<L> {
         let d_v = gradients.d_v.first_mut(NAME, "d_v", keys)?;
         self.workspace.with(&self.launcher, rows.div_ceil(2), |delta| {
             let tensors = vec![
-                Argument::In(q),
-                Argument::In(k),
-                Argument::In(v),
                 Argument::In(output),
                 Argument::In(log_sum_exp),
                 Argument::In(d_output),
                 Argument::Out(d_q),
                 Argument::Out(delta),
             ];
-            launch(self, layout, D_ROWS, args.queries * layout.group, tensors)?;
+            launch(self, inputs, D_ROWS, args.queries * layout.group, tensors)?;
             let tensors = vec![
-                Argument::In(q),
-                Argument::In(k),
-                Argument::In(v),
                 Argument::In(log_sum_exp),
                 Argument::In(delta),
                 Argument::In(d_output),
                 Argument::Out(d_k),
                 Argument::Out(d_v),
             ];
-            launch(self, layout, D_KEYS, args.keys, tensors)
+            launch(self, inputs, D_KEYS, args.keys, tensors)
+        })
+    }
+}
+
+/// What every kernel takes first.
+struct Inputs<'a, L: Launcher> {
+    layout: Layout,
+    q: &'a L::Buffer,
+    k: &'a L::Buffer,
+    v: &'a L::Buffer,
+    documents: Option<&'a L::Buffer>,
+}
+
+impl<L: Launcher> Clone for Inputs<'_, L> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<L: Launcher> Copy for Inputs<'_, L> {}
+
+impl<'a, L: Launcher> Inputs<'a, L> {
+    fn new(
+        operation: &'static str,
+        layout: Layout,
+        inputs: AttentionInputs<'a, Values<L>, Ids<L>>,
+    ) -> Result<Self> {
+        let AttentionInputs { q, k, v, documents } = inputs;
+        if let Some(documents) = documents {
+            layout.checked(operation, &documents.host)?;
+        }
+        Ok(Self {
+            layout,
+            q: q.first(operation, "q", layout.query_len())?,
+            k: k.first(operation, "k", layout.key_len())?,
+            v: v.first(operation, "v", layout.key_len())?,
+            documents: documents.map(|documents| &documents.values.buffer),
         })
     }
 }
 
 /// A block for each tile of `lines` rows or keys of each key head.
-fn launch<L: Launcher>(
+fn launch<'a, L: Launcher>(
     cuda: &Cuda<L>,
-    layout: Layout,
+    inputs: Inputs<'a, L>,
     (tile, entries): (usize, [&'static str; 3]),
     lines: usize,
-    mut arguments: Vec<Argument<'_, L::Buffer>>,
+    tensors: Vec<Argument<'a, L::Buffer>>,
 ) -> Result<()> {
+    let Inputs { layout, q, k, v, documents } = inputs;
     let AttentionArgs { batch, queries, keys, heads, kv_heads, head_dim } = layout.args;
     let Some(width) = HEAD_DIMS.iter().position(|width| head_dim <= *width) else {
         let most = HEAD_DIMS[HEAD_DIMS.len() - 1];
@@ -104,10 +130,15 @@ fn launch<L: Launcher>(
             "attention kernels take heads of up to {most} values, got head_dim {head_dim}"
         )));
     };
+    let mut arguments = vec![Argument::In(q), Argument::In(k), Argument::In(v)];
+    arguments.extend(tensors);
     for size in [batch, queries, keys, heads, kv_heads, head_dim] {
         arguments.push(Argument::side(size));
     }
     arguments.push(Argument::F32(layout.factor));
+    // Without documents nothing is read through their pointer.
+    arguments.push(Argument::In(documents.unwrap_or(q)));
+    arguments.push(Argument::U32(u32::from(documents.is_some())));
     cuda.launcher.launch(
         Kernel { module: &ATTENTION, entry: entries[width] },
         Shape::line(lines.div_ceil(tile) * batch * kv_heads, THREADS),

@@ -24,15 +24,26 @@ pub struct AttentionArgs {
     pub head_dim: usize,
 }
 
-/// What the forward read and made, as the backward needs it.
-#[derive(Debug, Clone, Copy)]
-pub struct AttentionSaved<'a, F> {
+/// What attention reads.
+#[derive(Debug)]
+pub struct AttentionInputs<'a, F, T> {
     /// `[batch, queries, heads, head_dim]`.
     pub q: &'a F,
     /// `[batch, keys, kv_heads, head_dim]`.
     pub k: &'a F,
     /// `[batch, keys, kv_heads, head_dim]`.
     pub v: &'a F,
+    /// `[batch, queries]`, the first key that each query sees: where its document begins among the
+    /// keys of its sequence. Ascending in a sequence, never after the query's own position; `None`
+    /// where every query sees its sequence from the beginning.
+    pub documents: Option<&'a T>,
+}
+
+/// What the forward read and made, as the backward needs it.
+#[derive(Debug)]
+pub struct AttentionSaved<'a, F, T> {
+    /// What the forward read.
+    pub inputs: AttentionInputs<'a, F, T>,
     /// `[batch, queries, heads, head_dim]`.
     pub output: &'a F,
     /// `[batch, heads, queries]`.
@@ -52,7 +63,8 @@ pub struct AttentionGradients<'a, F> {
 /// Lets tokens look back.
 pub trait Attention: Storage {
     /// `output[t,h,:] = sum_j softmax_j(q[t,h,:] . k[j,g,:] / sqrt(head_dim)) * v[j,g,:]` over the
-    /// keys `j` that query `t` sees, `g = h / (heads / kv_heads)`. Eq. (N4).
+    /// keys `j` that query `t` sees, `g = h / (heads / kv_heads)`: those of its document up to its
+    /// own position. Eq. (N4).
     ///
     /// # Shapes
     /// `q [batch, queries, heads, head_dim]`, `k, v [batch, keys, kv_heads, head_dim]` ->
@@ -60,13 +72,12 @@ pub trait Attention: Storage {
     ///
     /// # Errors
     /// `Length`; `Invalid` when there are more queries than keys, when `kv_heads` does not divide
-    /// `heads`, or when a head is wider than the device takes.
+    /// `heads`, when a head is wider than the device takes, or when a document begins after its
+    /// token or before the document ahead of it.
     fn attention(
         &self,
         args: AttentionArgs,
-        q: &Self::Floats,
-        k: &Self::Floats,
-        v: &Self::Floats,
+        inputs: AttentionInputs<'_, Self::Floats, Self::Tokens>,
         output: &mut Self::Floats,
         log_sum_exp: &mut Self::Floats,
     ) -> Result<()>;
@@ -80,7 +91,7 @@ pub trait Attention: Storage {
     fn attention_backward(
         &self,
         args: AttentionArgs,
-        saved: AttentionSaved<'_, Self::Floats>,
+        saved: AttentionSaved<'_, Self::Floats, Self::Tokens>,
         d_output: &Self::Floats,
         gradients: AttentionGradients<'_, Self::Floats>,
     ) -> Result<()>;

@@ -14,18 +14,25 @@ enum Side { QUERY, KEY };
 struct Place {
     unsigned queries, keys, head_dim, group;
     unsigned pair, tile;  // pair = batch * kv_heads + kv_head: those of a tile are together
+    const int* documents;  // [queries], or null
     word first_query, query_step, first_key, key_step;  // floats; a step is one token
 
     __device__ Place(unsigned batch, unsigned queries, unsigned keys, unsigned heads,
-                     unsigned kv_heads, unsigned head_dim)
+                     unsigned kv_heads, unsigned head_dim, const int* all_documents,
+                     unsigned packed)
         : queries(queries), keys(keys), head_dim(head_dim), group(heads / kv_heads),
           pair(blockIdx.x % (batch * kv_heads)), tile(blockIdx.x / (batch * kv_heads)),
           query_step((word)heads * head_dim), key_step((word)kv_heads * head_dim) {
         const unsigned sequence = pair / kv_heads, kv_head = pair % kv_heads;
+        documents = packed ? all_documents + (word)sequence * queries : nullptr;
         first_query = (word)sequence * queries * query_step + (word)kv_head * group * head_dim;
         first_key = (word)sequence * keys * key_step + (word)kv_head * head_dim;
     }
 
+    // A row sees the keys from the first to before `visible`; rows beyond the last see like it.
+    __device__ unsigned first(unsigned row) const {
+        return documents ? documents[min(row / group, queries - 1)] : 0;
+    }
     __device__ unsigned visible(unsigned row) const { return keys - queries + row / group + 1; }
     __device__ word saved(unsigned row) const {  // in log_sum_exp
         return ((word)pair * group + row % group) * queries + row / group;

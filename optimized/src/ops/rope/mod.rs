@@ -5,6 +5,7 @@ mod cuda;
 
 use crate::backend::Storage;
 use crate::error::{Error, Result};
+use crate::ops::{check_documents, prefix};
 
 /// Sizes of a rotation and the place of its first token.
 #[derive(Debug, Clone, Copy)]
@@ -34,6 +35,13 @@ impl RopeArgs {
             });
         }
         Ok(())
+    }
+
+    /// Where the documents of all tokens begin.
+    fn checked(self, documents: &[i32]) -> Result<&[i32]> {
+        let documents = prefix("rope", "documents", documents, self.batch * self.length)?;
+        check_documents("rope", documents, self.length, 0)?;
+        Ok(documents)
     }
 }
 
@@ -80,19 +88,22 @@ impl<F> RopeTable<F> {
 
 /// Rotates queries and keys.
 pub trait Rope: Storage {
-    /// In place: with `c, s` the cosine and sine at `first_position + t` and pair `i`,
+    /// In place: with `c, s` the cosine and sine of pair `i` at `first_position + t`, counted from
+    /// the beginning of the token's document where `documents` says where in its sequence that is,
     /// `x[i], x[i + head_dim/2] = x[i] * c - x[i + head_dim/2] * s, x[i + head_dim/2] * c + x[i] * s`.
     /// Eq. (N3).
     ///
     /// # Shapes
-    /// `x [batch, length, heads, head_dim]`
+    /// `x [batch, length, heads, head_dim]`, `documents [batch, length]`, ascending in a sequence
     ///
     /// # Errors
-    /// `Length` when a buffer is too short or the table does not reach the last position.
+    /// `Length` when a buffer is too short or the table does not reach the last position; `Invalid`
+    /// when a document begins after its token or before the document ahead of it.
     fn rope(
         &self,
         args: RopeArgs,
         table: &RopeTable<Self::Floats>,
+        documents: Option<&Self::Tokens>,
         x: &mut Self::Floats,
     ) -> Result<()>;
 
@@ -105,6 +116,7 @@ pub trait Rope: Storage {
         &self,
         args: RopeArgs,
         table: &RopeTable<Self::Floats>,
+        documents: Option<&Self::Tokens>,
         d_x: &mut Self::Floats,
     ) -> Result<()>;
 }

@@ -2,7 +2,7 @@
 // x [batch * length, heads, head_dim] f32, in place; cosine, sine [positions, head_dim / 2] f32.
 // A block per token; a thread turns pairs of one head, four neighbouring ones where head_dim is a
 // multiple of 8. Reads 4 B and writes 4 B per element; the tables' rows stay in the caches.
-// Host guarantees: first_position + length <= positions.
+// Host guarantees: first_position + length <= positions; no document begins after its token.
 #include "kernels.cuh"
 
 template <unsigned WIDTH>
@@ -30,8 +30,11 @@ extern "C" __global__ void rope(const float* cosine,  // [positions, head_dim / 
                                 float* x,             // [batch * length, heads, head_dim]
                                 unsigned length, unsigned heads, unsigned head_dim,
                                 unsigned first_position,
-                                float direction) {  // 1, or -1 for the backward
-    const word row = (word)(first_position + blockIdx.x % length) * (head_dim / 2);
+                                float direction,       // 1, or -1 for the backward
+                                const int* documents,  // [batch * length], where each begins
+                                unsigned packed) {     // else they are nothing
+    const unsigned start = packed ? documents[blockIdx.x] : 0;
+    const word row = (word)(first_position + blockIdx.x % length - start) * (head_dim / 2);
     x += (word)blockIdx.x * heads * head_dim;
     if (head_dim % 8 == 0) {
         turn<4>(cosine + row, sine + row, x, heads, head_dim, direction);

@@ -175,11 +175,7 @@ impl Reading<'_> {
         let mut records = Records::open(path)?;
         let before = self.report.samples;
         loop {
-            let mut chunk = Vec::with_capacity(CHUNK);
-            while chunk.len() < CHUNK {
-                let Some(record) = records.next()? else { break };
-                chunk.push(record);
-            }
+            let chunk: Vec<Record> = records.by_ref().take(CHUNK).collect::<Result<_>>()?;
             if chunk.is_empty() {
                 break;
             }

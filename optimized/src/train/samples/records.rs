@@ -51,21 +51,10 @@ impl Records {
         let (path, reader) = (path.to_path_buf(), BufReader::with_capacity(1 << 16, file));
         let mut records = Self { path, reader, offset: 0, line: 1, array: None };
         if records.peek_text()? == Some(b'[') {
-            records.take()?;
+            records.take_byte()?;
             records.array = Some(Expect::First);
         }
         Ok(records)
-    }
-
-    /// The next record; `None` at the end.
-    ///
-    /// # Errors
-    /// `Io`; `File` with the line where the text is not what was expected.
-    pub fn next(&mut self) -> Result<Option<Record>> {
-        match self.array {
-            None => self.next_line(),
-            Some(expect) => self.next_element(expect),
-        }
     }
 
     fn next_line(&mut self) -> Result<Option<Record>> {
@@ -85,12 +74,12 @@ impl Records {
         match (expect, next) {
             (Expect::Nothing, None) => Ok(None),
             (Expect::First | Expect::Separator, Some(b']')) => {
-                self.take()?;
+                self.take_byte()?;
                 self.array = Some(Expect::Nothing);
                 self.next_element(Expect::Nothing)
             }
             (Expect::Separator, Some(b',')) => {
-                self.take()?;
+                self.take_byte()?;
                 self.array = Some(Expect::Next);
                 self.next_element(Expect::Next)
             }
@@ -116,7 +105,7 @@ impl Records {
     fn object(&mut self) -> Result<Record> {
         let (offset, line, mut bytes) = (self.offset, self.line, Vec::new());
         let (mut depth, mut in_string, mut escaped) = (0usize, false, false);
-        while let Some(byte) = self.take()? {
+        while let Some(byte) = self.take_byte()? {
             bytes.push(byte);
             match byte {
                 _ if escaped => escaped = false,
@@ -137,20 +126,20 @@ impl Records {
     /// The next byte that is no white space, which is passed over.
     fn peek_text(&mut self) -> Result<Option<u8>> {
         loop {
-            match self.peek()? {
-                Some(byte) if byte.is_ascii_whitespace() => self.take()?,
+            match self.peek_byte()? {
+                Some(byte) if byte.is_ascii_whitespace() => self.take_byte()?,
                 other => return Ok(other),
             };
         }
     }
 
-    fn peek(&mut self) -> Result<Option<u8>> {
+    fn peek_byte(&mut self) -> Result<Option<u8>> {
         let bytes = self.reader.fill_buf().map_err(Error::io(&self.path, "read"))?;
         Ok(bytes.first().copied())
     }
 
-    fn take(&mut self) -> Result<Option<u8>> {
-        let next = self.peek()?;
+    fn take_byte(&mut self) -> Result<Option<u8>> {
+        let next = self.peek_byte()?;
         if let Some(byte) = next {
             self.reader.consume(1);
             self.offset += 1;
@@ -161,6 +150,19 @@ impl Records {
 
     fn at(&self, line: usize, reason: String) -> Error {
         Error::file(&self.path, format!("line {line}: {reason}"))
+    }
+}
+
+/// Errors are `Io`, and `File` with the line where the text is not what was expected.
+impl Iterator for Records {
+    type Item = Result<Record>;
+
+    fn next(&mut self) -> Option<Result<Record>> {
+        let next = match self.array {
+            None => self.next_line(),
+            Some(expect) => self.next_element(expect),
+        };
+        next.transpose()
     }
 }
 
@@ -182,9 +184,9 @@ mod tests {
     fn records(text: &str) -> Result<Vec<Record>> {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), text).unwrap();
-        let mut records = Records::open(file.path())?;
         let mut found = Vec::new();
-        while let Some(record) = records.next()? {
+        for record in Records::open(file.path())? {
+            let record = record?;
             let mut again = File::open(file.path()).unwrap();
             let bytes = read_again(file.path(), &mut again, record.offset, record.bytes.len());
             assert_eq!(bytes.unwrap(), record.bytes);
