@@ -13,7 +13,7 @@ use crate::train::{OptimizerSettings, Schedule, TrainingSettings};
 
 pub use method::{
     L4qSettings, LoraSettings, LrQatSettings, MethodSettings, PeqaSettings, QaLoraSettings,
-    QatLoraSettings, QatSettings,
+    QatLoraSettings, QatSettings, QloraSettings,
 };
 
 /// `plumbline train`.

@@ -101,6 +101,7 @@ fn train_on<B: Backend>(backend: Arc<B>, prepared: Prepared, json: bool) -> Resu
         MethodSettings::QaLora(settings) => fit(backend, prepared, settings, json),
         MethodSettings::Qat(settings) => fit(backend, prepared, settings, json),
         MethodSettings::QatLora(settings) => fit(backend, prepared, settings, json),
+        MethodSettings::Qlora(settings) => fit(backend, prepared, settings, json),
     }
 }
 
