@@ -21,6 +21,10 @@ const CHOICES: &[(&str, &[&str])] = &[
     ("lr_qat.merge", &["codes", "scale"]),
     ("affine.quantize", &["codes"]),
     ("affine.dequantize", &["output"]),
+    (
+        "nf4.quantize",
+        &["codes", "absmax", "output", "absmax_codes", "absmax_scale", "absmax_offset"],
+    ),
 ];
 
 /// Every element as its bits, so that zeros of either sign differ.

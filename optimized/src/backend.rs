@@ -140,6 +140,7 @@ pub trait Backend:
     + ops::init_scale::InitScale
     + ops::linear::Linear
     + ops::lr_qat_quantize::LrQatQuantize
+    + ops::nf4::Nf4
     + ops::random_weights::RandomWeights
     + ops::rms_norm::RmsNorm
     + ops::rope::Rope

@@ -16,7 +16,7 @@ use crate::train::{OptimizerSettings, Schedule, TrainingSettings};
 pub use data::{DataFormat, DataSettings};
 pub use method::{
     L4qSettings, LoraSettings, LrQatSettings, MethodSettings, PeqaSettings, QaLoraSettings,
-    QatLoraSettings, QatSettings,
+    QatLoraSettings, QatSettings, QloraSettings,
 };
 
 /// `plumbline train`.

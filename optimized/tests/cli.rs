@@ -47,6 +47,9 @@ fn a_run_is_trained_merged_reloaded_and_measured() {
     refused(&plumbline(at, &["merge", "run", "--out", "merged"]), &["merged", "already exists"]);
 }
 
+/// The method of the recipe as [`Place`] writes it.
+const L4Q: &str = "name = \"l4q\"\nbits = 4\ngroup_size = 16\nrank = 2";
+
 /// Every method from its recipe to a merged folder that measures as the trained model did.
 #[test]
 fn every_method_is_a_recipe_and_merges_where_it_can() {
@@ -70,8 +73,7 @@ fn every_method_is_a_recipe_and_merges_where_it_can() {
     ] {
         let place = Place::new();
         let at = place.path();
-        let l4q = "name = \"l4q\"\nbits = 4\ngroup_size = 16\nrank = 2";
-        place.recipe(|recipe| recipe.replace(l4q, method));
+        place.recipe(|recipe| recipe.replace(L4Q, method));
         let trained = json(&plumbline(at, &["train", "recipe.toml", "--json"]));
         let merge = plumbline(at, &["merge", "run", "--out", "merged", "--json"]);
         let Some(bitwise) = bitwise else {
@@ -94,6 +96,38 @@ fn every_method_is_a_recipe_and_merges_where_it_can() {
         }
         let human = plumbline(at, &["inspect", "merged"]);
         assert!(String::from_utf8_lossy(&human.stdout).contains("% high"), "{method}");
+    }
+}
+
+#[test]
+fn a_merge_of_qlora_says_that_it_is_another_model() {
+    let place = Place::new();
+    let at = place.path();
+    let qlora = "name = \"qlora\"\nbits = 4\ngroup_size = 16\nrank = 2";
+    place.recipe(|recipe| recipe.replace(L4Q, qlora));
+    json(&plumbline(at, &["train", "recipe.toml", "--json"]));
+    let merged = json(&plumbline(at, &["merge", "run", "--out", "merged", "--json"]));
+    assert_eq!(merged["bitwise_equal"], false);
+    let apart = merged["largest_difference"].as_f64().unwrap();
+    assert!(apart > 1e-4, "{apart}");
+    let human = plumbline(at, &["merge", "run", "--out", "again"]);
+    let said = String::from_utf8_lossy(&human.stdout);
+    assert!(said.contains("another model") && !said.contains("equal"), "{said}");
+    let inspected = json(&plumbline(at, &["inspect", "merged", "--json"]));
+    assert_eq!(inspected["quantization"]["zero_point"], true);
+
+    place.recipe(|recipe| recipe.replace(L4Q, qlora).replace("\"run\"", "\"next\""));
+    let bad =
+        [("block_size = 0", "block_size is 0"), ("range = \"lp\"", "p is"), ("rank = 0", "rank")];
+    for (field, expected) in bad {
+        let without_rank = qlora.replace("\nrank = 2", "");
+        let method = match field.starts_with("rank") {
+            true => format!("{without_rank}\n{field}"),
+            false => format!("{qlora}\n{field}"),
+        };
+        place.recipe(|recipe| recipe.replace(L4Q, &method).replace("\"run\"", "\"next\""));
+        refused(&plumbline(at, &["train", "recipe.toml"]), &["recipe.toml", expected]);
+        assert!(!at.join("next").exists());
     }
 }
 

@@ -4,7 +4,7 @@ mod common;
 
 use std::sync::Arc;
 
-use common::settings::{base, l4q, lr_qat, peqa, qa_lora, qat};
+use common::settings::{base, l4q, lr_qat, peqa, qa_lora, qat, qlora};
 use plumbline::checkpoint::{ModelFolder, Precision, save_dense};
 use plumbline::cpu::Cpu;
 use plumbline::eval::next_tokens;
@@ -98,6 +98,7 @@ fn a_rerun_one_thread_and_recomputed_activations_have_the_same_bits() {
     has_one_trajectory(&qat(3, QatQuantizer::LsqPlus));
     has_one_trajectory(&QatLoraSettings(l4q(3)));
     has_one_trajectory(&peqa(3));
+    has_one_trajectory(&qlora(3));
 }
 
 /// Bits of losses and of trained tensors.
@@ -186,6 +187,7 @@ fn training_lowers_the_loss_of_every_method() {
         ("LSQ", fall(&folder, &qat(4, QatQuantizer::Lsq))),
         ("QAT-LoRA", fall(&folder, &QatLoraSettings(l4q(4)))),
         ("PEQA", fall(&folder, &peqa(4))),
+        ("QLoRA", fall(&folder, &qlora(4))),
     ] {
         // A live inner scale, which moves every code at once, is the slowest at these rates.
         assert!(fell > 0.1, "{name}: the loss fell by {fell}");
@@ -264,6 +266,18 @@ fn qa_lora_merges_to_the_same_function() {
         let moved = merged.linears.values().flat_map(|linear| &linear.zero_point);
         assert!(moved.into_iter().any(|z| z.fract() != 0.0), "no zero point moved");
     }
+}
+
+/// Rounded anew, so another function: the nearer to the trained one, the finer the grid.
+#[test]
+fn qlora_merges_to_another_model() {
+    let apart = [2, 4, 8].map(|bits| {
+        let (merged, trained, probe) = merged_and_trained(&qlora(bits));
+        let mut workspace = merged.model.evaluation_workspace(probe.len()).unwrap();
+        let logits = merged.model.logits(1, &probe, &mut workspace).unwrap();
+        logits.iter().zip(&trained).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+    });
+    assert!(apart[2] > 0.0 && apart.is_sorted_by(|a, b| *a > 2.0 * b), "{apart:?}");
 }
 
 #[test]

@@ -6,6 +6,7 @@
 
 mod affine;
 mod layers;
+mod stored;
 mod train;
 mod transformer;
 
@@ -68,6 +69,7 @@ impl<B: Backend> Optimized<B> {
             "affine.quantize" => |call| call.affine_quantize(),
             "affine.dequantize" => |call| call.affine_dequantize(),
             "rtn.quantize" => |call| call.rtn(),
+            "nf4.quantize" => |call| call.nf4(),
             "rms_norm.forward" => |call| call.rms_norm(),
             "rms_norm.backward" => |call| call.rms_norm_backward(),
             "rope.forward" => |call| call.rope(),

@@ -1,4 +1,5 @@
-//! `plumbline merge`: a trained run to integer codes, with proof that they are the trained model.
+//! `plumbline merge`: a trained run to integer codes, with proof that they are the trained model,
+//! or how far they are from it where a method does not end in codes of its own.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -111,6 +112,7 @@ fn merge_on<B: Backend>(backend: Arc<B>, options: &MergeOptions) -> Result<ExitC
         MethodSettings::Peqa(settings) => merge.run(settings, Proof::Bits),
         MethodSettings::QaLora(settings) => merge.run(settings, Proof::Function),
         MethodSettings::Qat(settings) => merge.run(settings, Proof::Bits),
+        MethodSettings::Qlora(settings) => merge.run(settings, Proof::None),
         MethodSettings::Lora(_) | MethodSettings::QatLora(_) => bail!(
             "{}: method.name is {}, which keeps its update beside the weight; merge is for \
              methods that end in codes",
@@ -127,6 +129,8 @@ enum Proof {
     Bits,
     /// The function, in other roundings: how far the logits are apart is reported.
     Function,
+    /// Nothing: the merged weight is rounded anew, and how far the logits are apart is reported.
+    None,
 }
 
 /// What a method's layers leave.
@@ -181,19 +185,24 @@ impl<B: Backend> Merge<'_, B> {
                 "largest_difference": apart,
             });
             println!("{value}");
-        } else if is_equal {
-            println!(
-                "{}: {layers} layers merged; {compared} logits bitwise equal to the trained \
-                 model's, before writing and after reloading",
-                out.display()
-            );
-        } else {
-            println!(
-                "{}: {layers} layers merged into their zero points; of {compared} logits the \
+            return;
+        }
+        let out = out.display();
+        match proof {
+            Proof::Bits => println!(
+                "{out}: {layers} layers merged; {compared} logits bitwise equal to the trained \
+                 model's, before writing and after reloading"
+            ),
+            Proof::Function => println!(
+                "{out}: {layers} layers merged into their zero points; of {compared} logits the \
                  largest difference to the trained model's is {apart:e}; after reloading every bit \
-                 is the merged model's",
-                out.display()
-            );
+                 is the merged model's"
+            ),
+            Proof::None => println!(
+                "{out}: {layers} layers with their updates rounded to nearest, which is another \
+                 model than the trained one: of {compared} logits the largest difference is \
+                 {apart:e}; after reloading every bit is the merged model's"
+            ),
         }
     }
 }

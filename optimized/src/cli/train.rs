@@ -123,6 +123,7 @@ fn train_on<B: Backend>(backend: Arc<B>, prepared: Prepared, json: bool) -> Resu
         MethodSettings::QaLora(settings) => run(backend, prepared, settings, json),
         MethodSettings::Qat(settings) => run(backend, prepared, settings, json),
         MethodSettings::QatLora(settings) => run(backend, prepared, settings, json),
+        MethodSettings::Qlora(settings) => run(backend, prepared, settings, json),
     }
 }
 

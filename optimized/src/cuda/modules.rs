@@ -27,6 +27,7 @@ modules! {
     INIT_SCALE = "init_scale";
     LINEAR = "linear";
     LR_QAT_QUANTIZE = "lr_qat_quantize";
+    NF4 = "nf4";
     RANDOM_WEIGHTS = "random_weights";
     RMS_NORM = "rms_norm";
     ROPE = "rope";

@@ -19,6 +19,7 @@ const OPERATIONS: &[(&str, [&str; TENSORS])] = &[
     ("init_scale", ["weight", "", "", "", "", "", "", ""]),
     ("lr_qat_quantize", LR_QAT),
     ("lr_qat_quantize_backward", LR_QAT),
+    ("nf4_dequantize", ["output", "", "", "", "", "", "", ""]),
     ("rtn", ["weight", "scale", "", "", "", "", "", ""]),
 ];
 

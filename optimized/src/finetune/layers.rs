@@ -8,13 +8,13 @@ use crate::error::{Error, Result};
 use crate::methods::{
     AffineTensors, L4q, L4qOptions, L4qTensors, LayerCost, LinearMethod, Lora, LoraOptions, LrQat,
     LrQatOptions, LrQatTensors, Peqa, QaLora, QaLoraOptions, Qat, QatLora, QatOptions, QatTensors,
-    peqa_cost,
+    Qlora, QloraOptions, peqa_cost,
 };
 use crate::model::Projection;
 use crate::ops::widen::{FrozenWeight, WeightType};
 use crate::recipe::{
     L4qSettings, LoraSettings, LrQatSettings, PeqaSettings, QaLoraSettings, QatLoraSettings,
-    QatSettings,
+    QatSettings, QloraSettings,
 };
 
 /// A method as a recipe states it.
@@ -279,6 +279,33 @@ impl Method for QaLoraSettings {
             None => QaLora::new(backend, &base, options, &mut at.random()),
             Some((lora_a, lora_b)) => {
                 QaLora::from_tensors(backend, &base, options, &lora_a, &lora_b)
+            }
+        }
+    }
+}
+
+impl Method for QloraSettings {
+    type Layer<B: Backend> = Qlora<B>;
+
+    fn grid(&self) -> Option<(Bits, Option<usize>)> {
+        Some((self.bits, self.group_size))
+    }
+
+    /// The codes of the frozen weight are a function of the base model, so they are made again.
+    fn layer<B: Backend>(&self, backend: &B, at: LayerStart<'_>) -> Result<Qlora<B>> {
+        let (spec, rows) = (at.spec(self)?, at.linear.out_features);
+        let options = QloraOptions {
+            rank: self.rank,
+            lora_scaling: self.lora_scaling,
+            block_size: self.block_size()?,
+            double_quantize: self.double_quantize,
+            spec,
+            rtn: self.rtn()?,
+        };
+        match at.factors(self.rank, spec.in_features())? {
+            None => Qlora::new(backend, &at.weight, rows, options, &mut at.random()),
+            Some((lora_a, lora_b)) => {
+                Qlora::from_tensors(backend, &at.weight, rows, options, &lora_a, &lora_b)
             }
         }
     }

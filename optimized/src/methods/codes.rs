@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::{
     Affine, AffineTensors, L4q, LinearMethod, LrQat, Merged, MergedTensors, Peqa, QaLora, Qat,
+    Qlora,
 };
 use crate::backend::Backend;
 use crate::error::Result;
@@ -94,5 +95,5 @@ macro_rules! into_codes {
 
 into_codes!(
     L4q: MergedTensors, LrQat: MergedTensors, Qat: MergedTensors,
-    Peqa: AffineTensors, QaLora: AffineTensors
+    Peqa: AffineTensors, QaLora: AffineTensors, Qlora: AffineTensors
 );

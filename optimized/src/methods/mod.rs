@@ -16,6 +16,7 @@ mod peqa;
 mod qa_lora;
 mod qat;
 mod qat_lora;
+mod qlora;
 mod quantized_weight;
 
 pub use affine::{Affine, AffineTensors};
@@ -31,6 +32,7 @@ pub use peqa::{Peqa, peqa_cost};
 pub use qa_lora::{QaLora, QaLoraOptions};
 pub use qat::{Qat, QatOptions, QatTensors};
 pub use qat_lora::QatLora;
+pub use qlora::{Qlora, QloraOptions};
 
 use plumbline_reference::spec::{InitScaleRule, QuantSpec, SCALE_FLOOR};
 use rand::Rng;

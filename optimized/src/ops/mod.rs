@@ -13,6 +13,7 @@ pub mod group_pool;
 pub mod init_scale;
 pub mod linear;
 pub mod lr_qat_quantize;
+pub mod nf4;
 pub mod random_weights;
 pub mod rms_norm;
 pub mod rope;

@@ -1,8 +1,9 @@
 //! `[method]`: a method and its own settings.
 
 use plumbline_reference::spec::{
-    Bits, Downcast, GradScale, GroupPool, InitScaleRule, InnerScale, LrQatDialect, LrQatMask,
-    LrQatSpec, Pool, QaLoraDialect, QatQuantizer, QuantSpec, RangeSearch, RtnSpec, SymmetricScale,
+    Bits, BlockSize, Downcast, GradScale, GroupPool, InitScaleRule, InnerScale, LrQatDialect,
+    LrQatMask, LrQatSpec, Pool, QaLoraDialect, QatQuantizer, QuantSpec, RangeSearch, RtnSpec,
+    SymmetricScale,
 };
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +28,8 @@ pub enum MethodSettings {
     Qat(QatSettings),
     /// Frozen weight on a trained grid, low-rank update beside it.
     QatLora(QatLoraSettings),
+    /// Low-rank update of a frozen weight in NF4.
+    Qlora(QloraSettings),
 }
 
 /// `[method] name = "l4q"`.
@@ -197,6 +200,43 @@ pub struct QaLoraSettings {
     pub convention: SymmetricScale,
 }
 
+/// `[method] name = "qlora"`. The grid is the one that `plumbline merge` rounds to.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct QloraSettings {
+    /// Inner dimension of the update.
+    pub rank: usize,
+    /// Final multiplier of the update, alpha / rank.
+    #[serde(default = "two")]
+    pub lora_scaling: f32,
+    /// Consecutive weights, row after row, that share a magnitude.
+    #[serde(default = "sixty_four")]
+    pub block_size: usize,
+    /// Whether the magnitudes are kept in eight bits.
+    #[serde(default = "yes")]
+    pub double_quantize: bool,
+    /// Width of a code of the merged weight.
+    pub bits: Bits,
+    /// Consecutive inputs that share a scale there; absent for one group per row.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group_size: Option<usize>,
+    /// Zero point in the middle of the codes, or where the range puts it.
+    #[serde(default)]
+    pub symmetric: bool,
+    /// Which ranges round-to-nearest tries: `min_max` or `lp`.
+    #[serde(default = "min_max")]
+    pub range: String,
+    /// Exponent, with `range = "lp"`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub range_p: Option<f64>,
+    /// Ranges tried, with `range = "lp"`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub range_steps: Option<usize>,
+    /// The scale where `symmetric`.
+    #[serde(default)]
+    pub convention: SymmetricScale,
+}
+
 fn two() -> f32 {
     2.0
 }
@@ -207,6 +247,14 @@ fn l4q_rule() -> String {
 
 fn min_max() -> String {
     "min_max".into()
+}
+
+fn sixty_four() -> usize {
+    64
+}
+
+fn yes() -> bool {
+    true
 }
 
 fn frozen() -> String {
@@ -288,6 +336,25 @@ impl QaLoraSettings {
     }
 }
 
+impl QloraSettings {
+    /// How the merged weight is rounded.
+    ///
+    /// # Errors
+    /// `Spec` naming the field.
+    pub fn rtn(&self) -> Result<RtnSpec> {
+        let range = RangeSearch::from_name(&self.range, self.range_p, self.range_steps)?;
+        Ok(RtnSpec { symmetric: self.symmetric, range, convention: self.convention })
+    }
+
+    /// Weights that share a magnitude.
+    ///
+    /// # Errors
+    /// `Spec` naming the field.
+    pub fn block_size(&self) -> Result<BlockSize> {
+        Ok(BlockSize::new(self.block_size)?)
+    }
+}
+
 impl MethodSettings {
     /// The value of `name`.
     pub fn name(&self) -> &'static str {
@@ -299,6 +366,7 @@ impl MethodSettings {
             Self::QaLora(_) => "qa_lora",
             Self::Qat(_) => "qat",
             Self::QatLora(_) => "qat_lora",
+            Self::Qlora(_) => "qlora",
         }
     }
 
@@ -326,6 +394,11 @@ impl MethodSettings {
                 check_update(settings.rank, settings.lora_scaling)
             }
             Self::Qat(settings) => settings.rule().map(|_| ()),
+            Self::Qlora(settings) => {
+                settings.rtn()?;
+                settings.block_size()?;
+                check_update(settings.rank, settings.lora_scaling)
+            }
         }
     }
 }

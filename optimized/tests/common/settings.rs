@@ -2,7 +2,9 @@
 #![allow(dead_code)] // each test takes some of them
 
 use plumbline::checkpoint::ModelFolder;
-use plumbline::recipe::{L4qSettings, LrQatSettings, PeqaSettings, QaLoraSettings, QatSettings};
+use plumbline::recipe::{
+    L4qSettings, LrQatSettings, PeqaSettings, QaLoraSettings, QatSettings, QloraSettings,
+};
 use plumbline_reference::spec::{
     Bits, Downcast, GradScale, LrQatDialect, LrQatMask, Pool, QaLoraDialect, QatQuantizer,
     SymmetricScale,
@@ -83,6 +85,22 @@ pub fn qa_lora(bits: u32, pool: Pool) -> QaLoraSettings {
         lora_scaling: 2.0,
         pool,
         dialect: QaLoraDialect::Paper,
+        symmetric: false,
+        range: "min_max".into(),
+        range_p: None,
+        range_steps: None,
+        convention: SymmetricScale::Paper,
+    }
+}
+
+pub fn qlora(bits: u32) -> QloraSettings {
+    QloraSettings {
+        rank: 3,
+        lora_scaling: 2.0,
+        block_size: 64,
+        double_quantize: true,
+        bits: Bits::new(bits).unwrap(),
+        group_size: Some(16),
         symmetric: false,
         range: "min_max".into(),
         range_p: None,

@@ -15,10 +15,12 @@ use numbers::{bits, floats, random};
 use plumbline::backend::Storage;
 use plumbline::cpu::Cpu;
 use plumbline::cuda::{Compute, Cuda, Interpreter};
+use plumbline::error::Error;
 use plumbline::ops::affine::{Affine, AffineGrid};
 use plumbline::ops::fake_quantize::FakeQuantize;
 use plumbline::ops::linear::{Linear, LinearArgs};
-use plumbline_reference::spec::{Bits, QuantSpec};
+use plumbline::ops::nf4::{Nf4, Nf4Weight};
+use plumbline_reference::spec::{Bits, BlockSize, QuantSpec};
 
 /// A fresh one each time, so that no buffer is larger than its shape asks for.
 fn cuda() -> Cuda<Interpreter> {
@@ -103,6 +105,32 @@ fn affine_weights_are_those_of_f32_rounded_once() {
         let tensors = (&scale[..], &zero_point[..], &codes[..]);
         let expected = rounded(&weights(&Cpu, spec, out, tensors));
         assert_eq!(bits(&weights(&cuda(), spec, out, tensors)), bits(&expected));
+    }
+}
+
+#[test]
+fn nf4_weights_are_those_of_f32_rounded_once() {
+    fn weights<B: Nf4>(backend: &B, weight: &Nf4Weight<Cpu>) -> Result<Vec<f32>, Error> {
+        let mut output = backend.operand(weight.elements())?;
+        backend.nf4_dequantize(&weight.upload(backend)?, &mut output)?;
+        backend.download(&output, weight.elements())
+    }
+    for (len, block_size) in [(33, 3), (1300, 4), (512, 64)] {
+        let block_size = BlockSize::new(block_size).unwrap();
+        for double_quantize in [false, true] {
+            let values = floats(&mut random(1), len, 0.3);
+            let weight = Nf4Weight::quantize(&values, block_size, double_quantize).unwrap();
+            let expected = rounded(&weights(&Cpu, &weight).unwrap());
+            assert_eq!(bits(&weights(&cuda(), &weight).unwrap()), bits(&expected));
+        }
+        // Between the largest bf16 and the largest f32.
+        let large = [vec![1.0; len - 1], vec![-3.4e38]].concat();
+        let weight = Nf4Weight::quantize(&large, block_size, false).unwrap();
+        assert!(weights(&Cpu, &weight).is_ok());
+        let refused = weights(&cuda(), &weight).unwrap_err().to_string();
+        let last = len - 1;
+        let expected = format!("nf4_dequantize: output is not finite: -inf at flat index {last}");
+        assert_eq!(refused, expected);
     }
 }
 

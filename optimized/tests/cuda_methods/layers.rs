@@ -8,13 +8,14 @@ use plumbline::cpu::Cpu;
 use plumbline::methods::{
     AffineTensors, BackwardCall, L4q, L4qOptions, L4qTensors, LinearMethod, Lora, LoraOptions,
     LrQat, LrQatOptions, LrQatTensors, Peqa, QaLora, QaLoraOptions, Qat, QatLora, QatOptions,
-    QatTensors,
+    QatTensors, Qlora, QloraOptions,
 };
 use plumbline::ops::Write;
+use plumbline::ops::nf4::{Nf4, Nf4Weight};
 use plumbline::ops::widen::FrozenWeight;
 use plumbline_reference::spec::{
-    Downcast, GradScale, GroupPool, InitScaleRule, InnerScale, LrQatDialect, LrQatMask, LrQatSpec,
-    Pool, QaLoraDialect, QatQuantizer, QuantSpec, RangeSearch, RtnSpec,
+    BlockSize, Downcast, GradScale, GroupPool, InitScaleRule, InnerScale, LrQatDialect, LrQatMask,
+    LrQatSpec, Pool, QaLoraDialect, QatQuantizer, QuantSpec, RangeSearch, RtnSpec,
 };
 use rand::Rng;
 
@@ -184,6 +185,16 @@ impl Parts {
         let layer = Lora::from_tensors(backend, &weight, shape, options, lora_a, lora_b);
         vec![self.pass(backend, layer.unwrap(), |_| String::new())]
     }
+
+    fn qlora<B: Backend>(&self, backend: &B, weight: &[f32], double_quantize: bool) -> Trace {
+        let block_size = BlockSize::new(4).unwrap();
+        let (rank, lora_scaling) = (RANK, LORA_SCALING);
+        let (spec, rtn) = (self.spec, RtnSpec::default());
+        let options = QloraOptions { rank, lora_scaling, block_size, double_quantize, spec, rtn };
+        let (lora_a, lora_b) = (&self.lora_a, &self.lora_b);
+        let layer = Qlora::from_tensors(backend, weight, self.out, options, lora_a, lora_b);
+        self.pass(backend, layer.unwrap(), |layer| merged(layer.merge(backend)))
+    }
 }
 
 /// The merged tensors as text.
@@ -243,6 +254,34 @@ fn lora_passes_as_on_the_cpu() {
     for shape in shapes() {
         let parts = Parts::new(shape);
         check(&parts.lora(&Cpu), &parts.lora(&cuda()));
+    }
+}
+
+/// On weights of -1/2, 0 and 1/2 the levels are exact.
+#[test]
+fn qlora_passes_as_on_the_cpu() {
+    for shape in shapes() {
+        let parts = Parts::new(shape);
+        let level = |w: &f32| if w.abs() < 2.0 { 0.0 } else { 0.5f32.copysign(*w) };
+        let weight: Vec<f32> = parts.weight.iter().map(level).collect();
+        check(&[parts.qlora(&Cpu, &weight, false)], &[parts.qlora(&cuda(), &weight, false)]);
+    }
+}
+
+#[test]
+fn qlora_is_lora_on_the_dequantized_weight() {
+    for shape in shapes() {
+        let mut parts = Parts::new(shape);
+        let weight = parts.weight.clone();
+        for double_quantize in [false, true] {
+            let block_size = BlockSize::new(4).unwrap();
+            let stored = Nf4Weight::quantize(&weight, block_size, double_quantize).unwrap();
+            Cpu.nf4_dequantize(&stored, &mut parts.weight).unwrap();
+            assert_ne!(parts.weight, weight);
+            let (tensors, merged) = parts.qlora(&Cpu, &weight, double_quantize);
+            check(&[(tensors, String::new())], &parts.lora(&Cpu));
+            assert!(merged.contains("codes"), "{merged}");
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 mod affine;
 mod layers;
 mod lr_qat;
+mod nf4;
 #[path = "../common/numbers.rs"]
 mod numbers;
 
