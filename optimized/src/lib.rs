@@ -3,6 +3,7 @@
 
 pub mod backend;
 pub mod checkpoint;
+pub mod choice;
 pub mod cpu;
 pub mod cuda;
 pub mod embedded;

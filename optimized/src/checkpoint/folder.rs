@@ -9,6 +9,7 @@ use plumbline_reference::spec::{Bits, LlamaConfig, QuantSpec};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::gguf;
 use super::hash::hex;
 use super::reader::TensorFile;
 use super::tokenizer::Tokenizer;
@@ -41,7 +42,8 @@ pub struct ModelFolder {
     quantization: Option<QuantizationConfig>,
     /// Which file holds which tensor.
     files: BTreeMap<String, Arc<TensorFile>>,
-    tokenizer: Option<Vec<u8>>,
+    /// The text of `tokenizer.json`, or why there is none.
+    tokenizer: std::result::Result<Vec<u8>, String>,
 }
 
 /// A model for evaluation, in the representation that its folder holds.
@@ -60,18 +62,28 @@ struct ShardIndex {
 }
 
 impl ModelFolder {
-    /// Opens a folder and checks that it holds exactly the tensors of its configuration.
+    /// Opens a folder, or a GGUF file as if it were one, and checks that it holds exactly the tensors
+    /// of its configuration.
     ///
     /// # Errors
     /// `Io` and `File` naming the file, the field or tensor, and what was found there.
     pub fn open(path: &Path) -> Result<Self> {
+        if path.is_file() {
+            let model = gguf::open(path)?;
+            let files = by_tensor(Arc::new(TensorFile::gguf(path, &model)));
+            let config =
+                LlamaConfig::from_value(&model.config).map_err(|error| Error::file(path, error))?;
+            return Self::checked(path, config, None, files, model.tokenizer);
+        }
         let config_path = path.join("config.json");
         let config =
             std::fs::read_to_string(&config_path).map_err(Error::io(&config_path, "read"))?;
         let tokenizer_path = path.join("tokenizer.json");
         let tokenizer = match std::fs::read(&tokenizer_path) {
-            Ok(bytes) => Some(bytes),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+            Ok(bytes) => Ok(bytes),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                Err("is missing: give token ids instead of text".into())
+            }
             Err(error) => return Err(Error::io(&tokenizer_path, "read")(error)),
         };
         let index_path = path.join("model.safetensors.index.json");
@@ -81,7 +93,7 @@ impl ModelFolder {
         } else {
             by_tensor(Arc::new(TensorFile::open(&single)?))
         };
-        Self::checked(path, &config, files, tokenizer)
+        Self::described(path, &config, files, tokenizer)
     }
 
     /// The same for files in memory, such as those inside this program.
@@ -95,19 +107,29 @@ impl ModelFolder {
         tokenizer: &[u8],
     ) -> Result<Self> {
         let file = TensorFile::from_bytes(&name.join("model.safetensors"), weights.into())?;
-        Self::checked(name, config, by_tensor(Arc::new(file)), Some(tokenizer.to_vec()))
+        Self::described(name, config, by_tensor(Arc::new(file)), Ok(tokenizer.to_vec()))
     }
 
-    fn checked(
+    fn described(
         path: &Path,
         config_text: &str,
         files: BTreeMap<String, Arc<TensorFile>>,
-        tokenizer: Option<Vec<u8>>,
+        tokenizer: std::result::Result<Vec<u8>, String>,
     ) -> Result<Self> {
         let config_path = path.join("config.json");
         let config = LlamaConfig::from_json(config_text)
             .map_err(|error| Error::file(&config_path, error))?;
         let quantization = quantization(&config_path, config_text)?;
+        Self::checked(path, config, quantization, files, tokenizer)
+    }
+
+    fn checked(
+        path: &Path,
+        config: LlamaConfig,
+        quantization: Option<QuantizationConfig>,
+        files: BTreeMap<String, Arc<TensorFile>>,
+        tokenizer: std::result::Result<Vec<u8>, String>,
+    ) -> Result<Self> {
         let folder = Self { path: path.to_path_buf(), config, quantization, files, tokenizer };
         folder.check_tensors()?;
         Ok(folder)
@@ -175,16 +197,17 @@ impl ModelFolder {
     /// # Errors
     /// `File` when there is none, or the library cannot use it.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
-        let path = self.path.join("tokenizer.json");
-        let Some(bytes) = &self.tokenizer else {
-            return Err(Error::file(&path, "is missing: give token ids instead of text"));
-        };
-        Tokenizer::from_bytes(&path, bytes)
+        let path =
+            if self.path.is_file() { self.path.clone() } else { self.path.join("tokenizer.json") };
+        match &self.tokenizer {
+            Ok(bytes) => Tokenizer::from_bytes(&path, bytes),
+            Err(reason) => Err(Error::file(&path, reason)),
+        }
     }
 
     /// The text of `tokenizer.json`, where there is one.
     pub fn tokenizer_bytes(&self) -> Option<&[u8]> {
-        self.tokenizer.as_deref()
+        self.tokenizer.as_deref().ok()
     }
 
     /// A tensor as f32.
@@ -333,7 +356,7 @@ impl ModelFolder {
         let mut hash = Sha256::new();
         for (name, file) in &self.files {
             let info = &file.tensors()[name];
-            hash.update(format!("{name} {:?} {:?}\n", info.dtype, info.shape));
+            hash.update(format!("{name} {} {:?}\n", info.storage, info.shape));
             hash.update(file.raw(name)?);
         }
         Ok(hex(hash))

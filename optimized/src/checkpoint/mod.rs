@@ -1,7 +1,9 @@
-//! Files: Hugging Face model folders in and out, merged models, checkpoints of runs, tokenizers.
+//! Files: Hugging Face model folders in and out, GGUF files in, merged models, checkpoints of runs,
+//! tokenizers.
 
 mod atomic;
 mod folder;
+mod gguf;
 mod hash;
 mod reader;
 mod save;
@@ -10,9 +12,10 @@ mod training;
 
 pub use atomic::{new_folder, remove_folder, remove_unfinished, write_file};
 pub use folder::{LoadedModel, ModelFolder, QuantizationConfig};
+pub use gguf::BlockType;
 pub(crate) use hash::hex;
 pub use hash::{sha256, sha256_file};
-pub use reader::{Dtype, TensorFile, TensorInfo};
+pub use reader::{Dtype, Storage, TensorFile, TensorInfo};
 pub use save::{Precision, Stored, StoredCodes, dense_tensors, save_dense, save_merged};
 pub use tokenizer::Tokenizer;
 pub use training::{Checkpoint, TrainingState, open_checkpoint, save_checkpoint};

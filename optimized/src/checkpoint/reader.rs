@@ -1,11 +1,14 @@
-//! One safetensors file, its header checked against its length, its tensors read one at a time.
+//! One file of tensors, safetensors or GGUF: its header checked against its length, its tensors read
+//! one at a time.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::gguf::{BlockType, GgufModel};
 use crate::cpu::Cpu;
 use crate::error::{Error, Result};
 use crate::ops::widen::FrozenWeight;
@@ -22,18 +25,47 @@ enum Source {
     Memory(Arc<[u8]>),
 }
 
+/// How a tensor is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Storage {
+    /// A type of safetensors.
+    Safetensors(Dtype),
+    /// A type of GGUF.
+    Gguf {
+        /// Plain or in blocks.
+        block: BlockType,
+        /// Heads whose rows stand in the order of pairs that are turned together: queries and keys.
+        rotated: Option<usize>,
+    },
+}
+
+impl fmt::Display for Storage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Safetensors(dtype) => write!(f, "{dtype:?}"),
+            Self::Gguf { block, .. } => write!(f, "{block}"),
+        }
+    }
+}
+
 /// Type, shape and place of a tensor.
 #[derive(Debug, Clone)]
 pub struct TensorInfo {
     /// Storage type.
-    pub dtype: Dtype,
+    pub storage: Storage,
     /// Row-major shape.
     pub shape: Vec<usize>,
     /// Bytes from the start of the file.
     range: Range<u64>,
 }
 
-/// An opened safetensors file.
+impl TensorInfo {
+    pub(super) fn new(storage: Storage, shape: Vec<usize>, range: Range<u64>) -> Self {
+        Self { storage, shape, range }
+    }
+}
+
+/// An opened file of tensors.
 #[derive(Debug, Clone)]
 pub struct TensorFile {
     path: PathBuf,
@@ -64,6 +96,13 @@ impl TensorFile {
         Self::parse(path, Source::Memory(bytes), &header, length)
     }
 
+    /// The weights of a GGUF file.
+    pub(super) fn gguf(path: &Path, model: &GgufModel) -> Self {
+        let (tensors, metadata) = (model.tensors.clone(), BTreeMap::new());
+        let source = Source::Disk(path.to_path_buf());
+        Self { path: path.to_path_buf(), source, tensors, metadata }
+    }
+
     fn parse(path: &Path, source: Source, header: &[u8], length: u64) -> Result<Self> {
         // The library checks that offsets are contiguous and fit their shapes.
         let parsed: safetensors::tensor::Metadata = serde_json::from_slice(&header[8..])
@@ -75,8 +114,8 @@ impl TensorFile {
             let (from, to) = info.data_offsets;
             let range = data_start + from as u64..data_start + to as u64;
             end = end.max(range.end);
-            tensors
-                .insert(name, TensorInfo { dtype: info.dtype, shape: info.shape.clone(), range });
+            let storage = Storage::Safetensors(info.dtype);
+            tensors.insert(name, TensorInfo::new(storage, info.shape.clone(), range));
         }
         if end != length {
             let reason =
@@ -102,7 +141,8 @@ impl TensorFile {
         &self.metadata
     }
 
-    /// A tensor of the expected shape as f32; F32, F16 and BF16 convert without loss.
+    /// A tensor of the expected shape as f32; F32, F16 and BF16 convert without loss, the quantized
+    /// types of GGUF are dequantized in f32.
     ///
     /// # Errors
     /// As [`TensorFile::weight`].
@@ -118,16 +158,21 @@ impl TensorFile {
         let info = self.expect(name, shape)?;
         let bytes = self.bytes(info)?;
         let halves = || bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]])).collect();
-        let weight = match info.dtype {
-            Dtype::F32 => FrozenWeight::F32(
-                bytes
-                    .chunks_exact(4)
-                    .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-                    .collect(),
-            ),
-            Dtype::F16 => FrozenWeight::F16(halves()),
-            Dtype::BF16 => FrozenWeight::Bf16(halves()),
-            other => {
+        let weight = match info.storage {
+            Storage::Safetensors(Dtype::F32) => {
+                FrozenWeight::F32(BlockType::F32.dequantize(&bytes))
+            }
+            Storage::Safetensors(Dtype::F16) => FrozenWeight::F16(halves()),
+            Storage::Safetensors(Dtype::BF16) => FrozenWeight::Bf16(halves()),
+            Storage::Gguf { block, rotated: None } => FrozenWeight::F32(block.dequantize(&bytes)),
+            Storage::Gguf { block, rotated: Some(heads) } => {
+                let values = halves_together(&block.dequantize(&bytes), shape, heads);
+                FrozenWeight::F32(values.ok_or_else(|| {
+                    let reason = format!("tensor {name} of {shape:?} has no {heads} even heads");
+                    Error::file(&self.path, reason)
+                })?)
+            }
+            Storage::Safetensors(other) => {
                 let reason = format!("tensor {name} is {other:?}, expected F32, F16 or BF16");
                 return Err(Error::file(&self.path, reason));
             }
@@ -169,8 +214,8 @@ impl TensorFile {
 
     fn bytes_of(&self, name: &str, shape: &[usize], dtype: Dtype) -> Result<Vec<u8>> {
         let info = self.expect(name, shape)?;
-        if info.dtype != dtype {
-            let reason = format!("tensor {name} is {:?}, expected {dtype:?}", info.dtype);
+        if info.storage != Storage::Safetensors(dtype) {
+            let reason = format!("tensor {name} is {}, expected {dtype:?}", info.storage);
             return Err(Error::file(&self.path, reason));
         }
         self.bytes(info)
@@ -219,6 +264,23 @@ impl TensorFile {
     }
 }
 
+/// The rows `[out, in]` of `heads` heads from the order of turned pairs, `2 i` and `2 i + 1`, to that
+/// of Hugging Face, `i` and `head_dim / 2 + i`.
+fn halves_together(values: &[f32], shape: &[usize], heads: usize) -> Option<Vec<f32>> {
+    let &[out, width] = shape else { return None };
+    let head_dim = out.checked_div(heads).filter(|dim| dim * heads == out && dim % 2 == 0)?;
+    let mut moved = Vec::with_capacity(values.len());
+    for head in 0..heads {
+        for half in 0..2 {
+            for pair in 0..head_dim / 2 {
+                let row = head * head_dim + 2 * pair + half;
+                moved.extend_from_slice(&values[row * width..][..width]);
+            }
+        }
+    }
+    Some(moved)
+}
+
 /// The eight length bytes and the header that they announce.
 fn read_header(path: &Path, from: &mut impl Read, length: u64) -> Result<Vec<u8>> {
     let short = || Error::file(path, format!("is {length} bytes long, too short for its header"));
@@ -237,4 +299,19 @@ fn read_header(path: &Path, from: &mut impl Read, length: u64) -> Result<Vec<u8>
     header.resize(8 + announced as usize, 0);
     from.read_exact(&mut header[8..]).map_err(|_| short())?;
     Ok(header)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_of_pairs_become_rows_of_halves() {
+        // Two heads of four rows and one input.
+        let pairs = [0.0, 2.0, 1.0, 3.0, 4.0, 6.0, 5.0, 7.0];
+        let halves: Vec<f32> = (0..8u8).map(f32::from).collect();
+        assert_eq!(halves_together(&pairs, &[8, 1], 2).unwrap(), halves);
+        assert!(halves_together(&pairs, &[8, 1], 3).is_none());
+        assert!(halves_together(&pairs, &[8, 1], 8).is_none());
+    }
 }

@@ -1,5 +1,7 @@
 //! `plumbline eval`.
 
+mod choice;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -31,11 +33,16 @@ pub enum Eval {
         #[arg(long)]
         json: bool,
     },
+    /// Multiple choice: how often the likeliest answer is the right one
+    Choice(choice::ChoiceOptions),
 }
 
 /// Runs the command.
 pub fn eval(command: Eval) -> Result<()> {
-    let Eval::Perplexity { model, source, context, on, json } = command;
+    let (model, source, context, on, json) = match command {
+        Eval::Perplexity { model, source, context, on, json } => (model, source, context, on, json),
+        Eval::Choice(options) => return choice::choice(&options),
+    };
     let opened = on.open()?;
     let folder = open_model(model.as_deref())?;
     let (name, tokens) = source.tokens(&folder)?;

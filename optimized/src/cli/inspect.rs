@@ -40,7 +40,7 @@ pub fn inspect(model: Option<&Path>, json: bool) -> Result<()> {
             file.tensors().values().map(|info| info.shape.iter().product::<usize>()).sum();
         println!("  {}: {} tensors, {values} values", file.path().display(), file.tensors().len());
         for (name, info) in file.tensors() {
-            println!("    {name} {:?} {:?}", info.dtype, info.shape);
+            println!("    {name} {} {:?}", info.storage, info.shape);
         }
     }
     if folder.quantization().is_some() {
@@ -58,7 +58,7 @@ fn summary(folder: &ModelFolder) -> Result<serde_json::Value> {
     for file in folder.files() {
         for (name, info) in file.tensors() {
             let value = serde_json::json!({
-                "file": file.path(), "dtype": format!("{:?}", info.dtype), "shape": info.shape,
+                "file": file.path(), "dtype": info.storage.to_string(), "shape": info.shape,
             });
             tensors.insert(name.clone(), value);
         }
