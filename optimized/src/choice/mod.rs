@@ -178,7 +178,7 @@ pub fn score<B: Backend, L: LinearMethod<B>>(
                 room = inputs.len().next_multiple_of(64).min(longest);
                 workspace = model.evaluation_workspace(room)?;
             }
-            let batch = Batch { batch: 1, tokens: inputs, targets: &targets };
+            let batch = Batch { batch: 1, tokens: inputs, targets: &targets, documents: None };
             log_likelihoods.push(-model.loss(&batch, &mut workspace)?.sum);
             counts.push(judged);
         }

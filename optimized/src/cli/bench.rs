@@ -120,6 +120,7 @@ fn on<B: Backend>(backend: Arc<B>, step: &Step, shape: &Shape, place: Place) -> 
         MethodSettings::QaLora(settings) => run.measure(backend, settings),
         MethodSettings::Qat(settings) => run.measure(backend, settings),
         MethodSettings::QatLora(settings) => run.measure(backend, settings),
+        MethodSettings::Qlora(settings) => run.measure(backend, settings),
     }?;
     if step.json {
         println!("{}", report.to_json(&run));

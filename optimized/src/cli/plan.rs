@@ -65,6 +65,7 @@ fn layers(shape: &Shape) -> Result<Vec<LayerCost>> {
         MethodSettings::QaLora(settings) => costs(shape, settings),
         MethodSettings::Qat(settings) => costs(shape, settings),
         MethodSettings::QatLora(settings) => costs(shape, settings),
+        MethodSettings::Qlora(settings) => costs(shape, settings),
     }
 }
 

@@ -1,6 +1,6 @@
 //! What `train` and `pretrain` share: texts and the run's folder.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use plumbline::checkpoint::Tokenizer;

@@ -20,7 +20,7 @@ pub struct ShapeOption {
     /// Only the first so many blocks
     #[arg(long)]
     layers: Option<usize>,
-    /// l4q, lora, lr_qat, peqa, qa_lora, qat or qat_lora
+    /// l4q, lora, lr_qat, peqa, qa_lora, qat, qat_lora or qlora
     #[arg(long, default_value = "l4q")]
     method: String,
     /// Width of a code; lora has none

@@ -1,6 +1,6 @@
 //! `plumbline train`: a recipe to a run folder.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 

@@ -291,22 +291,33 @@ impl Method for QloraSettings {
         Some((self.bits, self.group_size))
     }
 
+    fn cost(&self, linear: &Projection, _stored: WeightType) -> Result<LayerCost> {
+        Ok(self.options(spec_of(self, linear)?)?.cost(linear.out_features))
+    }
+
     /// The codes of the frozen weight are a function of the base model, so they are made again.
-    fn layer<B: Backend>(&self, backend: &B, at: LayerStart<'_>) -> Result<Qlora<B>> {
+    fn layer<B: Backend>(&self, backend: &B, mut at: LayerStart<'_>) -> Result<Qlora<B>> {
         let (spec, rows) = (at.spec(self)?, at.linear.out_features);
-        let options = QloraOptions {
+        let options = self.options(spec)?;
+        let weight = at.take_floats();
+        match at.factors(self.rank, spec.in_features())? {
+            None => Qlora::new(backend, &weight, rows, options, &mut at.random()),
+            Some((lora_a, lora_b)) => {
+                Qlora::from_tensors(backend, &weight, rows, options, &lora_a, &lora_b)
+            }
+        }
+    }
+}
+
+impl QloraSettings {
+    fn options(&self, spec: QuantSpec) -> Result<QloraOptions> {
+        Ok(QloraOptions {
             rank: self.rank,
             lora_scaling: self.lora_scaling,
             block_size: self.block_size()?,
             double_quantize: self.double_quantize,
             spec,
             rtn: self.rtn()?,
-        };
-        match at.factors(self.rank, spec.in_features())? {
-            None => Qlora::new(backend, &at.weight, rows, options, &mut at.random()),
-            Some((lora_a, lora_b)) => {
-                Qlora::from_tensors(backend, &at.weight, rows, options, &lora_a, &lora_b)
-            }
-        }
+        })
     }
 }

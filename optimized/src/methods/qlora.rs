@@ -9,14 +9,14 @@ use rand::Rng;
 
 use super::low_rank_path::LowRankPath;
 use super::{
-    AffineTensors, BackwardCall, LinearMethod, LoraOptions, Scratch, ScratchNeed, Trainable,
-    kaiming_uniform,
+    AffineTensors, BackwardCall, LayerCost, LinearMethod, LoraOptions, Scratch, ScratchNeed,
+    Trainable, Update, kaiming_uniform,
 };
 use crate::backend::Backend;
 use crate::error::Result;
 use crate::ops::Write;
 use crate::ops::linear::LinearArgs;
-use crate::ops::nf4::Nf4Weight;
+use crate::ops::nf4::{Nf4Weight, kept_bytes};
 
 /// What a recipe decides about a QLoRA layer.
 #[derive(Debug, Clone, Copy)]
@@ -35,10 +35,26 @@ pub struct QloraOptions {
     pub rtn: RtnSpec,
 }
 
+impl QloraOptions {
+    /// What a layer of `out_features` costs.
+    pub fn cost(&self, out_features: usize) -> LayerCost {
+        let &Self { rank, lora_scaling, block_size, double_quantize, spec, .. } = self;
+        let shape = (out_features, spec.in_features());
+        let len = shape.0 * shape.1;
+        LayerCost {
+            shape,
+            frozen_bytes: kept_bytes(len, block_size, double_quantize),
+            trained: LoraOptions { rank, lora_scaling }.factors(shape),
+            scratch: ScratchNeed { effective: len, rank, ..ScratchNeed::default() },
+            weight_gradient: false,
+            update: Update::Beside { rank, inputs: shape.1 },
+        }
+    }
+}
+
 /// `y = x @ dequantize(weight)^T + lora_scaling * (x @ lora_a^T) @ lora_b^T`.
 pub struct Qlora<B: Backend> {
-    spec: QuantSpec,
-    rtn: RtnSpec,
+    options: QloraOptions,
     out_features: usize,
     weight: Nf4Weight<B>,
     path: LowRankPath<B>,
@@ -77,14 +93,13 @@ impl<B: Backend> Qlora<B> {
         lora_a: &[f32],
         lora_b: &[f32],
     ) -> Result<Self> {
-        let QloraOptions { rank, lora_scaling, block_size, double_quantize, spec, rtn } = options;
+        let QloraOptions { rank, lora_scaling, block_size, double_quantize, spec, .. } = options;
         let sizes = (out_features, spec.in_features());
         assert_eq!(weight.len(), sizes.0 * sizes.1, "weight");
         let weight = Nf4Weight::quantize(weight, block_size, double_quantize)?;
         let path = LoraOptions { rank, lora_scaling };
         Ok(Self {
-            spec,
-            rtn,
+            options,
             out_features,
             weight: weight.upload(backend)?,
             path: LowRankPath::new(backend, sizes, path, lora_a, lora_b)?,
@@ -104,22 +119,18 @@ impl<B: Backend> Qlora<B> {
         for (weight, delta) in weight.iter_mut().zip(self.path.delta(backend)?) {
             *weight += delta;
         }
-        AffineTensors::round_to_nearest(backend, &weight, self.out_features, self.spec, self.rtn)
+        let QloraOptions { spec, rtn, .. } = self.options;
+        AffineTensors::round_to_nearest(backend, &weight, self.out_features, spec, rtn)
     }
 
     fn linear_args(&self, tokens: usize) -> LinearArgs {
-        LinearArgs::new(tokens, self.spec.in_features(), self.out_features)
+        LinearArgs::new(tokens, self.options.spec.in_features(), self.out_features)
     }
 }
 
 impl<B: Backend> LinearMethod<B> for Qlora<B> {
-    fn scratch_need(&self) -> ScratchNeed {
-        let (effective, rank) = (self.weight.elements(), self.path.rank());
-        ScratchNeed { effective, rank, ..ScratchNeed::default() }
-    }
-
-    fn frozen_bytes(&self) -> usize {
-        self.weight.bytes()
+    fn cost(&self) -> LayerCost {
+        self.options.cost(self.out_features)
     }
 
     fn forward(

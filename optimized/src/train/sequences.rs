@@ -57,7 +57,8 @@ impl Sequences {
 
     /// As the model takes them.
     pub fn batch(&self) -> Batch<'_> {
-        Batch { batch: self.sequences, tokens: &self.tokens, targets: &self.targets }
+        let Self { sequences, tokens, targets, documents, .. } = self;
+        Batch { batch: *sequences, tokens, targets, documents: Some(documents) }
     }
 }
 

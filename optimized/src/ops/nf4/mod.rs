@@ -58,16 +58,16 @@ impl<B: Storage + ?Sized> Nf4Weight<B> {
     fn blocks(&self) -> usize {
         self.block_size.blocks(self.len)
     }
+}
 
-    /// Bytes of all that is kept.
-    pub fn bytes(&self) -> usize {
-        let blocks = self.blocks();
-        let absmax = match &self.absmax {
-            Absmax::F32(_) => 4 * blocks,
-            Absmax::Double(_) => blocks + 4 * blocks.div_ceil(ABSMAX_BLOCK) + 4,
-        };
-        self.len.div_ceil(2) + absmax + 4 * (LEVELS + MAGNITUDES)
-    }
+/// Bytes of all that is kept of a weight of `len` elements.
+pub fn kept_bytes(len: usize, block_size: BlockSize, double_quantize: bool) -> usize {
+    let blocks = block_size.blocks(len);
+    let absmax = match double_quantize {
+        false => 4 * blocks,
+        true => blocks + 4 * blocks.div_ceil(ABSMAX_BLOCK) + 4,
+    };
+    len.div_ceil(2) + absmax + 4 * (LEVELS + MAGNITUDES)
 }
 
 /// Reads what [`Nf4Weight`] keeps.

@@ -165,7 +165,7 @@ fn nearest(halfway: &[f64], value: f32) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::nf4::Nf4;
+    use crate::ops::nf4::{Nf4, kept_bytes};
 
     fn quantized(weight: &[f32], block_size: usize, double_quantize: bool) -> Nf4Weight<Cpu> {
         Nf4Weight::quantize(weight, BlockSize::new(block_size).unwrap(), double_quantize).unwrap()
@@ -219,9 +219,18 @@ mod tests {
     #[test]
     fn a_weight_takes_its_bytes_and_no_more() {
         let weight = vec![0.25; 64 * 300];
-        let tables = 4 * (16 + 256);
-        assert_eq!(quantized(&weight, 64, false).bytes(), 9600 + 1200 + tables);
-        assert_eq!(quantized(&weight, 64, true).bytes(), 9600 + 300 + 2 * 4 + 4 + tables);
+        for double_quantize in [false, true] {
+            let kept = quantized(&weight, 64, double_quantize);
+            let absmax = match &kept.absmax {
+                Absmax::F32(absmax) => 4 * absmax.len(),
+                Absmax::Double(DoubleAbsmax { codes, scale, .. }) => {
+                    codes.len() + 4 * scale.len() + 4
+                }
+            };
+            let held = kept.codes.len() + absmax + 4 * kept.tables.len();
+            let block_size = BlockSize::new(64).unwrap();
+            assert_eq!(kept_bytes(weight.len(), block_size, double_quantize), held);
+        }
     }
 
     #[test]
