@@ -60,6 +60,16 @@ else
   ignored sanitizer "compute-sanitizer is not installed"
 fi
 step criterion "$here/l4q_linear_bench" --bench l4q_linear/cuda
+# The plan of a 7B model says up to 17.5 GiB; what the driver and cuBLAS keep comes on top.
+memory=$(nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits | head -n 1)
+for method in l4q lora lr_qat qa_lora; do
+  if [ "${memory:-0}" -ge 22000 ]; then
+    step "train_7b_$method" "$here/plumbline" bench step --config llama-2-7b --method "$method" \
+      --tokens 2048 --recompute blocks --device cuda --compute bf16
+  else
+    ignored "train_7b_$method" "less than 22 GB of memory"
+  fi
+done
 if python3 -c 'import torch' 2> /dev/null; then
   for compute in bf16 f32; do
     tables+=("linears_$compute")
