@@ -373,13 +373,12 @@ fn a_step_without_a_gradient_stops_the_run_or_is_skipped_and_counted() {
     assert_eq!((poison.skipped.len(), position.skipped_in_a_row), (10, 10));
 }
 
-#[test]
-fn a_diverging_run_stops_and_names_the_layer() {
+/// What a run says of which one tensor holds a value.
+fn refused(name: &str, value: f32) -> String {
     let (_root, folder) = base();
     let mut model = fresh(&folder, 4);
-    let name = "model.layers.1.mlp.up_proj.lora_b";
     let bad = model.trainable().into_iter().find(|tensor| tensor.name == name).unwrap();
-    plumbline::backend::Storage::write(&Cpu, &[f32::NAN], bad.value).unwrap();
+    plumbline::backend::Storage::write(&Cpu, &[value], bad.value).unwrap();
     let settings = TrainingSettings {
         steps: 1,
         micro_batch: 2,
@@ -391,8 +390,17 @@ fn a_diverging_run_stops_and_names_the_layer() {
     let data = TokenWindows::new(tokens(&folder), 24, 5).unwrap();
     let (optimizer, schedule) = (OptimizerSettings::default(), Schedule::default());
     let mut trainer = Trainer::new(&mut model, data, 24, settings, &optimizer, schedule).unwrap();
-    let message = trainer.step(&mut model).unwrap_err().to_string();
+    trainer.step(&mut model).unwrap_err().to_string()
+}
+
+#[test]
+fn a_diverging_run_stops_and_names_the_layer() {
+    let name = "model.layers.1.mlp.up_proj.lora_b";
+    let message = refused(name, f32::NAN);
     assert!(message.contains(name), "{message}");
+    // The parameter is a number, and what is computed with it is none.
+    let message = refused(name, f32::MAX);
+    assert!(message.contains("model.layers.1.mlp.up_proj: "), "{message}");
 }
 
 #[test]

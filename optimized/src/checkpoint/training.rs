@@ -48,7 +48,7 @@ pub struct TrainingState {
 impl TrainingState {
     /// The state of a run on `device` that has not begun.
     pub fn new(
-        device: &str,
+        device: String,
         base_sha256: String,
         data_sha256: String,
         recipe_sha256: String,
@@ -56,7 +56,7 @@ impl TrainingState {
         Self {
             format: FORMAT.into(),
             version: env!("CARGO_PKG_VERSION").into(),
-            device: device.into(),
+            device,
             base_sha256,
             data_sha256,
             recipe_sha256,
@@ -189,7 +189,7 @@ mod tests {
         let host = HostMoments { first: vec![1e-40, 3.0], second: vec![0.0, f32::INFINITY] };
         let moments = BTreeMap::from([("a.scale".to_owned(), host)]);
         let [base, data, recipe] = ["b", "d", "r"].map(|letter| letter.repeat(64));
-        let mut state = TrainingState::new("cpu", base, data, recipe);
+        let mut state = TrainingState::new("cpu".into(), base, data, recipe);
         state.position = Position { step: 7, seconds: 0.1 + 0.2, ..Position::default() };
         save_checkpoint(folder, vec![tensor], &moments, &state).unwrap();
         state

@@ -4,6 +4,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use anyhow::{Result, ensure};
+use plumbline::backend::Backend;
 use plumbline::cpu::Cpu;
 use plumbline::cuda::{Compute, Cuda, Gpu, Interpreter};
 
@@ -34,6 +35,16 @@ impl From<ComputeOption> for Compute {
         match option {
             ComputeOption::F32 => Self::F32,
             ComputeOption::Bf16 => Self::Bf16,
+        }
+    }
+}
+
+impl ComputeOption {
+    /// The device's name as checkpoints have it, with the type where it is not the usual one.
+    pub fn device_name<B: Backend>(self) -> String {
+        match self {
+            Self::F32 => B::NAME.into(),
+            Self::Bf16 => format!("{}, bf16", B::NAME),
         }
     }
 }

@@ -117,7 +117,7 @@ impl<'a> Run<'a> {
         if folder.events.is_empty() {
             folder.events.write(&header(now()))?;
         }
-        let session = Session::new(B::NAME, state.position.step);
+        let session = Session::new(&state.device, state.position.step);
         add_session(&folder.path().join(SESSIONS), session)?;
         let progress = Progress::from("training", state.position.step, timetable.steps);
         let interrupt = Interrupt::listen()?;
@@ -141,6 +141,8 @@ impl<'a> Run<'a> {
     ) -> Result<End> {
         if self.state.position.step == 0 && self.timetable.eval_start {
             self.evaluate(0, model)?;
+            // The time that is left is judged by steps alone.
+            self.progress = Progress::from("training", 0, self.timetable.steps);
         }
         loop {
             if let Some(end) = self.end() {

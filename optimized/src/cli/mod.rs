@@ -121,7 +121,7 @@ fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Demo(arguments) => return demo::demo(&arguments),
         Command::Train { recipe, resume, on, json } => {
-            return train::train(&recipe, on, train::TrainOptions { resume, json });
+            return train::train(&recipe, train::TrainOptions { on, resume, json });
         }
         Command::Pretrain { recipe, resume, on } => {
             return pretrain::pretrain(&recipe, on, resume);

@@ -17,17 +17,18 @@ use super::run::{EvalText, Place, read_text};
 /// Runs a recipe and writes `model/` into its output folder.
 pub fn pretrain(recipe_path: &Path, on: DeviceOption, resume: bool) -> Result<ExitCode> {
     match on.open()? {
-        Opened::Cpu(backend) => pretrain_on(backend, recipe_path, resume),
-        Opened::Cuda(backend) => pretrain_on(backend, recipe_path, resume),
-        Opened::CudaHost(backend) => pretrain_on(backend, recipe_path, resume),
+        Opened::Cpu(backend) => pretrain_on(backend, recipe_path, on, resume),
+        Opened::Cuda(backend) => pretrain_on(backend, recipe_path, on, resume),
+        Opened::CudaHost(backend) => pretrain_on(backend, recipe_path, on, resume),
     }
 }
 
-fn pretrain_on<B: Backend>(backend: Arc<B>, recipe_path: &Path, resume: bool) -> Result<ExitCode> {
-    let mut recipe: PretrainRecipe = recipe::read(recipe_path)?;
-    let folder = recipe_path.parent().unwrap_or(Path::new("."));
-    for path in recipe.data.train.iter_mut().chain(&mut recipe.data.eval) {
-        *path = resolve(folder, path)?;
+/// The recipe with its paths resolved, every field judged.
+fn read_recipe(path: &Path) -> Result<PretrainRecipe> {
+    let mut recipe: PretrainRecipe = recipe::read(path)?;
+    let folder = path.parent().unwrap_or(Path::new("."));
+    for text in recipe.data.train.iter_mut().chain(&mut recipe.data.eval) {
+        *text = resolve(folder, text)?;
     }
     recipe.output.dir = resolve(folder, &recipe.output.dir)?;
     recipe.training.check()?;
@@ -41,8 +42,22 @@ fn pretrain_on<B: Backend>(backend: Arc<B>, recipe_path: &Path, resume: bool) ->
     }
     let context = recipe.data.context;
     if context < 2 {
-        bail!("{}: data.context is {context}, expected at least 2", recipe_path.display());
+        bail!("{}: data.context is {context}, expected at least 2", path.display());
     }
+    if recipe.data.train.is_empty() {
+        bail!("{}: data.train is empty", path.display());
+    }
+    Ok(recipe)
+}
+
+fn pretrain_on<B: Backend>(
+    backend: Arc<B>,
+    recipe_path: &Path,
+    on: DeviceOption,
+    resume: bool,
+) -> Result<ExitCode> {
+    let recipe = read_recipe(recipe_path)?;
+    let context = recipe.data.context;
     let config = recipe.model.config(context)?;
     let texts: Vec<String> =
         recipe.data.train.iter().map(|path: &PathBuf| read_text(path)).collect::<Result<_>>()?;
@@ -53,12 +68,8 @@ fn pretrain_on<B: Backend>(backend: Arc<B>, recipe_path: &Path, resume: bool) ->
     for text in &texts {
         tokens.extend(tokenizer.encode(text)?);
     }
-    let eval: Vec<EvalText> = recipe
-        .data
-        .eval
-        .iter()
-        .map(|path| EvalText::read(path, &tokenizer))
-        .collect::<Result<_>>()?;
+    let read = |path: &PathBuf| EvalText::read(path, &tokenizer);
+    let eval: Vec<EvalText> = recipe.data.eval.iter().map(read).collect::<Result<_>>()?;
     let data = TokenWindows::new(tokens, context, recipe.training.seed)?;
     eprintln!(
         "{} windows of {context} tokens an epoch, {:.1} epochs",
@@ -77,7 +88,8 @@ fn pretrain_on<B: Backend>(backend: Arc<B>, recipe_path: &Path, resume: bool) ->
     let folder = place.open(&recipe.output.dir, &recipe)?;
     let json = tokenizer.to_json()?;
     let base_sha256 = sha256(json.as_bytes());
-    let state = TrainingState::new(B::NAME, base_sha256, data_sha256, folder.recipe_sha256()?);
+    let device = on.compute.device_name::<B>();
+    let state = TrainingState::new(device, base_sha256, data_sha256, folder.recipe_sha256()?);
     let timetable = Timetable {
         steps: recipe.training.steps,
         eval_every: recipe.training.eval_every,
@@ -93,6 +105,10 @@ fn pretrain_on<B: Backend>(backend: Arc<B>, recipe_path: &Path, resume: bool) ->
         return Ok(end.exit_code());
     }
     let path = recipe.output.dir.join("model");
+    if path.exists() {
+        // A run that was complete already.
+        return Ok(ExitCode::SUCCESS);
+    }
     new_folder(&path, |folder| save_dense(folder, &model, Some(json.as_bytes()), Precision::Bf16))?;
     println!("{}", path.display());
     Ok(ExitCode::SUCCESS)

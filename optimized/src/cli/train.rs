@@ -37,6 +37,8 @@ pub fn read_recipe(path: &Path) -> Result<TrainRecipe> {
 /// What the command was asked beside its recipe.
 #[derive(Debug, Clone, Copy)]
 pub struct TrainOptions {
+    /// The device and what it multiplies.
+    pub on: DeviceOption,
     /// Go on with a run that was begun.
     pub resume: bool,
     /// Print one JSON object at the end.
@@ -105,25 +107,26 @@ fn check_vocabulary(tokens: &[i32], vocab_size: usize, text: &Path) -> Result<()
 const LOADING: &str = "loading the model";
 
 /// Runs a recipe.
-pub fn train(path: &Path, on: DeviceOption, options: TrainOptions) -> Result<ExitCode> {
+pub fn train(path: &Path, options: TrainOptions) -> Result<ExitCode> {
     // A device that is not there is said before files are read for minutes.
-    match on.open()? {
-        Opened::Cpu(backend) => train_on(backend, prepare(path, options)?, options.json),
-        Opened::Cuda(backend) => train_on(backend, prepare(path, options)?, options.json),
-        Opened::CudaHost(backend) => train_on(backend, prepare(path, options)?, options.json),
+    match options.on.open()? {
+        Opened::Cpu(backend) => train_on(backend, path, options),
+        Opened::Cuda(backend) => train_on(backend, path, options),
+        Opened::CudaHost(backend) => train_on(backend, path, options),
     }
 }
 
-fn train_on<B: Backend>(backend: Arc<B>, prepared: Prepared, json: bool) -> Result<ExitCode> {
+fn train_on<B: Backend>(backend: Arc<B>, path: &Path, options: TrainOptions) -> Result<ExitCode> {
+    let prepared = prepare(path, options)?;
     match &prepared.recipe.method.clone() {
-        MethodSettings::L4q(settings) => run(backend, prepared, settings, json),
-        MethodSettings::Lora(settings) => run(backend, prepared, settings, json),
-        MethodSettings::LrQat(settings) => run(backend, prepared, settings, json),
-        MethodSettings::Peqa(settings) => run(backend, prepared, settings, json),
-        MethodSettings::QaLora(settings) => run(backend, prepared, settings, json),
-        MethodSettings::Qat(settings) => run(backend, prepared, settings, json),
-        MethodSettings::QatLora(settings) => run(backend, prepared, settings, json),
-        MethodSettings::Qlora(settings) => run(backend, prepared, settings, json),
+        MethodSettings::L4q(settings) => run(backend, prepared, settings, options),
+        MethodSettings::Lora(settings) => run(backend, prepared, settings, options),
+        MethodSettings::LrQat(settings) => run(backend, prepared, settings, options),
+        MethodSettings::Peqa(settings) => run(backend, prepared, settings, options),
+        MethodSettings::QaLora(settings) => run(backend, prepared, settings, options),
+        MethodSettings::Qat(settings) => run(backend, prepared, settings, options),
+        MethodSettings::QatLora(settings) => run(backend, prepared, settings, options),
+        MethodSettings::Qlora(settings) => run(backend, prepared, settings, options),
     }
 }
 
@@ -131,7 +134,7 @@ fn run<B: Backend, M: Method>(
     backend: Arc<B>,
     prepared: Prepared,
     method: &M,
-    json: bool,
+    options: TrainOptions,
 ) -> Result<ExitCode> {
     let Prepared { recipe, place, base, data, eval } = prepared;
     let found = data.report().cloned();
@@ -144,7 +147,8 @@ fn run<B: Backend, M: Method>(
         Trainer::new(&mut model, data, context, settings, &recipe.optimizer, schedule)?;
     let fingerprint = base.fingerprint()?;
     let folder = place.open(&recipe.output.dir, &recipe)?;
-    let state = TrainingState::new(B::NAME, fingerprint, data_sha256, folder.recipe_sha256()?);
+    let device = options.on.compute.device_name::<B>();
+    let state = TrainingState::new(device, fingerprint, data_sha256, folder.recipe_sha256()?);
     let timetable = Timetable {
         steps: recipe.training.steps,
         eval_every: recipe.training.eval_every,
@@ -158,7 +162,7 @@ fn run<B: Backend, M: Method>(
         run.note_data(found)?;
     }
     let end = run.fit(&mut model, &mut trainer)?;
-    run.report(end, json, found.as_ref());
+    run.report(end, options.json, found.as_ref());
     warn_of_floored_scales(&model)?;
     Ok(end.exit_code())
 }

@@ -8,7 +8,8 @@ use crate::methods::LinearMethod;
 
 impl<B: Backend, L: LinearMethod<B>> Llama<B, L> {
     /// Adds to a [`Error::NonFinite`] the place where numbers first stop being finite: a trained
-    /// tensor, or else a block in the last forward on `workspace`. Any other error stays.
+    /// tensor, or else a layer that cannot make its codes, or else a block in the last forward on
+    /// `workspace`. Any other error stays.
     pub fn locate(&mut self, error: Error, workspace: &Workspace<B>) -> Error {
         match error {
             Error::NonFinite { tensor, index, value } => {
@@ -30,6 +31,16 @@ impl<B: Backend, L: LinearMethod<B>> Llama<B, L> {
         for tensor in self.trainable() {
             if is_bad(tensor.value, tensor.len)? {
                 return Ok(Some(tensor.name));
+            }
+        }
+        for (name, linear) in self.linears() {
+            let made = linear.code_use(&backend);
+            // A device says only where it is asked what it found wrong.
+            let asked =
+                backend.upload_sums(&[0.0]).and_then(|mut sums| backend.read_sums(&mut sums));
+            let found = [made.err(), asked.err()];
+            if found.into_iter().flatten().any(|error| matches!(error, Error::NonFinite { .. })) {
+                return Ok(Some(name));
             }
         }
         let len = workspace.tokens * self.config.hidden_size;
