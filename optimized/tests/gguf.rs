@@ -131,7 +131,7 @@ fn write(folder: &ModelFolder, path: &Path, change: impl FnOnce(&mut Writer)) {
         }
     }
     for linear in Projection::all(config) {
-        let mut values = folder.weight(&linear).unwrap();
+        let mut values = folder.weight(&linear).unwrap().into_floats();
         let (path, kind) = linear.name.rsplit_once('.').unwrap();
         let block = path.split('.').nth(2).unwrap();
         let (theirs, heads) = match kind {
