@@ -373,12 +373,15 @@ fn a_step_without_a_gradient_stops_the_run_or_is_skipped_and_counted() {
     assert_eq!((poison.skipped.len(), position.skipped_in_a_row), (10, 10));
 }
 
-/// What a run says of which one tensor holds a value.
-fn refused(name: &str, value: f32) -> String {
+/// What a run says of which some tensors begin with these values.
+fn refused(layer: &str, tensors: &[(&str, &[f32])]) -> String {
     let (_root, folder) = base();
     let mut model = fresh(&folder, 4);
-    let bad = model.trainable().into_iter().find(|tensor| tensor.name == name).unwrap();
-    plumbline::backend::Storage::write(&Cpu, &[value], bad.value).unwrap();
+    for (tensor, values) in tensors {
+        let name = format!("{layer}.{tensor}");
+        let bad = model.trainable().into_iter().find(|tensor| tensor.name == name).unwrap();
+        plumbline::backend::Storage::write(&Cpu, values, bad.value).unwrap();
+    }
     let settings = TrainingSettings {
         steps: 1,
         micro_batch: 2,
@@ -395,12 +398,17 @@ fn refused(name: &str, value: f32) -> String {
 
 #[test]
 fn a_diverging_run_stops_and_names_the_layer() {
-    let name = "model.layers.1.mlp.up_proj.lora_b";
-    let message = refused(name, f32::NAN);
-    assert!(message.contains(name), "{message}");
-    // The parameter is a number, and what is computed with it is none.
-    let message = refused(name, f32::MAX);
+    let layer = "model.layers.1.mlp.up_proj";
+    let message = refused(layer, &[("lora_b", &[f32::NAN])]);
+    assert!(message.contains("model.layers.1.mlp.up_proj.lora_b"), "{message}");
+    // The parameters are numbers, and their product is none: infinity less infinity.
+    let mut lora_a = [0.0; 33];
+    (lora_a[0], lora_a[32]) = (1e30, -1e30);
+    let message = refused(layer, &[("lora_a", &lora_a), ("lora_b", &[1e30, 1e30])]);
     assert!(message.contains("model.layers.1.mlp.up_proj: "), "{message}");
+    // The weight is a number too, and what it makes of the inputs is none.
+    let message = refused(layer, &[("offset", &[f32::MAX])]);
+    assert!(message.contains("output of model.layers.1: loss"), "{message}");
 }
 
 #[test]
