@@ -3,7 +3,9 @@
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use sha2::{Digest, Sha256};
 
+use crate::checkpoint::hex;
 use crate::error::{Error, Result};
 
 /// Non-overlapping windows of a text. Each epoch shuffles them and shifts where the first begins,
@@ -38,6 +40,14 @@ impl TokenWindows {
     pub fn windows_per_epoch(&self) -> usize {
         // One window's room is left for the shift, unless there is only one.
         ((self.tokens.len() - 1) / self.context - 1).max(1)
+    }
+
+    /// SHA-256 over the tokens and how they are cut: equal for data of equal batches.
+    pub fn fingerprint(&self) -> String {
+        let mut hash = Sha256::new();
+        hash.update(format!("windows of {} tokens, seed {}\n", self.context, self.seed));
+        self.tokens.iter().for_each(|token| hash.update(token.to_le_bytes()));
+        hex(hash)
     }
 
     /// Inputs and targets of `count` samples, beginning with the run's sample number `first`.
