@@ -14,7 +14,7 @@ use plumbline::checkpoint::{ModelFolder, Tokenizer};
 use plumbline::cpu::Cpu;
 use plumbline::finetune::{Start, method_model};
 use plumbline::methods::L4q;
-use plumbline::model::{IGNORE, Llama, Recompute};
+use plumbline::model::{Batch, IGNORE, Llama, Recompute};
 use plumbline::train::samples::{
     ChatTemplate, Encoder, LossOn, SampleFormat, Samples, TooLong, WindowSettings,
 };
@@ -173,6 +173,7 @@ fn lines_and_an_array_hold_the_same_samples() {
         windows(true),
     );
     assert_ne!(lines.fingerprint(), other.unwrap().fingerprint());
+    assert_ne!(lines.fingerprint(), place.samples(windows(false)).fingerprint());
 }
 
 #[test]
@@ -201,7 +202,8 @@ fn what_is_cut_or_dropped_is_counted_and_too_much_of_it_is_refused() {
         assert!(refused.contains(part), "no {part:?} in: {refused}");
     }
     let nothing_left = place.opened(&[chat("a", "")], |_, settings| settings.max_dropped = 1.0);
-    assert!(nothing_left.is_err());
+    let nothing_left = nothing_left.err().unwrap().to_string();
+    assert!(nothing_left.contains("none of 1 samples is left"), "{nothing_left}");
 }
 
 #[test]
@@ -213,6 +215,60 @@ fn a_file_that_changes_under_a_run_is_noticed() {
     place.file(&changed);
     let error = samples.batch(0, 17).unwrap_err().to_string();
     assert!(error.contains("chats.jsonl"), "{error}");
+}
+
+/// Sum of the losses of an epoch, and the gradient of that sum.
+fn epoch(place: &Place, packing: bool) -> (f64, Vec<Vec<f32>>) {
+    let mut model = place.fresh();
+    let mut samples = place.samples(windows(packing));
+    let mut workspace = model.training_workspace(CONTEXT, Recompute::None).unwrap();
+    let mut sum = 0.0;
+    for number in 0..samples.windows_per_epoch() as u64 {
+        let sequences = samples.batch(number, 1).unwrap();
+        sum += model.loss_and_gradients(&sequences.batch(), 1.0, &mut workspace).unwrap().sum;
+    }
+    (sum, model.trainable().into_iter().map(|trained| trained.gradient.clone()).collect())
+}
+
+#[test]
+fn packed_samples_have_the_losses_and_gradients_that_they_have_alone() {
+    let place = Place::new();
+    let packed = place.samples(windows(true));
+    let alone = place.samples(windows(false));
+    let (few, many) = (packed.windows_per_epoch(), alone.windows_per_epoch());
+    assert!(few < many, "{few} windows of {many} samples: nothing was packed");
+    let ((packed_sum, packed), (sum, alone)) = (epoch(&place, true), epoch(&place, false));
+    // The same f32 losses, or a few roundings away where a kernel's tiles fall otherwise.
+    assert!((packed_sum - sum).abs() <= 4.0 * f64::from(f32::EPSILON) * sum, "{packed_sum} {sum}");
+    for (packed, alone) in packed.iter().zip(&alone) {
+        // Sums over the same tokens in another order: at most a rounding for each of them.
+        let norm =
+            |values: &[f32]| values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
+        let apart: Vec<f32> = packed.iter().zip(alone).map(|(a, b)| a - b).collect();
+        let tokens = (many * CONTEXT) as f64;
+        assert!(norm(&apart) <= tokens * f64::from(f32::EPSILON) * norm(alone));
+    }
+}
+
+#[test]
+fn a_packed_window_without_its_documents_would_be_another_loss() {
+    let place = Place::new();
+    let model = place.fresh();
+    let mut workspace = model.evaluation_workspace(CONTEXT).unwrap();
+    let mut samples = place.samples(windows(true));
+    // Padding is a document too, but nothing is learnt of it.
+    let learns_of_a_second = |batch: Batch<'_>| {
+        let Some(documents) = batch.documents else { return false };
+        documents.iter().zip(batch.targets).any(|(begin, target)| *begin > 0 && *target != IGNORE)
+    };
+    let shared = (0..samples.windows_per_epoch() as u64)
+        .map(|number| samples.batch(number, 1).unwrap())
+        .find(|sequences| learns_of_a_second(sequences.batch()))
+        .expect("a window holds two samples");
+    let mut loss = |batch: &Batch<'_>| model.loss(batch, &mut workspace).unwrap().sum;
+    let apart = loss(&shared.batch());
+    let joined = loss(&Batch { documents: None, ..shared.batch() });
+    assert!((apart - joined).abs() > 1e-4 * apart, "{apart} and {joined}");
 }
 
 /// Loss and gradient norm of the first step.

@@ -38,7 +38,7 @@ pub fn training_data(
         vocab_size,
         tokenizer: tokenizer.clone(),
     };
-    let packing = data.packing.unwrap_or(false);
+    let packing = data.packing.unwrap_or(true);
     let settings = WindowSettings { packing, max_dropped: data.max_dropped(), seed };
     let samples = waiting("reading the samples", || Samples::open(&data.train, encoder, settings))?;
     eprintln!("{}", samples.report());

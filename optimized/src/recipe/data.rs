@@ -86,10 +86,6 @@ impl DataSettings {
             let reason = format!("data.end_token is for other templates: chatml has {CHATML_END}");
             return Err(Error::Invalid(reason));
         }
-        if self.packing == Some(true) {
-            let reason = "data.packing is true: attention does not keep samples of a window apart";
-            return Err(Error::Invalid(reason.into()));
-        }
         let max_dropped = self.max_dropped();
         if !(0.0..=1.0).contains(&max_dropped) {
             let reason = format!("data.max_dropped is {max_dropped}, expected 0 to 1");

@@ -58,7 +58,10 @@ impl Sequences {
     /// As the model takes them.
     pub fn batch(&self) -> Batch<'_> {
         let Self { sequences, tokens, targets, documents, .. } = self;
-        Batch { batch: *sequences, tokens, targets, documents: Some(documents) }
+        // One document that begins at 0 is what the model takes a sequence for by itself.
+        let several = documents.iter().any(|begin| *begin != 0);
+        let documents = several.then_some(documents.as_slice());
+        Batch { batch: *sequences, tokens, targets, documents }
     }
 }
 
@@ -94,6 +97,14 @@ impl TrainingData {
                 }
                 Ok(sequences)
             }
+        }
+    }
+
+    /// SHA-256 over what is trained on and how it is cut: equal for data of equal batches.
+    pub fn fingerprint(&self) -> String {
+        match self {
+            Self::Text(text) => text.fingerprint(),
+            Self::Samples(samples) => samples.fingerprint().to_owned(),
         }
     }
 

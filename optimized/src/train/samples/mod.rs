@@ -27,8 +27,10 @@ pub use packing::{EpochOrder, Windows};
 pub use records::{Record, Records};
 pub use report::DataReport;
 
-/// Records that are turned into tokens together.
+/// Records that are turned into tokens together, and the bytes of them after which no other is
+/// taken.
 const CHUNK: usize = 1024;
+const CHUNK_BYTES: usize = 16 << 20;
 
 /// How samples are put into windows.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -170,12 +172,25 @@ impl Samples {
     }
 }
 
+fn next_chunk(records: &mut Records) -> Result<Vec<Record>> {
+    let (mut chunk, mut bytes) = (Vec::new(), 0);
+    for record in records {
+        let record = record?;
+        bytes += record.bytes.len();
+        chunk.push(record);
+        if chunk.len() == CHUNK || bytes >= CHUNK_BYTES {
+            break;
+        }
+    }
+    Ok(chunk)
+}
+
 impl Reading<'_> {
     fn read(&mut self, path: &Path) -> Result<()> {
         let mut records = Records::open(path)?;
         let before = self.report.samples;
         loop {
-            let chunk: Vec<Record> = records.by_ref().take(CHUNK).collect::<Result<_>>()?;
+            let chunk = next_chunk(&mut records)?;
             if chunk.is_empty() {
                 break;
             }

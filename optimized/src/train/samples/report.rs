@@ -63,9 +63,13 @@ impl DataReport {
 
     /// Refuses data of which more is dropped or cut than was allowed, or nothing left.
     pub(super) fn check(&self, max_dropped: f64, context: usize) -> Result<()> {
+        if self.dropped() == self.samples {
+            let reason = format!("none of {} samples is left: {}", self.samples, self.losses());
+            return Err(Error::Invalid(reason));
+        }
         let incomplete = self.cut + self.dropped();
-        let share = incomplete as f64 / self.samples.max(1) as f64;
-        if share <= max_dropped && self.dropped() < self.samples {
+        let share = incomplete as f64 / self.samples as f64;
+        if share <= max_dropped {
             return Ok(());
         }
         let first = self.first_incomplete.as_deref().unwrap_or_default();
