@@ -48,3 +48,40 @@ __device__ __forceinline__ void store(bf16* to, const bf16 (&from)[N]) {
         for (unsigned k = 0; k < N; ++k) to[k] = from[k];
     }
 }
+
+// Two values for a register of a product, the first in its lower half.
+__device__ __forceinline__ unsigned rounded_pair(float low, float high) {
+    unsigned result;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
+    return result;
+}
+
+__device__ __forceinline__ unsigned shared_address(const void* at) {
+    return (unsigned)__cvta_generic_to_shared(at);
+}
+
+// Four matrices of 8 by 8 values; lane l gives the address of row l % 8 of matrix l / 8. Every lane
+// gets two neighbours of row lane / 4 of each matrix; of its columns where it is turned.
+__device__ __forceinline__ void load_straight(unsigned (&to)[4], const bf16* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+
+__device__ __forceinline__ void load_turned(unsigned (&to)[4], const bf16* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+
+// sum[16, 8] += a[16, 16] @ b[16, 8]
+__device__ __forceinline__ void add_product(float (&sum)[4], const unsigned (&a)[4], unsigned b_low,
+                                            unsigned b_high) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+        "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b_low), "r"(b_high));
+}

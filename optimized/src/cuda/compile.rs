@@ -37,6 +37,7 @@ const HEADERS: &[(&CStr, &str)] = &[
     (c"group_sums.cuh", include_str!("../ops/fake_quantize_backward/group_sums.cuh")),
     (c"mask.cuh", include_str!("../ops/fake_quantize_backward/mask.cuh")),
     (c"products.cuh", include_str!("../ops/weight_gradient/products.cuh")),
+    (c"rounded_tiles.cuh", include_str!("../ops/attention_bf16/rounded_tiles.cuh")),
     (c"search.cuh", include_str!("../ops/init_scale/search.cuh")),
     (c"tiles.cuh", include_str!("../ops/attention/tiles.cuh")),
 ];

@@ -162,7 +162,8 @@ impl<L: Launcher> Cuda<L> {
         Self::with_compute(launcher, Compute::F32)
     }
 
-    /// The same; the operands of every product of a linear layer are rounded as `compute` says.
+    /// The same; the operands of every product of a linear layer are rounded as `compute` says, and
+    /// those of attention where heads are 64 or 128 wide and a key head has more than 16 queries.
     /// Parameters, gradients and activations in memory stay f32.
     ///
     /// # Errors

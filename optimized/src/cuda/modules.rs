@@ -19,6 +19,7 @@ modules! {
     ADD = "add";
     AFFINE = "affine";
     ATTENTION = "attention";
+    ATTENTION_BF16 = "attention_bf16";
     CROSS_ENTROPY = "cross_entropy";
     EMBEDDING = "embedding";
     FAKE_QUANTIZE = "fake_quantize";

@@ -1,5 +1,6 @@
 //! Products of operands rounded to bf16, on the kernels' interpreter.
 
+mod attention;
 #[path = "../common/mod.rs"]
 mod common;
 mod gradients;

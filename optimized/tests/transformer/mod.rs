@@ -125,9 +125,42 @@ pub fn judge_attention<A: Attention, B: Attention>(
     let on_cuda = run_attention(cuda, args, given, &inputs);
     let on_cpu = run_attention(cpu, args, given, &inputs);
     let names = ["output", "log_sum_exp", "d_q", "d_k", "d_v"];
-    let exact = exact(args, &firsts, &inputs);
+    let exact = exact(args, &firsts, &inputs, 0.0);
     for (((name, exact), cuda), cpu) in names.into_iter().zip(exact).zip(on_cuda).zip(on_cpu) {
         exact.judge(&format!("{name}, {args:?}"), &[cuda, cpu]);
+    }
+}
+
+/// The most that one rounding to bf16, which has 8 bits, adds, relatively.
+const NARROW: f64 = 1.0 / 256.0;
+
+/// Compares a backend that rounds what it multiplies to bf16 with f64 on rounded inputs; one that
+/// does not round must meet the same bounds on them, and differ.
+///
+/// # Panics
+/// When a bound is not met.
+pub fn judge_rounded_attention<A: Attention, B: Attention>(
+    rounding: &A,
+    plain: &B,
+    args: AttentionArgs,
+    documents: &[usize],
+) {
+    let AttentionArgs { batch, queries, keys, heads, kv_heads, head_dim } = args;
+    let (query, key) = (batch * queries * heads * head_dim, batch * keys * kv_heads * head_dim);
+    let mut draw = Values::new((queries * keys * head_dim) as u64);
+    let inputs = [query, key, key, query].map(|len| draw.take(len));
+    let narrow = |value: &f32| half::bf16::from_f32(*value).to_f32();
+    let rounded = inputs.each_ref().map(|values| values.iter().map(narrow).collect::<Vec<_>>());
+    let firsts = first_keys(args, documents);
+    let given = (!documents.is_empty()).then_some(&firsts[..]);
+    let of_rounding = run_attention(rounding, args, given, &inputs);
+    let of_plain = run_attention(plain, args, given, &rounded);
+    let names = ["output", "log_sum_exp", "d_q", "d_k", "d_v"];
+    let exact = exact(args, &firsts, &rounded, NARROW);
+    for (((name, exact), own), plain) in names.into_iter().zip(exact).zip(of_rounding).zip(of_plain)
+    {
+        assert!(own != plain, "{name} is not of rounded operands");
+        exact.judge(&format!("{name}, {args:?}"), &[own, plain]);
     }
 }
 
@@ -196,7 +229,14 @@ fn probabilities(q: &[f32], keys: &[&[f32]]) -> (Vec<f64>, f64, f64) {
     (p, log_sum_exp, relative * UNIT)
 }
 
-fn exact(args: AttentionArgs, firsts: &[i32], inputs: &[Vec<f32>; 4]) -> Results<Bounded> {
+/// `narrow` bounds the relative rounding of each probability and of each gradient of a score before
+/// it is multiplied.
+fn exact(
+    args: AttentionArgs,
+    firsts: &[i32],
+    inputs: &[Vec<f32>; 4],
+    narrow: f64,
+) -> Results<Bounded> {
     let AttentionArgs { batch, queries, keys, heads, kv_heads, head_dim } = args;
     let [q, k, v, d_output] = inputs;
     let query_zeros = || vec![(0.0, 0.0); q.len()];
@@ -222,15 +262,17 @@ fn exact(args: AttentionArgs, firsts: &[i32], inputs: &[Vec<f32>; 4]) -> Results
         let d_p: Vec<(f64, f64)> = (0..seen).map(|j| dot(d_y, &vector(v, j))).collect();
         let mean: f64 = p.iter().zip(&d_p).map(|(p, d)| p * d.0).sum();
         let magnitude: f64 = p.iter().zip(&d_p).map(|(p, d)| p * d.1).sum();
+        // Rounded probabilities are in the output, so they are in its product with d_output.
+        let of_mean = relative + narrow * (1.0 + relative + joins).powi(2);
         for j in 0..seen {
             let d_score = root * p[j] * (d_p[j].0 - mean);
             let error = root
                 * p[j]
                 * (relative * (d_p[j].0 - mean).abs()
-                    + relative * magnitude
+                    + of_mean * magnitude
                     + joins * (d_p[j].1 + magnitude));
-            let error = error + joins * d_score.abs();
-            let of_p = p[j] * (relative + joins);
+            let error = error * (1.0 + narrow) + (joins + narrow) * d_score.abs();
+            let of_p = p[j] * ((relative + joins) * (1.0 + narrow) + narrow);
             add(&mut output[row.start..], &vector(v, j), p[j], of_p);
             add(&mut d_q[row.start..], rows[j], d_score, error);
             add(&mut d_k[at(j)..], q, d_score, error);

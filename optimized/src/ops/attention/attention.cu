@@ -39,8 +39,8 @@ __device__ __forceinline__ void forward(const Place& place, const float* q, cons
     // The last rows see the most keys: they begin first, so that the short ones fill the end.
     const unsigned row = (tiles - 1 - place.tile) * 8 * I;
     const unsigned seen = place.visible(min(row + 8 * I, rows) - 1);
-    __shared__ unsigned firsts[8 * I];  // shown by the barriers of the dot products
-    if (threadIdx.x < 8 * I) firsts[threadIdx.x] = place.first(row + threadIdx.x);
+    __shared__ Seen of_row[8 * I];  // shown by the barriers of the dot products
+    if (threadIdx.x < 8 * I) of_row[threadIdx.x] = place.sees(row + threadIdx.x);
     Pack<4> result[I][C] = {};
     float max[I], sum[I];
     for (unsigned i = 0; i < I; i++) max[i] = __int_as_float(0xff800000), sum[i] = 0.0f;
@@ -49,21 +49,18 @@ __device__ __forceinline__ void forward(const Place& place, const float* q, cons
         dots<QUERY>(p, place, a_tile, q, row, b_tile, k, key);
         for (unsigned i = 0; i < I; i++) {
             // Until a row's document begins, the maximum is minus infinity and the rest zero.
-            const unsigned first = firsts[down + 8 * i];
-            const unsigned visible = place.visible(row + down + 8 * i);
+            const Seen keys = of_row[down + 8 * i];
             float larger = max[i];
             for (unsigned j = 0; j < 4; j++) {
                 p[i][j] *= factor;
-                const unsigned own = key + across + 16 * j;
-                if (first <= own && own < visible) larger = fmaxf(larger, p[i][j]);
+                if (keys.has(key + across + 16 * j)) larger = fmaxf(larger, p[i][j]);
             }
             larger = row_max(larger);
             const float shrink = larger > max[i] ? expf(max[i] - larger) : 1.0f;
             max[i] = larger;
             sum[i] *= shrink;
             for (unsigned j = 0; j < 4; j++) {
-                const unsigned own = key + across + 16 * j;
-                p[i][j] = first <= own && own < visible ? expf(p[i][j] - larger) : 0.0f;
+                p[i][j] = keys.has(key + across + 16 * j) ? expf(p[i][j] - larger) : 0.0f;
                 sum[i] += p[i][j];
             }
             for (unsigned c = 0; c < C; c++) {
@@ -96,8 +93,8 @@ __device__ __forceinline__ void backward_rows(const Place& place, const float* q
     const unsigned rows = place.count<QUERY>(), tiles = (rows + 63) / 64;
     const unsigned row = (tiles - 1 - place.tile) * 64;
     const unsigned seen = place.visible(min(row + 64, rows) - 1);
-    __shared__ unsigned firsts[64];  // shown by the barriers of the dot products
-    if (threadIdx.x < 64) firsts[threadIdx.x] = place.first(row + threadIdx.x);
+    __shared__ Seen of_row[64];  // shown by the barriers of the dot products
+    if (threadIdx.x < 64) of_row[threadIdx.x] = place.sees(row + threadIdx.x);
     Pack<4> result[8][C] = {};
     float own_delta[8], own_saved[8];
     // Lane i sums row i in the order of the dot products below: where a row sees one key, delta is
@@ -121,11 +118,9 @@ __device__ __forceinline__ void backward_rows(const Place& place, const float* q
         dots<QUERY>(p, place, a_tile, q, row, b_tile, k, key);
         dots<QUERY>(d_score, place, a_tile, d_output, row, b_tile, v, key);
         for (unsigned i = 0; i < 8; i++) {
-            const unsigned first = firsts[down + 8 * i];
-            const unsigned visible = place.visible(row + down + 8 * i);
+            const Seen keys = of_row[down + 8 * i];
             for (unsigned j = 0; j < 2; j++) {
-                const unsigned own = key + across + 16 * j;
-                const bool sees = first <= own && own < visible;
+                const bool sees = keys.has(key + across + 16 * j);
                 p[i][j] = sees ? expf(p[i][j] * factor - own_saved[i]) : 0.0f;
                 const float inner = p[i][j] * (d_score[i][j] - own_delta[i]) * factor;
                 d_score[i][j] = sees ? inner : 0.0f;
@@ -155,12 +150,11 @@ __device__ __forceinline__ void backward_keys(const Place& place, const float* q
         dots<KEY>(d_score, place, a_tile, v, key, b_tile, d_output, row);
         for (unsigned j = 0; j < 4; j++) {
             const unsigned r = row + across + 16 * j;
-            const unsigned first = place.first(r), visible = r < rows ? place.visible(r) : 0;
+            const Seen keys = place.sees(r);
             const float of_saved = r < rows ? log_sum_exp[place.saved(r)] : 0.0f;
             const float of_delta = r < rows ? delta[place.saved(r)] : 0.0f;
             for (unsigned i = 0; i < 4; i++) {
-                const unsigned own = key + down + 8 * i;
-                const bool sees = first <= own && own < visible;
+                const bool sees = r < rows && keys.has(key + down + 8 * i);
                 p[i][j] = sees ? expf(p[i][j] * factor - of_saved) : 0.0f;
                 const float inner = p[i][j] * (d_score[i][j] - of_delta) * factor;
                 d_score[i][j] = sees ? inner : 0.0f;
@@ -183,8 +177,9 @@ __device__ __forceinline__ void backward_keys(const Place& place, const float* q
         unsigned packed         /* else they are nothing */
 #define PLACE Place(batch, queries, keys, heads, kv_heads, head_dim, documents, packed)
 
-// Without a number of blocks to fit, the compiler spills to fit one more.
-#define BLOCKS(I, C) (I == 2 ? 5 : C == 4 ? 2 : 3)
+// Blocks of a multiprocessor. Without a number, the compiler spills to fit one more.
+#define BLOCKS(I, C) (I == 2 ? 5 : C == 4 ? 2 : C == 1 ? 4 : 3)
+#define D_BLOCKS(C) (C == 4 ? 2 : 3)
 
 #define FORWARD(NAME, I, C)                                                                     \
     extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS(I, C)) NAME(                   \
@@ -197,7 +192,7 @@ __device__ __forceinline__ void backward_keys(const Place& place, const float* q
         forward<I, C>(PLACE, q, k, v, output, log_sum_exp, factor);                             \
     }
 #define BACKWARD(ROWS_NAME, KEYS_NAME, C)                                                       \
-    extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS(8, C)) ROWS_NAME(              \
+    extern "C" __global__ void __launch_bounds__(THREADS, D_BLOCKS(C)) ROWS_NAME(               \
         const float* q, const float* k, const float* v, /* as in the forward */                 \
         const float* output,      /* like q */                                                  \
         const float* log_sum_exp, /* [batch, heads, queries] */                                 \
@@ -207,7 +202,7 @@ __device__ __forceinline__ void backward_keys(const Place& place, const float* q
         SIZES) {                                                                                \
         backward_rows<C>(PLACE, q, k, v, output, log_sum_exp, d_output, d_q, delta, factor);    \
     }                                                                                           \
-    extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS(8, C)) KEYS_NAME(              \
+    extern "C" __global__ void __launch_bounds__(THREADS, D_BLOCKS(C)) KEYS_NAME(               \
         const float* q, const float* k, const float* v, /* as in the forward */                 \
         const float* log_sum_exp,                       /* [batch, heads, queries] */           \
         const float* delta,                             /* [batch, heads, queries] */           \

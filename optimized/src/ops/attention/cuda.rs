@@ -1,7 +1,10 @@
 use super::{
     Attention, AttentionArgs, AttentionGradients, AttentionInputs, AttentionSaved, cpu::Layout,
 };
-use crate::cuda::{ATTENTION, Argument, Cuda, Ids, Kernel, Launcher, Shape, Values};
+use crate::cuda::{
+    ATTENTION, ATTENTION_BF16, Argument, Compute, Cuda, Ids, Kernel, Launcher, Module, Shape,
+    Values,
+};
 use crate::error::{Error, Result};
 
 const THREADS: u32 = 128;
@@ -9,15 +12,63 @@ const THREADS: u32 = 128;
 /// Widths of a head that the kernels are compiled for; narrower heads use the next one.
 const HEAD_DIMS: [usize; 3] = [64, 128, 256];
 
-/// Rows (queries times heads of a key head) of a forward tile, and the kernels by head width.
-const FEW: (usize, [&str; 3]) = (16, ["attention_16x64", "attention_16x128", "attention_16x256"]);
-const MANY: (usize, [&str; 3]) = (64, ["attention_64x64", "attention_64x128", "attention_64x256"]);
+/// The kernels of one pass by the width of a head, and the rows (queries times heads of a key head)
+/// or keys of a tile.
+struct Pass {
+    module: &'static Module,
+    lines: usize,
+    entries: &'static [&'static str],
+}
 
-/// The same of the backward, and keys of a tile in the second.
-const D_ROWS: (usize, [&str; 3]) =
-    (64, ["attention_d_rows_64", "attention_d_rows_128", "attention_d_rows_256"]);
-const D_KEYS: (usize, [&str; 3]) =
-    (32, ["attention_d_keys_64", "attention_d_keys_128", "attention_d_keys_256"]);
+const FEW: Pass = Pass {
+    module: &ATTENTION,
+    lines: 16,
+    entries: &["attention_16x64", "attention_16x128", "attention_16x256"],
+};
+const MANY: Pass = Pass {
+    module: &ATTENTION,
+    lines: 64,
+    entries: &["attention_64x64", "attention_64x128", "attention_64x256"],
+};
+const D_ROWS: Pass = Pass {
+    module: &ATTENTION,
+    lines: 64,
+    entries: &["attention_d_rows_64", "attention_d_rows_128", "attention_d_rows_256"],
+};
+const D_KEYS: Pass = Pass {
+    module: &ATTENTION,
+    lines: 32,
+    entries: &["attention_d_keys_64", "attention_d_keys_128", "attention_d_keys_256"],
+};
+
+/// Widths of a head that the kernels on tensor cores take.
+const ROUNDED_HEAD_DIMS: [usize; 2] = [64, 128];
+
+const ROUNDED: Pass = Pass {
+    module: &ATTENTION_BF16,
+    lines: 64,
+    entries: &["attention_bf16_64", "attention_bf16_128"],
+};
+const ROUNDED_D_ROWS: Pass = Pass {
+    module: &ATTENTION_BF16,
+    lines: 64,
+    entries: &["attention_bf16_d_rows_64", "attention_bf16_d_rows_128"],
+};
+const ROUNDED_D_KEYS: Pass = Pass {
+    module: &ATTENTION_BF16,
+    lines: 64,
+    entries: &["attention_bf16_d_keys_64", "attention_bf16_d_keys_128"],
+};
+
+impl<L: Launcher> Cuda<L> {
+    /// Whether attention's products are of operands rounded to bf16. The few rows of a generated
+    /// token wait for the keys and not for their products.
+    fn rounds_attention(&self, layout: Layout) -> bool {
+        let AttentionArgs { queries, head_dim, .. } = layout.args;
+        let many = queries * layout.group > FEW.lines;
+        self.compute == Compute::Bf16 && many && ROUNDED_HEAD_DIMS.contains(&head_dim)
+    }
+}
 
 impl<L: Launcher> Attention for Cuda<L> {
     fn attention(
@@ -35,7 +86,12 @@ impl<L: Launcher> Attention for Cuda<L> {
         let output = output.first_mut(NAME, "output", layout.query_len())?;
         let log_sum_exp = log_sum_exp.first_mut(NAME, "log_sum_exp", saved)?;
         let tensors = vec![Argument::Out(output), Argument::Out(log_sum_exp)];
-        launch(self, inputs, if rows <= FEW.0 { FEW } else { MANY }, rows, tensors)
+        let pass = match self.rounds_attention(layout) {
+            true => ROUNDED,
+            false if rows <= FEW.lines => FEW,
+            false => MANY,
+        };
+        launch(self, inputs, pass, rows, tensors)
     }
 
     fn attention_backward(
@@ -56,6 +112,10 @@ impl<L: Launcher> Attention for Cuda<L> {
         let d_q = gradients.d_q.first_mut(NAME, "d_q", queries)?;
         let d_k = gradients.d_k.first_mut(NAME, "d_k", keys)?;
         let d_v = gradients.d_v.first_mut(NAME, "d_v", keys)?;
+        let (d_rows, d_keys) = match self.rounds_attention(layout) {
+            true => (ROUNDED_D_ROWS, ROUNDED_D_KEYS),
+            false => (D_ROWS, D_KEYS),
+        };
         self.workspace.with(&self.launcher, rows.div_ceil(2), |delta| {
             let tensors = vec![
                 Argument::In(output),
@@ -64,7 +124,7 @@ impl<L: Launcher> Attention for Cuda<L> {
                 Argument::Out(d_q),
                 Argument::Out(delta),
             ];
-            launch(self, inputs, D_ROWS, args.queries * layout.group, tensors)?;
+            launch(self, inputs, d_rows, args.queries * layout.group, tensors)?;
             let tensors = vec![
                 Argument::In(log_sum_exp),
                 Argument::In(delta),
@@ -72,7 +132,7 @@ impl<L: Launcher> Attention for Cuda<L> {
                 Argument::Out(d_k),
                 Argument::Out(d_v),
             ];
-            launch(self, inputs, D_KEYS, args.keys, tensors)
+            launch(self, inputs, d_keys, args.keys, tensors)
         })
     }
 }
@@ -118,7 +178,7 @@ impl<'a, L: Launcher> Inputs<'a, L> {
 fn launch<'a, L: Launcher>(
     cuda: &Cuda<L>,
     inputs: Inputs<'a, L>,
-    (tile, entries): (usize, [&'static str; 3]),
+    pass: Pass,
     lines: usize,
     tensors: Vec<Argument<'a, L::Buffer>>,
 ) -> Result<()> {
@@ -140,8 +200,8 @@ fn launch<'a, L: Launcher>(
     arguments.push(Argument::In(documents.unwrap_or(q)));
     arguments.push(Argument::U32(u32::from(documents.is_some())));
     cuda.launcher.launch(
-        Kernel { module: &ATTENTION, entry: entries[width] },
-        Shape::line(lines.div_ceil(tile) * batch * kv_heads, THREADS),
+        Kernel { module: pass.module, entry: pass.entries[width] },
+        Shape::line(lines.div_ceil(pass.lines) * batch * kv_heads, THREADS),
         &mut arguments,
     )
 }

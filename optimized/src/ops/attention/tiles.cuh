@@ -10,6 +10,12 @@ const unsigned STRIDE = CHUNK + 4;  // 16 B units of 8 neighbouring rows lie in 
 
 enum Side { QUERY, KEY };
 
+// The keys that a row sees.
+struct Seen {
+    unsigned first, end;
+    __device__ bool has(unsigned key) const { return first <= key && key < end; }
+};
+
 // The block's tile, and where the rows and keys of its key head lie in the tensors.
 struct Place {
     unsigned queries, keys, head_dim, group;
@@ -29,11 +35,11 @@ struct Place {
         first_key = (word)sequence * keys * key_step + (word)kv_head * head_dim;
     }
 
-    // A row sees the keys from the first to before `visible`; rows beyond the last see like it.
-    __device__ unsigned first(unsigned row) const {
+    __device__ unsigned first(unsigned row) const {  // rows beyond the last are like it
         return documents ? documents[min(row / group, queries - 1)] : 0;
     }
     __device__ unsigned visible(unsigned row) const { return keys - queries + row / group + 1; }
+    __device__ Seen sees(unsigned row) const { return {first(row), visible(row)}; }
     __device__ word saved(unsigned row) const {  // in log_sum_exp
         return ((word)pair * group + row % group) * queries + row / group;
     }

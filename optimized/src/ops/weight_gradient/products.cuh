@@ -41,10 +41,6 @@ struct Place {
         : lane(threadIdx.x % 32), down(threadIdx.x / 32 / 4), across(threadIdx.x / 32 % 4) {}
 };
 
-__device__ __forceinline__ unsigned shared_address(const void* at) {
-    return (unsigned)__cvta_generic_to_shared(at);
-}
-
 // WIDTH columns of a step's tokens.
 template <unsigned WIDTH, unsigned PITCH>
 __device__ __forceinline__ void start_copy(bf16 (&to)[TOKENS][PITCH], const bf16* from,
@@ -57,22 +53,6 @@ __device__ __forceinline__ void start_copy(bf16 (&to)[TOKENS][PITCH], const bf16
                        "l"(from + (word)token * pitch + column)
                      : "memory");
     }
-}
-
-__device__ __forceinline__ void load_turned(unsigned (&to)[4], const bf16* row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-                 : "r"(shared_address(row))
-                 : "memory");
-}
-
-__device__ __forceinline__ void add_product(float (&sum)[4], const unsigned (&a)[4], unsigned b_low,
-                                            unsigned b_high) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
-        "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b_low), "r"(b_high));
 }
 
 template <unsigned C>

@@ -1,0 +1,61 @@
+//! Attention on tensor cores: operands, probabilities and gradients of scores are rounded to bf16.
+
+#[path = "../transformer/mod.rs"]
+mod transformer;
+
+use plumbline::backend::Storage;
+use plumbline::cuda::{Compute, Cuda, Interpreter};
+use plumbline::ops::attention::AttentionArgs;
+use transformer::{Values, judge_rounded_attention, run_attention};
+
+fn cuda(compute: Compute) -> Cuda<Interpreter> {
+    Cuda::with_compute(Interpreter::with_orders(2), compute).unwrap()
+}
+
+/// What a workspace that is longer than the call holds at its end, before and after.
+const BEYOND: f32 = 12345.0;
+
+fn fresh<S: Storage>(backend: &S, len: usize) -> S::Floats {
+    let mut values = vec![f32::NAN; len];
+    values.push(BEYOND);
+    backend.upload(&values).unwrap()
+}
+
+fn taken<S: Storage>(backend: &S, buffer: &S::Floats, len: usize) -> Vec<f32> {
+    let mut values = backend.download(buffer, len + 1).unwrap();
+    assert_eq!(values.pop(), Some(BEYOND), "written beyond {len} values");
+    values
+}
+
+fn sizes(
+    [batch, queries, keys]: [usize; 3],
+    [heads, kv_heads, head_dim]: [usize; 3],
+) -> AttentionArgs {
+    AttentionArgs { batch, queries, keys, heads, kv_heads, head_dim }
+}
+
+#[test]
+fn rounded_attention_and_its_gradients_are_within_their_roundings() {
+    for (args, documents) in [
+        (sizes([2, 17, 19], [4, 2, 64]), &[][..]), // tails of rows and of keys
+        (sizes([1, 70, 75], [2, 1, 64]), &[]),     // three tiles of rows, two of keys
+        (sizes([1, 70, 70], [2, 1, 64]), &[1, 33, 50]),
+        (sizes([1, 40, 67], [2, 2, 128]), &[]),
+        (sizes([1, 67, 67], [1, 1, 128]), &[5, 66]),
+    ] {
+        let (rounding, plain) = (cuda(Compute::Bf16), cuda(Compute::F32));
+        judge_rounded_attention(&rounding, &plain, args, documents);
+    }
+}
+
+#[test]
+fn other_widths_and_a_generated_token_stay_f32() {
+    for args in [sizes([1, 20, 20], [1, 1, 32]), sizes([1, 4, 6], [4, 1, 64])] {
+        let (query, key) = (args.queries * args.heads * args.head_dim, args.keys * args.head_dim);
+        let mut draw = Values::new(3);
+        let inputs = [query, key, key, query].map(|len| draw.take(len));
+        let [rounding, plain] = [Compute::Bf16, Compute::F32]
+            .map(|compute| run_attention(&cuda(compute), args, None, &inputs));
+        assert_eq!(rounding, plain, "{args:?}");
+    }
+}
