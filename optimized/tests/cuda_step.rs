@@ -208,6 +208,10 @@ fn refused<B: Backend>(
     spoil(&backend, &mut model, &mut optimizer);
     let told = optimizer.step(&mut model, 1.0).unwrap_err().to_string();
     assert!(before == state(&mut model, &optimizer), "something was updated: {told}");
+    // Once it is forgotten, the step after it begins from nothing.
+    optimizer.discard(&mut model).unwrap();
+    let next = optimizer.step(&mut model, 1.0).unwrap();
+    assert_eq!((next.loss, next.grad_norm, optimizer.steps()), (0.0, 0.0, 2));
     told
 }
 
