@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use plumbline::backend::Backend;
-use plumbline::checkpoint::{ModelFolder, save_adapter};
+use plumbline::checkpoint::{ModelFolder, save_adapter, write_file};
 use plumbline::finetune::{Method, Start, method_model};
 use plumbline::methods::LinearMethod;
 use plumbline::model::Llama;
@@ -117,8 +117,9 @@ fn fit<B: Backend, M: Method>(
         Trainer::new(&mut model, data, context, settings, &recipe.optimizer, schedule)?;
     let fingerprint = base.fingerprint()?;
     let mut metrics = start_run(&recipe.output.dir, &recipe)?;
-    if let Some(found) = &found {
-        metrics.write(&serde_json::json!({ "data": found }))?;
+    if let Some(found) = found {
+        let text = serde_json::to_string_pretty(&found)?;
+        write_file(&recipe.output.dir.join("data.json"), text.as_bytes())?;
     }
     let (every, steps) = (recipe.training.eval_every, recipe.training.steps);
     let mut watch = Watch::new(&mut metrics, &eval, context, every, steps);
@@ -134,7 +135,7 @@ fn fit<B: Backend, M: Method>(
             results.iter().map(|(text, result)| (text.clone(), result.perplexity.into())).collect();
         let value = serde_json::json!({
             "run": recipe.output.dir, "checkpoint": checkpoint, "steps": steps,
-            "last_loss": loss, "perplexity": perplexity, "data": found,
+            "last_loss": loss, "perplexity": perplexity,
         });
         println!("{value}");
     } else {
