@@ -360,11 +360,9 @@ fn a_run_says_what_it_found() {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{stderr}");
     assert!(stderr.contains("10 samples: 0 cut, 1 dropped without an answer"), "{stderr}");
-    let result: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(result["data"]["without_response"], 1);
-    let metrics = fs::read_to_string(place.root.path().join("run/metrics.jsonl")).unwrap();
-    let first: serde_json::Value = serde_json::from_str(metrics.lines().next().unwrap()).unwrap();
-    assert_eq!(first["data"], result["data"]);
+    let found = fs::read(place.root.path().join("run/data.json")).unwrap();
+    let found: serde_json::Value = serde_json::from_slice(&found).unwrap();
+    assert_eq!((&found["samples"], &found["without_response"]), (&10.into(), &1.into()));
 }
 
 #[test]

@@ -11,7 +11,6 @@ use plumbline::eval::{Perplexity, perplexity};
 use plumbline::methods::LinearMethod;
 use plumbline::model::Llama;
 use plumbline::recipe::{CheckpointSettings, EarlyStopping};
-use plumbline::train::samples::DataReport;
 use plumbline::train::{
     LayerStatistics, RunFolder, SESSIONS, Session, StepRecord, Trainer, add_session, header,
     layer_statistics, scalars,
@@ -122,14 +121,6 @@ impl<'a> Run<'a> {
         let progress = Progress::from("training", state.position.step, timetable.steps);
         let interrupt = Interrupt::listen()?;
         Ok(Self { folder, state, timetable, texts, interrupt, progress })
-    }
-
-    /// Writes what was found in the data before the first step's record.
-    pub fn note_data(&mut self, found: &DataReport) -> Result<()> {
-        if self.folder.metrics.is_empty() {
-            self.folder.metrics.write_json(&serde_json::json!({ "data": found }))?;
-        }
-        Ok(())
     }
 
     /// Runs until the last step, an early end or a signal. What stands in the folder then is
@@ -255,7 +246,7 @@ impl<'a> Run<'a> {
     }
 
     /// Prints how the run ended.
-    pub fn report(&self, end: End, json: bool, data: Option<&DataReport>) {
+    pub fn report(&self, end: End, json: bool) {
         let TrainingState { position, evaluations, .. } = &self.state;
         let (step, checkpoint) = (position.step, self.folder.checkpoints.path(position.step));
         let best = evaluations.best.map(|best| best.step);
@@ -264,7 +255,6 @@ impl<'a> Run<'a> {
                 "run": self.folder.path(), "checkpoint": checkpoint, "steps": step,
                 "last_loss": position.last_loss, "perplexity": evaluations.perplexity,
                 "best_step": best, "skipped": position.skipped, "end": end,
-                "data": data,
             });
             println!("{value}");
             return;

@@ -101,7 +101,7 @@ fn pretrain_on<B: Backend>(
     let mut run = Run::begin(folder, state, timetable, &eval, (&mut model, &mut trainer))?;
     let end = run.fit(&mut model, &mut trainer)?;
     if let End::Interrupted(_) = end {
-        run.report(end, false, None);
+        run.report(end, false);
         return Ok(end.exit_code());
     }
     let path = recipe.output.dir.join("model");

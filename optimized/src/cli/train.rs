@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use plumbline::backend::Backend;
-use plumbline::checkpoint::{ModelFolder, TrainingState};
+use plumbline::checkpoint::{ModelFolder, TrainingState, write_file};
 use plumbline::finetune::{Method, Start, method_model};
 use plumbline::methods::LinearMethod;
 use plumbline::model::Llama;
@@ -157,12 +157,13 @@ fn run<B: Backend, M: Method>(
         checkpoints: recipe.checkpoints,
         early_stopping: recipe.early_stopping,
     };
-    let mut run = Run::begin(folder, state, timetable, &eval, (&mut model, &mut trainer))?;
-    if let Some(found) = &found {
-        run.note_data(found)?;
+    if let Some(found) = found {
+        let text = serde_json::to_string_pretty(&found)?;
+        write_file(&folder.path().join("data.json"), text.as_bytes())?;
     }
+    let mut run = Run::begin(folder, state, timetable, &eval, (&mut model, &mut trainer))?;
     let end = run.fit(&mut model, &mut trainer)?;
-    run.report(end, options.json, found.as_ref());
+    run.report(end, options.json);
     warn_of_floored_scales(&model)?;
     Ok(end.exit_code())
 }
