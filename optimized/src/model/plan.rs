@@ -47,7 +47,7 @@ pub struct Plan {
     pub gradients: usize,
     /// The optimizer's two moments of each.
     pub moments: usize,
-    /// Token ids, activations of a micro-batch and their gradients.
+    /// Token ids and documents, activations of a micro-batch and their gradients.
     pub activations: usize,
     /// Temporaries that all layers share, and the sums of a step.
     pub scratch: usize,
@@ -103,7 +103,7 @@ impl Plan {
         let need = layers.iter().map(|layer| layer.scratch);
         let need = need.fold(ScratchNeed::default(), ScratchNeed::max);
         let slots = StepSlots { losses: accumulation, tensors: trained.count };
-        let ids = tokens + tokens.min(LOGIT_TOKENS);
+        let ids = 2 * tokens + tokens.min(LOGIT_TOKENS); // of tokens, documents and targets
         let values = activation_values(config, tokens, recompute);
         Self {
             frozen: frozen_base + frozen_layers + 2 * 4 * angles,

@@ -116,14 +116,6 @@ impl TrainingData {
         }
     }
 
-    /// SHA-256 over what batches are made of: equal for data of equal batches.
-    pub fn fingerprint(&self) -> String {
-        match self {
-            Self::Text(text) => text.fingerprint(),
-            Self::Samples(samples) => samples.fingerprint().to_owned(),
-        }
-    }
-
     /// Windows of one epoch.
     pub fn windows_per_epoch(&self) -> usize {
         match self {

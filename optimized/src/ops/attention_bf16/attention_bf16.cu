@@ -5,8 +5,7 @@
 // Rows, tiles and their order are those of attention.cu. q, k, v and d_output are rounded on their
 // way to shared memory, probabilities and d_score in registers; sums, the softmax and everything in
 // memory stay f32. A warp multiplies 16 of a block's 64 own rows (or keys) with all of the other
-// operand's STEP with mma.m16n8k16. The lanes that hold a product hold it as the left operand of the
-// next one needs it, so that scores never leave the registers. Nothing is added atomically.
+// operand's STEP with mma.m16n8k16. Scores never leave the registers. Nothing is added atomically.
 // FLOPs per visible pair: 4 D forward, 14 D backward (10 if d_q shared its products). Floor at 32
 // heads of 128 and 2048 tokens: 43 us forward at 790 TFLOP/s; the left operand is read again from
 // shared memory for every product, so these instructions will not reach it. Shared memory of a

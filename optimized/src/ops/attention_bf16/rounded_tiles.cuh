@@ -61,7 +61,8 @@ __device__ __forceinline__ void dots(Part<COUNT / 8>& dot, const Tile<OWN, D>& o
         load_straight(a, &own.at[first_of_warp() + lane() % 16][c + lane() / 16 * 8]);
         for (unsigned n = 0; n < COUNT / 8; n += 2) {
             unsigned b[4];  // columns c and c + 8 of 8 rows of `other`, then of the next 8
-            load_straight(b, &other.at[8 * n + lane() / 16 * 8 + lane() % 8][c + lane() / 8 % 2 * 8]);
+            const unsigned row = 8 * n + lane() / 16 * 8 + lane() % 8;
+            load_straight(b, &other.at[row][c + lane() / 8 % 2 * 8]);
             add_product(dot[n], a, b[0], b[1]);
             add_product(dot[n + 1], a, b[2], b[3]);
         }
