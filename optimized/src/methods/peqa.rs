@@ -1,7 +1,7 @@
 //! PEQA: codes and zero points are frozen, and only the scales are trained. The trained layer is a
 //! quantized layer already. Eqs. (M15), (M16).
 //!
-//! Of the frozen weight the codes are kept, a byte each, and not the floats.
+//! Of the frozen weight the packed codes are kept, and not the floats.
 
 use plumbline_reference::spec::{QuantSpec, SCALE_FLOOR};
 
@@ -11,14 +11,14 @@ use super::{
 };
 use crate::backend::Backend;
 use crate::error::Result;
-use crate::ops::affine::AffineGrid;
+use crate::ops::affine::{AffineGrid, PackedCodes};
 use crate::ops::linear::LinearArgs;
 
 /// A linear layer whose weight is `scale * (codes - zero_point)`, with the scale trained.
 pub struct Peqa<B: Backend> {
     spec: QuantSpec,
     out_features: usize,
-    codes: B::Codes,
+    codes: PackedCodes<B>,
     zero_point: B::Floats,
     scale: Parameter<B>,
 }
@@ -46,13 +46,12 @@ impl<B: Backend> Peqa<B> {
     /// # Errors
     /// When the device failed.
     pub fn merge(self, backend: &B) -> Result<AffineTensors> {
-        let codes = backend.download_codes(&self.codes)?.into_iter().map(|code| code as u8);
         let floor = SCALE_FLOOR as f32;
         let scale = self.scale.to_host(backend)?.into_iter().map(|scale| scale.max(floor));
         Ok(AffineTensors {
             spec: self.spec,
             out_features: self.out_features,
-            codes: codes.collect(),
+            codes: self.codes.download(backend)?.unpack(),
             scale: scale.collect(),
             zero_point: backend.download(&self.zero_point, self.scale.len())?,
         })
@@ -79,7 +78,7 @@ impl<B: Backend> LinearMethod<B> for Peqa<B> {
     }
 
     fn frozen_bytes(&self) -> usize {
-        self.out_features * self.spec.in_features() + 4 * self.scale.len()
+        self.codes.bytes() + 4 * self.scale.len()
     }
 
     fn forward(

@@ -1,7 +1,7 @@
 //! QA-LoRA: a frozen weight on an unsigned grid and an adapter that sees one number of each group
 //! of inputs, which is what moving the group's zero point does. Eqs. (M8) to (M10).
 //!
-//! Of the frozen weight the codes are kept, a byte each, and not the floats.
+//! Of the frozen weight the packed codes are kept, and not the floats.
 
 use plumbline_reference::spec::{GroupPool, Pool, QaLoraDialect, SCALE_FLOOR};
 use rand::Rng;
