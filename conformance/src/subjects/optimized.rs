@@ -70,6 +70,8 @@ impl<B: Backend> Optimized<B> {
             "affine.dequantize" => |call| call.affine_dequantize(),
             "rtn.quantize" => |call| call.rtn(),
             "nf4.quantize" => |call| call.nf4(),
+            "pack" => |call| call.pack(),
+            "unpack" => |call| call.unpack(),
             "rms_norm.forward" => |call| call.rms_norm(),
             "rms_norm.backward" => |call| call.rms_norm_backward(),
             "rope.forward" => |call| call.rope(),

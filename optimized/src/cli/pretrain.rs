@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use plumbline::backend::Backend;
 use plumbline::checkpoint::{Precision, Tokenizer, TrainingState, new_folder, save_dense, sha256};
 use plumbline::recipe::{self, DataFormat, PretrainRecipe, resolve};
@@ -31,23 +31,26 @@ fn read_recipe(path: &Path) -> Result<PretrainRecipe> {
         *text = resolve(folder, text)?;
     }
     recipe.output.dir = resolve(folder, &recipe.output.dir)?;
+    check(&recipe).with_context(|| path.display().to_string())?;
+    if recipe.data.format != DataFormat::Text {
+        bail!("{}: data.format: pretraining reads text", path.display());
+    }
+    let context = recipe.data.context;
+    if context < 2 {
+        bail!("{}: data.context is {context}, expected at least 2", path.display());
+    }
+    Ok(recipe)
+}
+
+/// Every field that can be judged alone.
+fn check(recipe: &PretrainRecipe) -> Result<()> {
     recipe.training.check()?;
     recipe.optimizer.check()?;
     recipe.schedule.check()?;
     recipe.checkpoints.check()?;
     recipe.early_stopping.check(recipe.training.eval_every, recipe.data.eval.len())?;
     recipe.data.check()?;
-    if recipe.data.format != DataFormat::Text {
-        bail!("{}: data.format: pretraining reads text", recipe_path.display());
-    }
-    let context = recipe.data.context;
-    if context < 2 {
-        bail!("{}: data.context is {context}, expected at least 2", path.display());
-    }
-    if recipe.data.train.is_empty() {
-        bail!("{}: data.train is empty", path.display());
-    }
-    Ok(recipe)
+    Ok(())
 }
 
 fn pretrain_on<B: Backend>(

@@ -6,7 +6,7 @@ use plumbline_reference::spec::{QuantSpec, RtnSpec};
 use super::{BackwardCall, LayerCost, LinearMethod, Scratch, Trainable, codes_cost};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
-use crate::ops::affine::AffineGrid;
+use crate::ops::affine::{AffineGrid, PackedCodes, packed_bits};
 use crate::ops::linear::LinearArgs;
 use crate::ops::refuse_non_finite;
 
@@ -75,9 +75,13 @@ impl AffineTensors {
         }
     }
 
-    /// The codes on a device, a byte each.
-    pub(super) fn upload_codes<B: Backend>(&self, backend: &B) -> Result<B::Codes> {
-        backend.upload_codes(bytemuck::cast_slice(&self.codes))
+    /// The codes on a device, packed.
+    ///
+    /// # Errors
+    /// When the device has no room.
+    pub(super) fn upload_codes<B: Backend>(&self, backend: &B) -> Result<PackedCodes<B>> {
+        let Self { spec, codes, .. } = self;
+        PackedCodes::pack(codes, spec.in_features(), packed_bits(spec.bits()))?.upload(backend)
     }
 }
 
@@ -85,7 +89,7 @@ impl AffineTensors {
 pub struct Affine<B: Backend> {
     spec: QuantSpec,
     out_features: usize,
-    codes: B::Codes,
+    codes: PackedCodes<B>,
     scale: B::Floats,
     zero_point: B::Floats,
 }
@@ -120,11 +124,10 @@ impl<B: Backend> Affine<B> {
     pub(super) fn to_host(&self, backend: &B) -> Result<AffineTensors> {
         let Self { spec, out_features, codes, scale, zero_point } = self;
         let groups = out_features * spec.groups();
-        let codes = backend.download_codes(codes)?.into_iter().map(|code| code as u8).collect();
         Ok(AffineTensors {
             spec: *spec,
             out_features: *out_features,
-            codes,
+            codes: codes.download(backend)?.unpack(),
             scale: backend.download(scale, groups)?,
             zero_point: backend.download(zero_point, groups)?,
         })
@@ -133,7 +136,7 @@ impl<B: Backend> Affine<B> {
 
 impl<B: Backend> LinearMethod<B> for Affine<B> {
     fn cost(&self) -> LayerCost {
-        codes_cost(self.spec, self.out_features)
+        codes_cost(self.spec, self.out_features, self.codes.row_bytes())
     }
 
     fn forward(

@@ -76,12 +76,12 @@ impl LayerCost {
     }
 }
 
-/// A layer of codes, a byte each, on a frozen grid: scale, and offset or zero point.
-pub(super) fn codes_cost(spec: QuantSpec, out_features: usize) -> LayerCost {
+/// A layer of codes, `row_bytes` of them to a row, on a frozen grid: scale, and offset or zero point.
+pub(super) fn codes_cost(spec: QuantSpec, out_features: usize, row_bytes: usize) -> LayerCost {
     let (width, groups) = (spec.in_features(), spec.groups());
     LayerCost {
         shape: (out_features, width),
-        frozen_bytes: out_features * (width + 2 * 4 * groups),
+        frozen_bytes: out_features * (row_bytes + 2 * 4 * groups),
         trained: Vec::new(),
         scratch: ScratchNeed { effective: out_features * width, ..ScratchNeed::default() },
         weight_gradient: false,

@@ -44,7 +44,8 @@ impl<B: Backend> Merged<B> {
 
 impl<B: Backend> LinearMethod<B> for Merged<B> {
     fn cost(&self) -> LayerCost {
-        codes_cost(self.spec, self.out_features)
+        // A byte each.
+        codes_cost(self.spec, self.out_features, self.spec.in_features())
     }
 
     fn forward(

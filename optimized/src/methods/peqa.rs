@@ -1,7 +1,7 @@
 //! PEQA: codes and zero points are frozen, and only the scales are trained. The trained layer is a
 //! quantized layer already. Eqs. (M15), (M16).
 //!
-//! Of the frozen weight the codes are kept, a byte each, and not the floats.
+//! Of the frozen weight the packed codes are kept, and not the floats.
 
 use plumbline_reference::spec::{QuantSpec, SCALE_FLOOR};
 
@@ -11,14 +11,14 @@ use super::{
 };
 use crate::backend::Backend;
 use crate::error::Result;
-use crate::ops::affine::AffineGrid;
+use crate::ops::affine::{AffineGrid, PackedCodes, packed_row_bytes};
 use crate::ops::linear::LinearArgs;
 
 /// A linear layer whose weight is `scale * (codes - zero_point)`, with the scale trained.
 pub struct Peqa<B: Backend> {
     spec: QuantSpec,
     out_features: usize,
-    codes: B::Codes,
+    codes: PackedCodes<B>,
     zero_point: B::Floats,
     scale: Parameter<B>,
 }
@@ -28,7 +28,7 @@ pub fn peqa_cost(spec: QuantSpec, out_features: usize) -> LayerCost {
     let (shape, grid) = ((out_features, spec.in_features()), out_features * spec.groups());
     LayerCost {
         shape,
-        frozen_bytes: shape.0 * shape.1 + 4 * grid,
+        frozen_bytes: shape.0 * packed_row_bytes(spec) + 4 * grid,
         trained: vec![grid],
         scratch: ScratchNeed::of_weight(shape),
         weight_gradient: true,
@@ -63,13 +63,12 @@ impl<B: Backend> Peqa<B> {
     }
 
     fn merged(&self, backend: &B) -> Result<AffineTensors> {
-        let codes = backend.download_codes(&self.codes)?.into_iter().map(|code| code as u8);
         let floor = SCALE_FLOOR as f32;
         let scale = self.scale.to_host(backend)?.into_iter().map(|scale| scale.max(floor));
         Ok(AffineTensors {
             spec: self.spec,
             out_features: self.out_features,
-            codes: codes.collect(),
+            codes: self.codes.download(backend)?.unpack(),
             scale: scale.collect(),
             zero_point: backend.download(&self.zero_point, self.scale.len())?,
         })

@@ -1,7 +1,7 @@
 //! QA-LoRA: a frozen weight on an unsigned grid and an adapter that sees one number of each group
 //! of inputs, which is what moving the group's zero point does. Eqs. (M8) to (M10).
 //!
-//! Of the frozen weight the codes are kept, a byte each, and not the floats.
+//! Of the frozen weight the packed codes are kept, and not the floats.
 
 use plumbline_reference::spec::{GroupPool, Pool, QaLoraDialect, QuantSpec, SCALE_FLOOR};
 use rand::Rng;
@@ -14,6 +14,7 @@ use super::{
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::ops::Write;
+use crate::ops::affine::packed_row_bytes;
 use crate::ops::group_pool::GroupPoolArgs;
 use crate::ops::refuse_non_finite;
 
@@ -31,7 +32,8 @@ pub struct QaLoraOptions {
 impl QaLoraOptions {
     /// What a layer of so many rows costs.
     pub fn cost(&self, spec: QuantSpec, out_features: usize) -> LayerCost {
-        let (base, groups, rank) = (codes_cost(spec, out_features), spec.groups(), self.rank);
+        let base = codes_cost(spec, out_features, packed_row_bytes(spec));
+        let (groups, rank) = (spec.groups(), self.rank);
         let path = LoraOptions { rank, lora_scaling: self.lora_scaling };
         LayerCost {
             trained: path.factors((out_features, groups)),

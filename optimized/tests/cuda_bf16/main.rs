@@ -17,7 +17,7 @@ use plumbline::backend::Storage;
 use plumbline::cpu::Cpu;
 use plumbline::cuda::{Compute, Cuda, Interpreter};
 use plumbline::error::Error;
-use plumbline::ops::affine::{Affine, AffineGrid};
+use plumbline::ops::affine::{Affine, AffineGrid, PackedCodes, packed_bits};
 use plumbline::ops::fake_quantize::FakeQuantize;
 use plumbline::ops::linear::{Linear, LinearArgs};
 use plumbline::ops::nf4::{Nf4, Nf4Weight};
@@ -86,16 +86,18 @@ fn affine_weights_are_those_of_f32_rounded_once() {
         let groups = out * spec.groups();
         let scale = floats(&mut random(1), groups, 0.3);
         let zero_point: Vec<f32> = (0..groups).map(|g| (g % 16) as f32).collect();
-        let codes: Vec<i8> = (0..out * width).map(|e| (e * 7 % 16) as i8).collect();
+        let codes: Vec<u8> = (0..out * width).map(|e| (e * 7 % 16) as u8).collect();
         fn weights<B: Affine>(
             backend: &B,
             spec: QuantSpec,
             out: usize,
-            (scale, zero_point, codes): (&[f32], &[f32], &[i8]),
+            (scale, zero_point, codes): (&[f32], &[f32], &[u8]),
         ) -> Vec<f32> {
             let (scale, zero_point) =
                 (backend.upload(scale).unwrap(), backend.upload(zero_point).unwrap());
-            let codes = backend.upload_codes(codes).unwrap();
+            let four = packed_bits(spec.bits());
+            let codes = PackedCodes::pack(codes, spec.in_features(), four).unwrap();
+            let codes = codes.upload(backend).unwrap();
             let grid =
                 AffineGrid { spec, out_features: out, scale: &scale, zero_point: &zero_point };
             let len = out * spec.in_features();

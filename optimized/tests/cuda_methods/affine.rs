@@ -3,17 +3,17 @@
 use plumbline::cpu::Cpu;
 use plumbline::error::Result;
 use plumbline::ops::Write;
-use plumbline::ops::affine::{Affine, AffineGrid};
+use plumbline::ops::affine::{Affine, AffineGrid, PackedCodes, packed_bits};
 use plumbline::ops::group_pool::{GroupPool, GroupPoolArgs};
 use plumbline::ops::rtn::Rtn;
 use plumbline_reference::spec::{
-    self, Pool, QaLoraDialect, QuantSpec, RangeSearch, RtnSpec, SymmetricScale,
+    self, PackedBits, Pool, QaLoraDialect, QuantSpec, RangeSearch, RtnSpec, SymmetricScale,
 };
 
 use crate::numbers::{bits, eighths, floats, random};
 use crate::{SHAPES, cuda, powers, scales, spec, zero_points};
 
-/// A weight and its grid.
+/// A weight and its grid, and the width that its codes are kept in.
 #[derive(Debug, Clone)]
 struct Host {
     spec: QuantSpec,
@@ -23,6 +23,7 @@ struct Host {
     zero_point: Vec<f32>,
     d_output: Vec<f32>,
     d_scale: Vec<f32>,
+    packed: PackedBits,
 }
 
 /// What the three operations leave.
@@ -46,6 +47,7 @@ impl Host {
             zero_point: zero_points(seed, groups, spec),
             d_output: floats(&mut random, len, 1.0),
             d_scale: floats(&mut random, groups, 1.0),
+            packed: packed_bits(spec.bits()),
         }
     }
 
@@ -66,6 +68,8 @@ impl Host {
         let mut output = backend.zeros(len)?;
         backend.affine_quantize(&grid, &backend.upload(&self.weight)?, &mut codes)?;
         let codes_of = backend.download_codes(&codes)?;
+        let bytes: Vec<u8> = codes_of.iter().map(|code| *code as u8).collect();
+        let codes = PackedCodes::pack(&bytes, spec.in_features(), self.packed)?.upload(backend)?;
         backend.affine_dequantize(&grid, &codes, &mut output)?;
         let output = backend.download(&output, len)?;
         let mut d_scale = backend.upload(&self.d_scale)?;
@@ -90,6 +94,42 @@ fn codes_weights_and_gradients_have_the_bits_of_the_cpu() {
             assert_eq!(bits(&actual.output), bits(&expected.output), "{shape:?}");
             assert_eq!(bits(&actual.d_scale), bits(&expected.d_scale), "{shape:?}");
         }
+    }
+}
+
+#[test]
+fn packed_codes_are_the_same_weights_as_bytes() {
+    for (seed, shape) in SHAPES.iter().enumerate() {
+        let packed = Host::new(*shape, seed as u64);
+        let bytes = Host { packed: PackedBits::new(8).unwrap(), ..packed.clone() };
+        let (expected, actual) = (bytes.run(&Cpu).unwrap(), packed.run(&Cpu).unwrap());
+        assert_eq!(bits(&actual.output), bits(&expected.output), "{shape:?}");
+        assert_eq!(bits(&actual.d_scale), bits(&expected.d_scale), "{shape:?}");
+        let on_device = bytes.run(&cuda()).unwrap();
+        assert_eq!(bits(&on_device.output), bits(&expected.output), "{shape:?}");
+        assert_eq!(bits(&on_device.d_scale), bits(&expected.d_scale), "{shape:?}");
+    }
+}
+
+#[test]
+fn codes_of_another_shape_are_refused_as_on_the_cpu() {
+    fn refused<B: Affine>(backend: &B, rows: usize, width: usize) -> String {
+        let ones = backend.upload(&[1.0; 4]).unwrap();
+        let (spec, out_features) = (spec(8, 4, 4), 2);
+        let grid = AffineGrid { spec, out_features, scale: &ones, zero_point: &ones };
+        let four = PackedBits::new(4).unwrap();
+        let codes = PackedCodes::pack(&vec![1; rows * width], width, four).unwrap();
+        let codes = codes.upload(backend).unwrap();
+        let mut output = backend.zeros(16).unwrap();
+        backend.affine_dequantize(&grid, &codes, &mut output).unwrap_err().to_string()
+    }
+    for (rows, width) in [(1, 8), (4, 4), (2, 16)] {
+        let expected = refused(&Cpu, rows, width);
+        assert_eq!(
+            expected,
+            format!("affine_dequantize: codes are [{rows}, {width}], expected [2, 8]")
+        );
+        assert_eq!(refused(&cuda(), rows, width), expected);
     }
 }
 
@@ -140,7 +180,8 @@ fn dequantized<B: Affine>(
     let [scale, zero_point] = [scale, zero_point].map(|values| backend.upload(values).unwrap());
     let (spec, out_features) = (spec(8, 4, 4), 1);
     let grid = AffineGrid { spec, out_features, scale: &scale, zero_point: &zero_point };
-    let codes = backend.upload_codes(&[0, 1, 7, 15, 3, 2, 9, 15])?;
+    let four = packed_bits(spec.bits());
+    let codes = PackedCodes::pack(&[0, 1, 7, 15, 3, 2, 9, 15], 8, four)?.upload(backend)?;
     let mut output = backend.zeros(8)?;
     backend.affine_dequantize(&grid, &codes, &mut output)?;
     backend.download(&output, 8)

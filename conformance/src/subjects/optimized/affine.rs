@@ -1,7 +1,8 @@
 //! Unsigned grids, by the crate's own operations.
 
 use plumbline::backend::Backend;
-use plumbline::ops::affine::AffineGrid;
+use plumbline::ops::affine::{AffineGrid, PackedCodes, packed_bits};
+use plumbline_reference::spec::QuantSpec;
 
 use super::{Call, Refused};
 use crate::params;
@@ -11,6 +12,12 @@ impl<B: Backend> Call<'_, B> {
     fn unsigned_codes(&self, codes: &B::Codes, shape: [usize; 2]) -> Result<Tensor, Refused> {
         let codes = self.backend.download_codes(codes)?.into_iter().map(|code| code as u8);
         Ok(Tensor::new(shape.to_vec(), Data::U8(codes.collect()))?)
+    }
+
+    /// The codes as a layer keeps them.
+    fn packed(&self, codes: &[u8], spec: QuantSpec) -> Result<PackedCodes<B>, Refused> {
+        let packed = PackedCodes::pack(codes, spec.in_features(), packed_bits(spec.bits()))?;
+        Ok(packed.upload(&**self.backend)?)
     }
 
     pub(super) fn affine_quantize(&self) -> Result<Tensors, Refused> {
@@ -39,8 +46,7 @@ impl<B: Backend> Call<'_, B> {
             scale: &scale,
             zero_point: &zero_point,
         };
-        let codes: Vec<i8> = layer.codes.iter().map(|code| *code as i8).collect();
-        let codes = self.backend.upload_codes(&codes)?;
+        let codes = self.packed(&layer.codes, layer.spec)?;
         let mut output = self.backend.zeros(shape[0] * shape[1])?;
         self.backend.affine_dequantize(&grid, &codes, &mut output)?;
         Ok(crate::ops::tensors([("output", self.download(&output, &shape)?)]))
@@ -58,9 +64,12 @@ impl<B: Backend> Call<'_, B> {
         let grid = AffineGrid { spec, out_features, scale: &scale, zero_point: &zero_point };
         let (mut codes, mut output) = (self.backend.zero_codes(len)?, self.backend.zeros(len)?);
         self.backend.affine_quantize(&grid, &weight, &mut codes)?;
-        self.backend.affine_dequantize(&grid, &codes, &mut output)?;
+        let codes = self.unsigned_codes(&codes, shape)?;
+        let Data::U8(bytes) = codes.data() else { return Err(Refused("not U8".to_owned())) };
+        let packed = self.packed(bytes, spec)?;
+        self.backend.affine_dequantize(&grid, &packed, &mut output)?;
         Ok(crate::ops::tensors([
-            ("codes", self.unsigned_codes(&codes, shape)?),
+            ("codes", codes),
             ("scale", self.download(&scale, &groups)?),
             ("zero_point", self.download(&zero_point, &groups)?),
             ("output", self.download(&output, &shape)?),

@@ -3,6 +3,7 @@
 
 use plumbline::backend::Backend;
 use plumbline::cpu::Cpu;
+use plumbline::ops::affine::PackedCodes;
 use plumbline::ops::nf4::Nf4Weight;
 
 use super::{Call, Refused, scalar};
@@ -10,6 +11,24 @@ use crate::params;
 use crate::tensor::{Data, Tensor, Tensors};
 
 impl<B: Backend> Call<'_, B> {
+    pub(super) fn pack(&self) -> Result<Tensors, Refused> {
+        let [rows, width] = self.request.sizes("codes")?;
+        let bits = params::packed_bits(&self.request.params)?;
+        let packed = PackedCodes::pack(&self.unsigned("codes")?, width, bits)?;
+        let shape = vec![rows, packed.row_bytes()];
+        let packed = Tensor::new(shape, Data::U8(packed.packed().to_vec()))?;
+        Ok(crate::ops::tensors([("packed", packed)]))
+    }
+
+    pub(super) fn unpack(&self) -> Result<Tensors, Refused> {
+        let [rows, _] = self.request.sizes("packed")?;
+        let width = self.request.params.required("in_features")?;
+        let bits = params::packed_bits(&self.request.params)?;
+        let packed = PackedCodes::from_bytes(&self.unsigned("packed")?, rows, width, bits)?;
+        let codes = Tensor::new(vec![rows, width], Data::U8(packed.unpack()))?;
+        Ok(crate::ops::tensors([("codes", codes)]))
+    }
+
     pub(super) fn nf4(&self) -> Result<Tensors, Refused> {
         let (block_size, double_quantize) = params::nf4(&self.request.params)?;
         let shape = self.shape("weight")?;

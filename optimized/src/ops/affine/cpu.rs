@@ -1,7 +1,7 @@
 use plumbline_reference::spec::{QuantSpec, SCALE_FLOOR};
 use rayon::prelude::*;
 
-use super::{Affine, AffineGrid};
+use super::{Affine, AffineGrid, PackedCodes};
 use crate::cpu::{
     Cpu,
     simd::{lane_sum, vectorized},
@@ -36,6 +36,18 @@ impl<'a> Groups<'a> {
     fn grids(&self) -> impl IndexedParallelIterator<Item = (f32, f32)> + '_ {
         let grids = self.scale.par_iter().zip(self.zero_point);
         grids.map(|(scale, zero_point)| (*scale, *zero_point)).with_min_len(self.groups_of_a_task())
+    }
+
+    /// The codes of a group, counted over all rows.
+    #[inline(always)]
+    fn codes<'c>(
+        &self,
+        codes: &'c PackedCodes<Cpu>,
+        group: usize,
+        room: &'c mut Vec<u8>,
+    ) -> &'c [u8] {
+        let (groups, size) = (self.spec.groups(), self.spec.group_size());
+        codes.of_row(group / groups, group % groups * size, size, room)
     }
 
     fn groups_of_a_task(&self) -> usize {
@@ -74,23 +86,22 @@ impl Affine for Cpu {
     fn affine_dequantize(
         &self,
         grid: &AffineGrid<'_, Self>,
-        codes: &Vec<i8>,
+        codes: &PackedCodes<Self>,
         output: &mut Vec<f32>,
     ) -> Result<()> {
         const NAME: &str = "affine_dequantize";
         let groups = Groups::new(NAME, grid)?;
-        let codes = prefix(NAME, "codes", codes, groups.len)?;
+        codes.of_grid(NAME, grid.out_features, grid.spec)?;
         let output = prefix_mut(NAME, "output", output, groups.len)?;
         let size = grid.spec.group_size();
-        let pairs = output.par_chunks_mut(size).zip(codes.par_chunks(size));
-        let largest = pairs.zip(groups.grids()).map(|((output, codes), (scale, zero_point))| {
+        let pairs = output.par_chunks_mut(size).zip(groups.grids()).enumerate();
+        let largest = pairs.map_init(Vec::new, |room, (group, (output, (scale, zero_point)))| {
             vectorized(
                 #[inline(always)]
                 || {
-                    let scale = floored(scale);
-                    let mut largest = 0;
-                    for (y, code) in output.iter_mut().zip(codes) {
-                        *y = scale * (unsigned(*code) - zero_point);
+                    let (scale, mut largest) = (floored(scale), 0);
+                    for (y, code) in output.iter_mut().zip(groups.codes(codes, group, room)) {
+                        *y = scale * (f32::from(*code) - zero_point);
                         largest = largest.max(magnitude(*y));
                     }
                     largest
@@ -108,38 +119,36 @@ impl Affine for Cpu {
     fn affine_dequantize_backward(
         &self,
         grid: &AffineGrid<'_, Self>,
-        codes: &Vec<i8>,
+        codes: &PackedCodes<Self>,
         d_output: &Vec<f32>,
         d_scale: &mut Vec<f32>,
     ) -> Result<()> {
         const NAME: &str = "affine_dequantize_backward";
         let groups = Groups::new(NAME, grid)?;
-        let codes = prefix(NAME, "codes", codes, groups.len)?;
+        codes.of_grid(NAME, grid.out_features, grid.spec)?;
         let d_output = prefix(NAME, "d_output", d_output, groups.len)?;
         let d_scale = prefix_mut(NAME, "d_scale", d_scale, groups.scale.len())?;
         let size = grid.spec.group_size();
-        let pairs = codes.par_chunks(size).zip(d_output.par_chunks(size));
-        let groups = d_scale.par_iter_mut().zip(groups.grids()).zip(pairs);
-        groups.for_each(|((d_scale, (scale, zero_point)), (codes, d_output))| {
-            // The raised scale no longer moves with the parameter.
-            if scale >= SCALE_FLOOR as f32 {
-                *d_scale += vectorized(
-                    #[inline(always)]
-                    || {
-                        let steps = |i: usize| unsigned(codes[i]) - zero_point;
-                        lane_sum(codes.len(), |i| d_output[i] * steps(i))
-                    },
-                );
-            }
-        });
+        let pairs = d_scale.par_iter_mut().zip(d_output.par_chunks(size));
+        let pairs = pairs.zip(groups.grids()).enumerate();
+        pairs.for_each_init(
+            Vec::new,
+            |room, (group, ((d_scale, d_output), (scale, zero_point)))| {
+                // The raised scale no longer moves with the parameter.
+                if scale >= SCALE_FLOOR as f32 {
+                    *d_scale += vectorized(
+                        #[inline(always)]
+                        || {
+                            let codes = groups.codes(codes, group, room);
+                            let steps = |i: usize| f32::from(codes[i]) - zero_point;
+                            lane_sum(size, |i| d_output[i] * steps(i))
+                        },
+                    );
+                }
+            },
+        );
         Ok(())
     }
-}
-
-/// The byte of an unsigned code.
-#[inline(always)]
-fn unsigned(code: i8) -> f32 {
-    f32::from(code as u8)
 }
 
 /// The code of one weight, still a float. Eq. (Q11).

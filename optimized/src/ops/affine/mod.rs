@@ -3,6 +3,7 @@
 
 mod cpu;
 mod cuda;
+mod packed;
 
 use plumbline_reference::spec::QuantSpec;
 
@@ -10,6 +11,7 @@ use crate::backend::Storage;
 use crate::error::Result;
 
 pub(crate) use cpu::affine_code;
+pub use packed::{PackedCodes, packed_bits, packed_row_bytes};
 
 /// The grid of a weight.
 pub struct AffineGrid<'a, B: Storage + ?Sized> {
@@ -23,7 +25,8 @@ pub struct AffineGrid<'a, B: Storage + ?Sized> {
     pub zero_point: &'a B::Floats,
 }
 
-/// Between weights and unsigned codes. A byte of `Codes` is a code from 0 to 255 here.
+/// Between weights and unsigned codes. A new code is a byte of `Codes`, from 0 to 255; what is kept
+/// between steps is packed.
 pub trait Affine: Storage {
     /// `codes = clamp(round_half_even(weight / max(scale, 1e-8)) + zero_point, 0, 2^bits - 1)`.
     /// Eq. (Q11). Zero points are codes of the grid.
@@ -47,11 +50,11 @@ pub trait Affine: Storage {
     /// `codes [out, in]` -> `output [out, in]`
     ///
     /// # Errors
-    /// `NonFinite` naming the output; `Length`.
+    /// `NonFinite` naming the output; `Length`; `Invalid` for codes of another shape.
     fn affine_dequantize(
         &self,
         grid: &AffineGrid<'_, Self>,
-        codes: &Self::Codes,
+        codes: &PackedCodes<Self>,
         output: &mut Self::Floats,
     ) -> Result<()>;
 
@@ -62,11 +65,11 @@ pub trait Affine: Storage {
     /// `codes, d_output [out, in]` -> `d_scale [out, groups]`
     ///
     /// # Errors
-    /// `Length`.
+    /// `Length`; `Invalid` for codes of another shape.
     fn affine_dequantize_backward(
         &self,
         grid: &AffineGrid<'_, Self>,
-        codes: &Self::Codes,
+        codes: &PackedCodes<Self>,
         d_output: &Self::Floats,
         d_scale: &mut Self::Floats,
     ) -> Result<()>;

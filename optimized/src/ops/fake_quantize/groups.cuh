@@ -77,17 +77,19 @@ __device__ __forceinline__ void load_codes(const Byte* from, float (&codes)[C]) 
 // one row after the other. With C == 4 they share their group.
 template <unsigned C>
 struct Columns {
-    bool inside;  // whether they exist
-    word first;   // place of the first in the matrix
-    word group;   // place of their group among all groups
+    bool inside;      // whether they exist
+    unsigned row;     // theirs
+    unsigned column;  // the first
+    word first;       // place of the first in the matrix
+    word group;       // place of their group among all groups
 
     __device__ __forceinline__ Columns(unsigned width, unsigned groups) {
         unsigned across = (width + blockDim.x * C - 1) / (blockDim.x * C);
-        unsigned column = (blockIdx.x % across * blockDim.x + threadIdx.x) * C;
-        word row = blockIdx.x / across;
+        column = (blockIdx.x % across * blockDim.x + threadIdx.x) * C;
+        row = blockIdx.x / across;
         inside = column < width;
-        first = row * width + column;
-        group = row * groups + column / (width / groups);
+        first = (word)row * width + column;
+        group = (word)row * groups + column / (width / groups);
     }
 };
 
