@@ -134,12 +134,15 @@ fn text(seed: u64, tokens: usize) -> Vec<i32> {
     Values::new(seed).take(tokens).iter().map(|value| (20.0 * (value + 1.0)) as i32).collect()
 }
 
-/// Logits, loss and every gradient, to bits.
-fn trained<B: Backend>(
-    backend: B,
-    batch: &Batch<'_>,
-    recompute: Recompute,
-) -> (Vec<u32>, u64, Vec<(String, Vec<u32>)>) {
+/// What a model makes of a batch, to bits.
+#[derive(PartialEq)]
+struct Trained {
+    logits: Vec<u32>,
+    loss: u64,
+    gradients: Vec<(String, Vec<u32>)>,
+}
+
+fn trained<B: Backend>(backend: B, batch: &Batch<'_>, recompute: Recompute) -> Trained {
     let mut model = model(backend);
     let mut workspace = model.training_workspace(batch.tokens.len(), recompute).unwrap();
     let logits = model.batch_logits(batch, &mut workspace).unwrap();
@@ -152,7 +155,7 @@ fn trained<B: Backend>(
         assert!(gradient.iter().any(|value| *value != 0.0), "{} has no gradient", tensor.name);
         (tensor.name, bits(&gradient))
     });
-    (bits(&logits), loss.sum.to_bits(), gradients.collect())
+    Trained { logits: bits(&logits), loss: loss.sum.to_bits(), gradients: gradients.collect() }
 }
 
 /// A sequence of three documents, and the same documents as sequences.
