@@ -156,29 +156,47 @@ pub struct Mutant {
     /// The module that has it.
     pub module: &'static Module,
     /// The kernel.
-    pub entry: String,
+    pub entry: &'static str,
     /// Line of the `.ptx` file, from 1.
     pub ptx_line: usize,
     /// Line of the `.cu` file or header that the compiler made it from.
     pub source: String,
     /// The instruction as it was.
-    pub instruction: String,
-    ptx: String,
+    pub instruction: &'static str,
+    edited: String,
 }
 
-/// Every mistake at every place.
-pub fn mutants() -> Vec<Mutant> {
-    MODULES.iter().copied().flat_map(of_module).collect()
-}
-
-fn of_module(module: &'static Module) -> Vec<Mutant> {
-    let lines: Vec<&str> = module.ptx.lines().collect();
-    let files = files(&lines);
-    let (mut entry, mut source, mut found) = (String::new(), String::new(), Vec::new());
-    for (place, line) in lines.iter().enumerate() {
-        if let Some((_, name)) = line.split_once(".entry ") {
-            name.trim_end_matches('(').clone_into(&mut entry);
+impl Mutant {
+    /// Text of the module with the mistake, without the module's other kernels.
+    fn ptx(&self) -> String {
+        let (mut text, mut entry) = (String::new(), None);
+        for (place, line) in self.module.ptx.lines().enumerate() {
+            if line.starts_with("\t.file") {
+                entry = None;
+            } else if let Some(name) = entry_of(line) {
+                entry = Some(name);
+            }
+            if entry.is_none_or(|entry| entry == self.entry) {
+                text += if place + 1 == self.ptx_line { &self.edited } else { line };
+                text.push('\n');
+            }
         }
+        text
+    }
+}
+
+/// The kernel that begins with this line.
+fn entry_of(line: &'static str) -> Option<&'static str> {
+    line.split_once(".entry ").map(|(_, name)| name.trim_end_matches('('))
+}
+
+/// Every mistake at every place of a module.
+pub fn mutants(module: &'static Module) -> Vec<Mutant> {
+    let lines: Vec<&'static str> = module.ptx.lines().collect();
+    let files = files(&lines);
+    let (mut entry, mut source, mut found) = ("", String::new(), Vec::new());
+    for (place, line) in lines.iter().copied().enumerate() {
+        entry = entry_of(line).unwrap_or(entry);
         if let Some(location) = line.trim().strip_prefix(".loc") {
             let mut words = location.split_whitespace();
             let file = words.next().and_then(|file| files.get(file)).map_or("", String::as_str);
@@ -189,12 +207,8 @@ fn of_module(module: &'static Module) -> Vec<Mutant> {
                 continue;
             }
             let Some(edited) = (slip.edit)(&lines[..place], line) else { continue };
-            let mut ptx = lines.clone();
-            ptx[place] = &edited;
-            let (ptx, instruction) = (ptx.join("\n"), line.trim().to_owned());
-            let (entry, source) = (entry.clone(), source.clone());
-            let ptx_line = place + 1;
-            found.push(Mutant { slip, module, entry, ptx_line, source, instruction, ptx });
+            let (source, instruction, ptx_line) = (source.clone(), line.trim(), place + 1);
+            found.push(Mutant { slip, module, entry, ptx_line, source, instruction, edited });
         }
     }
     found
@@ -283,15 +297,12 @@ impl<'a> Reach<'a> {
     pub fn fate(&self, mutant: Mutant) -> Result<Fate, String> {
         let Module { name, source, .. } = *mutant.module;
         // Kernels are named by what lives as long as the program.
-        let edited = Module { name, source, ptx: mutant.ptx.clone().leak() };
+        let edited = Module { name, source, ptx: mutant.ptx().leak() };
         let interpreter = Interpreter::new().budget(BUDGET).replacing(Box::leak(Box::new(edited)));
         let mut subject = interpreted(backend(interpreter)?);
-        let kernel = self
-            .cases
-            .iter()
-            .find(|((module, entry), _)| *module == name && *entry == mutant.entry);
+        let cases = self.cases.get(&(name, mutant.entry));
         let (mut tried, mut killer) = (0, None);
-        for case in kernel.into_iter().flat_map(|(_, cases)| cases) {
+        for case in cases.into_iter().flatten() {
             tried += 1;
             if let Status::Fail { failures } = judge(case, &mut subject, Precision::F32).status {
                 let why = failures.first().map(in_words).unwrap_or_default();

@@ -52,7 +52,8 @@ impl Interpreter {
         self
     }
 
-    /// Runs this module in place of the one of its name: for faults that a judge has to notice.
+    /// Runs this module's kernels in place of those of its name: for faults that a judge has to
+    /// notice. Kernels that it lacks run as they are.
     #[must_use]
     pub fn replacing(mut self, module: &'static Module) -> Self {
         self.replaced = Some(module);
@@ -137,7 +138,10 @@ impl Launcher for Interpreter {
     ) -> Result<()> {
         let launched = (kernel.module.name, kernel.entry);
         self.launched.lock().unwrap_or_else(PoisonError::into_inner).insert(launched);
-        let replaced = self.replaced.filter(|module| module.name == kernel.module.name);
+        let replaced = self.replaced.filter(|module| {
+            module.name == kernel.module.name
+                && module.ptx.contains(&format!(".entry {}(", kernel.entry))
+        });
         let kernel = Kernel { module: replaced.unwrap_or(kernel.module), ..kernel };
         self.machine
             .launch(kernel, shape, arguments)
