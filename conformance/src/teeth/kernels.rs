@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use plumbline::cuda::{Cuda, Interpreter, MODULES, Module};
+use plumbline::cuda::{Cuda, Interpreter, Module};
 
 use crate::case::{Case, Expected};
 use crate::judge::judge;
