@@ -164,14 +164,15 @@ impl Values<'_> {
 
     /// A list of texts.
     pub(super) fn texts(&self, key: &str) -> Result<Vec<&str>, String> {
-        let text = |value| match value {
-            &Value::Text(ref text) => Ok(text.as_str()),
-            _ => Err(format!("metadata {key} holds something else than texts")),
+        let Some(Value::List(list)) = self.0.get(key) else {
+            return Err(format!("metadata has no list {key}"));
         };
-        match self.0.get(key) {
-            Some(Value::List(list)) => list.iter().map(text).collect(),
-            _ => Err(format!("metadata has no list {key}")),
-        }
+        list.iter()
+            .map(|value| match value {
+                Value::Text(text) => Ok(text.as_str()),
+                _ => Err(format!("metadata {key} holds something else than texts")),
+            })
+            .collect()
     }
 
     /// Places of a list where this number stands.
@@ -188,7 +189,8 @@ mod tests {
 
     #[test]
     fn numbers_that_were_decimal_are_decimal_again() {
-        assert_eq!(shortest(9.999_999_747_378_752e-6), 1e-5);
+        assert_ne!(f64::from(1e-5_f32), 1e-5);
+        assert_eq!(shortest(1e-5), 1e-5);
         assert_eq!(shortest(500_000.0), 500_000.0);
     }
 
