@@ -1,6 +1,6 @@
 """Multiple choice with transformers, compared question by question with `plumbline eval choice`.
 
-    pip install torch transformers gguf
+    pip install torch transformers gguf accelerate
     plumbline eval choice --model MODEL --items ARC-Easy.json --task instruction --samples ours.jsonl
     python3 choice.py --model MODEL --items ARC-Easy.json ours.jsonl
 
