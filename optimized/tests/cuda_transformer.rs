@@ -14,27 +14,10 @@ use plumbline::ops::attention::{Attention, AttentionArgs, AttentionInputs};
 use plumbline::ops::cross_entropy::{CrossEntropy, CrossEntropyArgs};
 use plumbline::ops::rms_norm::{RmsNorm, RmsNormArgs, RmsNormGradients};
 use plumbline::ops::rope::{Rope, RopeArgs, RopeTable};
-use transformer::{Bounded, Case, UNIT, Values};
+use transformer::{BEYOND, Bounded, Case, UNIT, Values, fresh, taken};
 
 fn cuda() -> Cuda<Interpreter> {
     Cuda::new(Interpreter::with_orders(2)).unwrap()
-}
-
-/// What a workspace that is longer than the call holds at its end, before and after.
-const BEYOND: f32 = 12345.0;
-
-/// A buffer of `len` NaNs and one value that no operation may touch.
-fn fresh<S: Storage>(backend: &S, len: usize) -> S::Floats {
-    let mut values = vec![f32::NAN; len];
-    values.push(BEYOND);
-    backend.upload(&values).unwrap()
-}
-
-/// The values of a [`fresh`] buffer, once its end is found untouched.
-fn taken<S: Storage>(backend: &S, buffer: &S::Floats, len: usize) -> Vec<f32> {
-    let mut values = backend.download(buffer, len + 1).unwrap();
-    assert_eq!(values.pop(), Some(BEYOND), "written beyond {len} values");
-    values
 }
 
 #[test]

@@ -3,28 +3,12 @@
 #[path = "../transformer/mod.rs"]
 mod transformer;
 
-use plumbline::backend::Storage;
 use plumbline::cuda::{Compute, Cuda, Interpreter};
 use plumbline::ops::attention::AttentionArgs;
-use transformer::{Values, judge_rounded_attention, run_attention};
+use transformer::{Values, fresh, judge_rounded_attention, run_attention, taken};
 
 fn cuda(compute: Compute) -> Cuda<Interpreter> {
     Cuda::with_compute(Interpreter::with_orders(2), compute).unwrap()
-}
-
-/// What a workspace that is longer than the call holds at its end, before and after.
-const BEYOND: f32 = 12345.0;
-
-fn fresh<S: Storage>(backend: &S, len: usize) -> S::Floats {
-    let mut values = vec![f32::NAN; len];
-    values.push(BEYOND);
-    backend.upload(&values).unwrap()
-}
-
-fn taken<S: Storage>(backend: &S, buffer: &S::Floats, len: usize) -> Vec<f32> {
-    let mut values = backend.download(buffer, len + 1).unwrap();
-    assert_eq!(values.pop(), Some(BEYOND), "written beyond {len} values");
-    values
 }
 
 fn sizes(

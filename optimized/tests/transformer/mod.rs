@@ -1,9 +1,27 @@
-//! Exact values with bounds, for `cuda_transformer.rs` and `packing.rs`.
+//! Exact values with bounds, for `cuda_transformer.rs`, `packing.rs` and `cuda_bf16`.
 #![allow(dead_code)] // each test takes some of them
 
+use plumbline::backend::Storage;
 use plumbline::ops::attention::{
     Attention, AttentionArgs, AttentionGradients, AttentionInputs, AttentionSaved,
 };
+
+/// What a workspace that is longer than the call holds at its end, before and after.
+pub const BEYOND: f32 = 12345.0;
+
+/// A buffer of `len` NaNs and one value that no operation may touch.
+pub fn fresh<S: Storage>(backend: &S, len: usize) -> S::Floats {
+    let mut values = vec![f32::NAN; len];
+    values.push(BEYOND);
+    backend.upload(&values).unwrap()
+}
+
+/// The values of a [`fresh`] buffer, once its end is found untouched.
+pub fn taken<S: Storage>(backend: &S, buffer: &S::Floats, len: usize) -> Vec<f32> {
+    let mut values = backend.download(buffer, len + 1).unwrap();
+    assert_eq!(values.pop(), Some(BEYOND), "written beyond {len} values");
+    values
+}
 
 /// The most that one rounding to f32 adds, relatively.
 pub const UNIT: f64 = 1.0 / (1u32 << 24) as f64;
