@@ -9,6 +9,7 @@ pub mod arithmetic;
 mod catalogue;
 pub mod kernels;
 
+use rayon::prelude::*;
 use serde_json::{Value, json};
 use std::fmt;
 
@@ -150,10 +151,10 @@ impl fmt::Display for Fate {
     }
 }
 
-/// Runs every mutant of the catalogue.
+/// Runs every mutant of the catalogue, on all processors.
 pub fn campaign(cases: &[Case]) -> Vec<Fate> {
-    let mutants = MUTANTS.iter().flat_map(|family| family.iter());
-    mutants.map(|mutant| fate(mutant, cases)).collect()
+    let mutants: Vec<_> = MUTANTS.iter().flat_map(|family| family.iter()).collect();
+    mutants.into_par_iter().map(|mutant| fate(mutant, cases)).collect()
 }
 
 /// What a campaign comes to.

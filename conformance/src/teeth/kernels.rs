@@ -285,11 +285,6 @@ impl<'a> Reach<'a> {
         Ok(Self { cases: reach })
     }
 
-    /// Module and entry of the kernels that some case runs.
-    pub fn kernels(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
-        self.cases.keys().copied()
-    }
-
     /// Tries a mistake on the cases of its kernel until one rejects it.
     ///
     /// # Errors

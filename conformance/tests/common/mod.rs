@@ -13,3 +13,9 @@ pub fn golden() -> Vec<Case> {
     assert!(errors.is_empty(), "{}", errors.join("\n"));
     collected.cases
 }
+
+/// All but the trainings of whole models, which take long and have tests of their own.
+#[allow(dead_code, reason = "not every test that reads golden cases")]
+pub fn golden_operations() -> Vec<Case> {
+    golden().into_iter().filter(|case| case.request.op.name != "llama.train").collect()
+}
