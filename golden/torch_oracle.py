@@ -274,17 +274,32 @@ def method_cases():
 
 
 def attention_cases():
-    inputs = {
-        "q": tensor((2, 7, 6, 4), 211, 2.0**-6, 120),
-        "k": tensor((2, 7, 2, 4), 212, 2.0**-6, 120),
-        "v": tensor((2, 7, 2, 4), 213, 2.0**-6, 120),
-        "d_output": tensor((2, 7, 6, 4), 214, 2.0**-6, 120),
-    }
-    params, note = {"heads": 6, "kv_heads": 2}, "six query heads share two, batch 2"
+    def inputs(batch, tokens, heads, kv_heads, width, seed):
+        query, key = (batch, tokens, heads, width), (batch, tokens, kv_heads, width)
+        shapes = {"q": query, "k": key, "v": key, "d_output": query}
+        return {
+            name: tensor(shape, seed + number, 2.0**-6, 120)
+            for number, (name, shape) in enumerate(shapes.items())
+        }
+
+    def case(op, heads, kv_heads, inputs, note):
+        own = {name: inputs[name] for name in inputs if name != "d_output" or "backward" in op}
+        return judged_case(op, {"heads": heads, "kv_heads": kv_heads}, own, note)
+
+    shared = inputs(2, 7, 6, 2, 4, 211)
+    # As wide as the heads of models, and more queries of a key head than a tile has rows.
+    wide, width = inputs(1, 19, 2, 1, 64, 231), "heads of 64, 38 queries for a key head"
+    shared_note = "six query heads share two, batch 2"
     return {
-        "transformer/attention.backward.2x7x6.safetensors": judged_case(
-            "attention.backward", params, inputs, note
-        )
+        "transformer/attention.backward.2x7x6.safetensors": case(
+            "attention.backward", 6, 2, shared, shared_note
+        ),
+        "transformer/attention.forward.wide.safetensors": case(
+            "attention.forward", 2, 1, wide, width
+        ),
+        "transformer/attention.backward.wide.safetensors": case(
+            "attention.backward", 2, 1, wide, width
+        ),
     }
 
 

@@ -51,6 +51,8 @@ ignored() {
 step conformance_golden "$here/conform" check "$here/golden" --subject cuda --report "$out/report"
 step fresh_cases "$here/conform" generate --out "$out/cases" --count 100 --seed 31
 step conformance_fresh "$here/conform" check "$out/cases" --subject cuda
+step conformance_golden_bf16 "$here/conform" check "$here/golden" --subject cuda-bf16
+step conformance_fresh_bf16 "$here/conform" check "$out/cases" --subject cuda-bf16
 rm -rf "$out/cases"
 step properties "$here/conform" properties --subject cuda --count 40
 if command -v compute-sanitizer > /dev/null; then

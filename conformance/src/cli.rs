@@ -27,7 +27,6 @@ use crate::ops::{self, Class, OPERATIONS, Operation};
 use crate::precision::Precision;
 use crate::report::{self, Run};
 use crate::subject::{self, BUILT_IN, ON_HARDWARE, Subject, SubjectError, Support, absent};
-use crate::subjects::reference::Reference;
 use crate::teeth::{self, Score};
 
 use families::FamilyArgs;
@@ -65,7 +64,9 @@ enum Command {
 
 #[derive(Args)]
 struct SubjectArgs {
-    /// reference, cpu, cuda-host, cuda, mutant:NAME (see teeth), or exec:COMMAND LINE for anything outside.
+    /// reference, cpu, cuda-host, cuda, mutant:NAME (see teeth), or exec:COMMAND LINE for anything
+    /// outside. With products of factors in bf16: reference-bf16, cuda-host-bf16, cuda-bf16,
+    /// exec-bf16:COMMAND LINE.
     #[arg(long)]
     subject: String,
     /// Precision of the arithmetic; without it, the subject's first (see list).
@@ -285,8 +286,9 @@ fn check(args: &Check) -> Result<ExitCode, Error> {
         let report = judge(case, subject.as_mut(), precision);
         counts.add(&report);
         // How rough the precision itself is, on the same case.
-        let other = subject.name() != Reference.name() && !report.tensors.is_empty();
-        let beside = other.then(|| judge(case, &mut Reference, precision));
+        let mut reference = subject::reference_of(subject.products());
+        let other = subject.name() != reference.name() && !report.tensors.is_empty();
+        let beside = other.then(|| judge(case, reference.as_mut(), precision));
         statistics.add(&report, beside.as_ref().unwrap_or(&report));
         if !args.json && !matches!(report.status, Status::Pass) {
             say(&report);

@@ -8,13 +8,14 @@ pub mod statistics;
 pub mod tracked;
 
 use safetensors::Dtype;
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
 use crate::case::{Case, Expected, Request};
 use crate::ops::{ChoicesOf, Class, TensorSpec, TensorSpecs};
-use crate::precision::{Precision, Unit};
+use crate::precision::{Precision, Products, Unit};
 use crate::subject::{Subject, SubjectError, Support};
 use crate::tensor::{Data, Kind, Tensor, Tensors};
 use bound::{Allowance, Bounds, Evidence};
@@ -83,8 +84,9 @@ fn run_and_judge(
         }
         (Expected::Outputs(outputs), Ok(actual)) => {
             let own_type = !subject.answers_in_any_type();
-            judge_outputs(&request, outputs, &actual, own_type.then_some(precision), precision)
-                .map_err(Stop::Fail)
+            let required = own_type.then_some(precision);
+            let answered = Answered { required, precision, products: subject.products() };
+            judge_answer(&request, outputs, &actual, answered).map_err(Stop::Fail)
         }
     }
 }
@@ -119,6 +121,24 @@ pub fn judge_outputs(
     required: Option<Precision>,
     precision: Precision,
 ) -> Result<Vec<Verdict>, String> {
+    let answered = Answered { required, precision, products: Products::AsStored };
+    judge_answer(request, golden, actual, answered)
+}
+
+/// In what arithmetic a subject answered.
+#[derive(Clone, Copy)]
+struct Answered {
+    required: Option<Precision>,
+    precision: Precision,
+    products: Products,
+}
+
+fn judge_answer(
+    request: &Request,
+    golden: &Tensors,
+    actual: &Tensors,
+    answered: Answered,
+) -> Result<Vec<Verdict>, String> {
     let request = request.to_precision(Precision::F64);
     let specs = request.op.tensors(&request.params)?;
     let expected = complete(&request, golden, &specs)?;
@@ -129,11 +149,11 @@ pub fn judge_outputs(
         request,
         expected,
         actual,
-        required,
-        precision,
+        answered,
         own_grid: false,
         codes: None,
         derived: RefCell::default(),
+        of_factors: OnceCell::new(),
     };
     let mut verdicts = Vec::new();
     // The grid that the subject chose, then the codes on it: everything downstream is judged with
@@ -179,13 +199,14 @@ struct Judgement<'a> {
     request: Request,
     expected: Tensors,
     actual: &'a Tensors,
-    required: Option<Precision>,
-    precision: Precision,
+    answered: Answered,
     /// Whether the accepted grid differs from the expected one.
     own_grid: bool,
     codes: Option<Vec<i16>>,
     /// Allowances of the last derivation that no output has used yet.
     derived: RefCell<Option<(Unit, Bounds)>>,
+    /// What roundings of factors are allowed to add.
+    of_factors: OnceCell<Result<BTreeMap<String, Vec<f64>>, String>>,
 }
 
 impl Judgement<'_> {
@@ -200,7 +221,7 @@ impl Judgement<'_> {
             let what = format!("has shape {is:?}, expected {should:?}");
             return Err(Box::new(Verdict::rejected(&spec.name, what)));
         }
-        let own_type = match (self.required, spec.kind) {
+        let own_type = match (self.answered.required, spec.kind) {
             (Some(Precision::F64), Kind::Float) => actual.dtype() == Dtype::F64,
             (Some(Precision::F32), Kind::Float) => actual.dtype() == Dtype::F32,
             _ => spec.kind.accepts(actual.dtype()),
@@ -208,7 +229,7 @@ impl Judgement<'_> {
         if own_type {
             return Ok((expected, actual));
         }
-        let should = match (self.required, spec.kind) {
+        let should = match (self.answered.required, spec.kind) {
             (Some(precision), Kind::Float) => precision.to_string(),
             _ => spec.kind.expected().to_owned(),
         };
@@ -219,7 +240,7 @@ impl Judgement<'_> {
     /// The precision whose rounding errors the floats of an answer carry.
     fn coarsest(&self) -> Precision {
         let floats = self.actual.values().filter_map(computed_in);
-        floats.min().unwrap_or(self.precision)
+        floats.min().unwrap_or(self.answered.precision)
     }
 
     /// From here on the grid is an input: the subject's where all of it was accepted, or else the
@@ -321,11 +342,29 @@ impl Judgement<'_> {
         if matches!(spec.class, Class::Exact) {
             return Ok(compare::chosen(&spec.name, &Allowance::default(), expected, actual));
         }
-        let unit = Unit::of(computed_in(actual).unwrap_or(self.precision));
-        let allowance = self.allowance(spec, unit)?;
+        let unit = Unit::of(computed_in(actual).unwrap_or(self.answered.precision));
+        let mut allowance = self.allowance(spec, unit)?;
+        if self.answered.products == Products::Bf16 {
+            let of_factors =
+                self.of_factors.get_or_init(|| noisy::of_factors(&self.request, &self.expected));
+            let of_factors = of_factors.as_ref().map_err(String::clone)?;
+            let extra = of_factors.get(&*spec.name).ok_or("an output without floats")?;
+            for ((bound, extra), value) in
+                allowance.bound.iter_mut().zip(extra).zip(expected.values())
+            {
+                *bound += extra;
+                if spec.factor {
+                    *bound += BF16_ROUNDOFF * (value.abs() + *bound) + BF16_TINY;
+                }
+            }
+        }
         Ok(compare::floats(&spec.name, &allowance, expected, actual))
     }
 }
+
+/// Half the distance of neighbours of bf16, relative and below its normal range.
+const BF16_ROUNDOFF: f64 = 1.0 / 256.0;
+const BF16_TINY: f64 = 4.6e-41;
 
 /// Results in a narrow type come from f32 arithmetic and one more rounding.
 fn computed_in(tensor: &Tensor) -> Option<Precision> {

@@ -164,6 +164,8 @@ pub struct TensorSpec {
     pub shape: Shape,
     /// Whether an input may be left out; whether an output is answered only under some parameters.
     pub optional: bool,
+    /// Whether an output is a factor of the operation's product, which a subject may have rounded.
+    pub factor: bool,
     /// How an output is judged.
     pub class: Class,
 }

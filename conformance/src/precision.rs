@@ -20,6 +20,16 @@ impl std::fmt::Display for Precision {
     }
 }
 
+/// What a subject does to the factors of a product of matrices, and to those of attention.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Products {
+    /// Nothing.
+    #[default]
+    AsStored,
+    /// It may round each of them to bf16, as tensor cores take them; the sums are f32's.
+    Bf16,
+}
+
 /// A scalar type of the reference that tensors can be stored in.
 pub trait Scalar: Real {
     /// The stored type.

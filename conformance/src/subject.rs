@@ -3,9 +3,11 @@
 use crate::case::Request;
 use crate::error::Error;
 use crate::ops::Operation;
-use crate::precision::Precision;
+use crate::precision::{Precision, Products};
+use crate::subjects::cpu::cpu;
 use crate::subjects::cuda::{cuda, cuda_host};
-use crate::subjects::{cpu::cpu, exec::Exec, reference::Reference};
+use crate::subjects::exec::Exec;
+use crate::subjects::reference::{Reference, RoundingReference};
 use crate::teeth::Faulty;
 use crate::tensor::Tensors;
 use std::time::Duration;
@@ -20,6 +22,11 @@ pub trait Subject {
 
     /// Whether it does an operation.
     fn supports(&self, op: &Operation, precision: Precision) -> Support;
+
+    /// What it does to the factors of products; it is judged by the roundings that this costs.
+    fn products(&self) -> Products {
+        Products::AsStored
+    }
 
     /// Whether it may answer floats in another type than it was asked for; it is judged by the
     /// rounding errors of the type it returns.
@@ -60,8 +67,11 @@ pub enum SubjectError {
 /// Names of the subjects that run wherever this program does.
 pub const BUILT_IN: &[&str] = &["reference", "cpu", "cuda-host"];
 
+/// Those of them whose products are of bf16 factors.
+pub const ROUNDING: &[&str] = &["reference-bf16", "cuda-host-bf16"];
+
 /// Names of the subjects that need hardware.
-pub const ON_HARDWARE: &[&str] = &["cuda"];
+pub const ON_HARDWARE: &[&str] = &["cuda", "cuda-bf16"];
 
 /// The subjects of [`ON_HARDWARE`] that this machine cannot run, and what is missing.
 pub fn absent() -> Vec<(&'static str, String)> {
@@ -77,8 +87,10 @@ pub fn absent() -> Vec<(&'static str, String)> {
 /// # Errors
 /// `Usage` for a name that selects nothing, `Absent` for one whose hardware is not there.
 pub fn select(name: &str, timeout: Duration) -> Result<Box<dyn Subject>, Error> {
-    if let Some(command) = name.strip_prefix("exec:") {
-        return Ok(Box::new(Exec::new(command, timeout)?));
+    for (prefix, products) in [("exec:", Products::AsStored), ("exec-bf16:", Products::Bf16)] {
+        if let Some(command) = name.strip_prefix(prefix) {
+            return Ok(Box::new(Exec::new(command, products, timeout)?));
+        }
     }
     if let Some(name) = name.strip_prefix("mutant:") {
         let mutant = Faulty::find(name);
@@ -88,17 +100,38 @@ pub fn select(name: &str, timeout: Duration) -> Result<Box<dyn Subject>, Error> 
     match name {
         "reference" => Ok(Box::new(Reference)),
         "cpu" => Ok(Box::new(cpu())),
-        "cuda-host" => Ok(Box::new(cuda_host().map_err(|e| Error::Usage(e.to_string()))?)),
-        "cuda" => match cuda() {
-            Ok(subject) => Ok(Box::new(subject)),
-            Err(why) => Err(Error::Absent { subject: "cuda", why: why.to_string() }),
-        },
+        "reference-bf16" => Ok(Box::new(RoundingReference)),
+        "cuda-host" => on_host(Products::AsStored),
+        "cuda-host-bf16" => on_host(Products::Bf16),
+        "cuda" => on_gpu("cuda", Products::AsStored),
+        "cuda-bf16" => on_gpu("cuda-bf16", Products::Bf16),
         _ => {
-            let known = [BUILT_IN, ON_HARDWARE].concat().join(", ");
+            let known = [BUILT_IN, ROUNDING, ON_HARDWARE].concat().join(", ");
             Err(Error::Usage(format!(
-                "subject is {name:?}, expected {known}, mutant:NAME or exec:COMMAND LINE"
+                "subject is {name:?}, expected {known}, mutant:NAME, exec:COMMAND LINE or \
+                 exec-bf16:COMMAND LINE"
             )))
         }
+    }
+}
+
+/// The reference in the arithmetic of a subject.
+pub fn reference_of(products: Products) -> Box<dyn Subject> {
+    match products {
+        Products::AsStored => Box::new(Reference),
+        Products::Bf16 => Box::new(RoundingReference),
+    }
+}
+
+fn on_host(products: Products) -> Result<Box<dyn Subject>, Error> {
+    let subject = cuda_host(products).map_err(|e| Error::Usage(e.to_string()))?;
+    Ok(Box::new(subject))
+}
+
+fn on_gpu(name: &'static str, products: Products) -> Result<Box<dyn Subject>, Error> {
+    match cuda(products) {
+        Ok(subject) => Ok(Box::new(subject)),
+        Err(why) => Err(Error::Absent { subject: name, why: why.to_string() }),
     }
 }
 

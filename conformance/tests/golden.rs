@@ -10,7 +10,7 @@ use common::{golden, golden_operations};
 use plumbline_conformance::judge::judge;
 use plumbline_conformance::judge::report::{Counts, Status};
 use plumbline_conformance::ops::OPERATIONS;
-use plumbline_conformance::subject::{BUILT_IN, select};
+use plumbline_conformance::subject::{BUILT_IN, ROUNDING, select};
 
 /// What a subject makes of every case, in every precision that it has; none may be rejected.
 fn conforms(name: &str) -> Counts {
@@ -42,8 +42,15 @@ fn the_cpu_conforms() {
 }
 
 #[test]
+fn the_reference_with_rounded_factors_conforms() {
+    assert_eq!(conforms("reference-bf16").skip, 0);
+}
+
+/// The kernels: tests/kernel_teeth.rs.
+#[test]
 fn no_subject_is_left_out() {
-    assert_eq!(BUILT_IN, ["reference", "cpu", "cuda-host"], "the last one: tests/kernel_teeth.rs");
+    assert_eq!(BUILT_IN, ["reference", "cpu", "cuda-host"]);
+    assert_eq!(ROUNDING, ["reference-bf16", "cuda-host-bf16"]);
 }
 
 #[test]

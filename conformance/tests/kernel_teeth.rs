@@ -7,10 +7,11 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use common::{golden, golden_operations};
-use plumbline::cuda::{Cuda, Interpreter, MODULES};
+use plumbline::cuda::{Compute, Cuda, Interpreter, MODULES};
+use plumbline_conformance::case::Case;
 use plumbline_conformance::judge::judge;
 use plumbline_conformance::judge::report::Status;
-use plumbline_conformance::precision::Precision;
+use plumbline_conformance::precision::{Precision, Products};
 use plumbline_conformance::subject::Subject;
 use plumbline_conformance::subjects::cuda::interpreted;
 use plumbline_conformance::teeth::kernels::{Reach, mutants};
@@ -23,8 +24,7 @@ fn entries(ptx: &str) -> impl Iterator<Item = &str> {
 
 /// Kernels that no golden case runs, by parts of module and name, and the tests that judge them.
 const ELSEWHERE: &[(&str, &str)] = &[
-    ("bf16", "optimized/tests/cuda_bf16"),
-    ("weight_gradient", "optimized/tests/cuda_bf16"),
+    ("nf4 nf4_dequantize", "optimized/tests/cuda_methods: no operation of the protocol multiplies"),
     (
         "fake_quantize dequantize",
         "optimized/tests/cuda_quantizer: what merged layers multiply with",
@@ -42,20 +42,30 @@ fn elsewhere(module: &str, entry: &str) -> bool {
     ELSEWHERE.iter().any(|(part, _)| name.contains(part))
 }
 
-#[test]
-fn the_kernels_conform_and_each_is_run_by_a_golden_case() {
-    let backend = Arc::new(Cuda::new(Interpreter::new()).unwrap());
-    let mut subject = interpreted(Arc::clone(&backend));
-    let reports = golden_operations().into_iter().map(|case| judge(&case, &mut subject, Precision::F32));
-    let rejected: Vec<_> = reports
-        .filter(|report| matches!(report.status, Status::Fail { .. }))
-        .map(|report| report.to_string())
-        .collect();
+/// Judges every golden case on the kernels, and adds those that ran.
+fn conform(products: Products, run: &mut BTreeSet<(&'static str, &'static str)>) {
+    let compute = match products {
+        Products::AsStored => Compute::F32,
+        Products::Bf16 => Compute::Bf16,
+    };
+    let backend = Arc::new(Cuda::with_compute(Interpreter::new(), compute).unwrap());
+    let mut subject = interpreted(Arc::clone(&backend), products);
+    let mut judged = |case: &Case| judge(case, &mut subject, Precision::F32);
+    let reports: Vec<_> = golden_operations().iter().map(&mut judged).collect();
+    let rejected = reports.iter().filter(|report| matches!(report.status, Status::Fail { .. }));
+    let rejected: Vec<_> = rejected.map(ToString::to_string).collect();
     assert!(rejected.is_empty(), "{} rejected\n{}", rejected.len(), rejected.join("\n"));
     // Trainings are judged in whole_model_gate.rs; one of them runs what only the optimizer does.
     let training = golden().into_iter().find(|case| case.request.op.name == "llama.train").unwrap();
     subject.run(&training.request.to_precision(Precision::F32), Precision::F32).unwrap();
-    let run = backend.launcher().launched();
+    run.extend(backend.launcher().launched());
+}
+
+#[test]
+fn the_kernels_conform_and_each_is_run_by_a_golden_case() {
+    let mut run = BTreeSet::new();
+    conform(Products::AsStored, &mut run);
+    conform(Products::Bf16, &mut run);
     let all =
         MODULES.iter().flat_map(|module| entries(module.ptx).map(|entry| (module.name, entry)));
     let idle: Vec<_> = all

@@ -37,7 +37,7 @@ fn check_heads<T: Real>(
 }
 
 /// One head of one token: `x[b,t,h,:]`.
-fn vector<'a, T>(x: &'a ArrayView4<T>, (b, t, h): (usize, usize, usize)) -> ArrayView1<'a, T> {
+fn vector<T>(x: &Array4<T>, (b, t, h): (usize, usize, usize)) -> ArrayView1<'_, T> {
     let sequence = x.view().index_axis_move(Axis(0), b);
     sequence.index_axis_move(Axis(0), t).index_axis_move(Axis(0), h)
 }
@@ -50,8 +50,8 @@ fn vector_mut<T>(x: &mut Array4<T>, (b, t, h): (usize, usize, usize)) -> ArrayVi
 
 /// `probability[0..=t]` of one query; shifting by the largest score keeps every exponential finite.
 fn probabilities<T: Real>(
-    q: &ArrayView4<T>,
-    k: &ArrayView4<T>,
+    q: &Array4<T>,
+    k: &Array4<T>,
     (b, t, h, kv): (usize, usize, usize, usize),
     out: &mut Vec<T>,
 ) {
@@ -89,6 +89,7 @@ pub fn attention<T: Real>(
 ) -> Result<Array4<T>, Error> {
     const OPERATION: &str = "attention";
     let heads_per_kv = check_heads(OPERATION, &q, &k, &v)?;
+    let [q, k, v] = [q, k, v].map(|factor| factor.mapv(T::operand));
     let (batch, tokens, heads, _) = q.dim();
     let mut output = Array4::zeros(q.dim());
     let mut probability = Vec::with_capacity(tokens);
@@ -98,7 +99,7 @@ pub fn attention<T: Real>(
             for t in 0..tokens {
                 probabilities(&q, &k, (b, t, h, kv), &mut probability);
                 let mut output = vector_mut(&mut output, (b, t, h));
-                for (u, &p) in probability.iter().enumerate() {
+                for (u, p) in probability.iter().map(|p| p.operand()).enumerate() {
                     output.zip_mut_with(&vector(&v, (b, u, kv)), |sum, &v| *sum += p * v);
                 }
             }
@@ -132,6 +133,7 @@ pub fn attention_backward<T: Real>(
     const OPERATION: &str = "attention_backward";
     let heads_per_kv = check_heads(OPERATION, &q, &k, &v)?;
     check::input(OPERATION, "d_output", &d_output, q.shape())?;
+    let [q, k, v, d_output] = [q, k, v, d_output].map(|factor| factor.mapv(T::operand));
     let (batch, tokens, heads, head_dim) = q.dim();
     let root = T::of(1.0 / (head_dim as f64).sqrt());
     let mut d_q = Array4::zeros(q.dim());
@@ -154,8 +156,8 @@ pub fn attention_backward<T: Real>(
                     mean += p * d_p;
                 }
                 for u in 0..=t {
-                    let p = probability[u];
-                    let d_score = p * (d_probability[u] - mean) * root;
+                    let d_score = probability[u] * (d_probability[u] - mean) * root;
+                    let (p, d_score) = (probability[u].operand(), d_score.operand());
                     vector_mut(&mut d_v, (b, u, kv)).zip_mut_with(&d_row, |d_v, &d| *d_v += p * d);
                     d_q_row.zip_mut_with(&vector(&k, (b, u, kv)), |d_q, &k| *d_q += d_score * k);
                     vector_mut(&mut d_k, (b, u, kv))

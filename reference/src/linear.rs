@@ -29,6 +29,7 @@ pub fn linear<T: Real>(x: ArrayView2<T>, weight: ArrayView2<T>) -> Result<Array2
     let (out_features, in_features) = weight.dim();
     check::input(OPERATION, "x", &x, &[x.nrows(), in_features])?;
     check::input(OPERATION, "weight", &weight, &[out_features, in_features])?;
+    let (x, weight) = (x.mapv(T::operand), weight.mapv(T::operand));
     let y = Array2::from_shape_fn((x.nrows(), out_features), |(t, o)| {
         check::dot(x.row(t), weight.row(o))
     });
@@ -57,6 +58,7 @@ pub fn linear_backward<T: Real>(
     check::input(OPERATION, "x", &x, &[x.nrows(), in_features])?;
     check::input(OPERATION, "weight", &weight, &[out_features, in_features])?;
     check::input(OPERATION, "d_y", &d_y, &[x.nrows(), out_features])?;
+    let (x, weight, d_y) = (x.mapv(T::operand), weight.mapv(T::operand), d_y.mapv(T::operand));
     let mut d_x = Array2::zeros(x.dim());
     let mut d_weight = Array2::zeros(weight.dim());
     for ((t, o), &d_y) in d_y.indexed_iter() {

@@ -67,6 +67,8 @@ pub(crate) fn delta_weight_backward<T: Real>(
 ) -> Result<FactorGradients<T>, Error> {
     const OPERATION: &str = "delta_weight_backward";
     let lora_scaling: T = check::number("lora_scaling", lora_scaling)?;
+    let (lora_a, lora_b) = (lora_a.mapv(T::operand), lora_b.mapv(T::operand));
+    let d_delta_weight = d_delta_weight.mapv(T::operand);
     let mut d_lora_a = Array2::zeros(lora_a.dim());
     for ((o, r), &b) in lora_b.indexed_iter() {
         d_lora_a.row_mut(r).zip_mut_with(&d_delta_weight.row(o), |d_a, &d| *d_a += b * d);

@@ -66,6 +66,13 @@ pub trait Real:
         if other < self { other } else { self }
     }
 
+    /// The number as a factor in a product of matrices: itself, but for numbers that stand for
+    /// hardware that rounds such factors to a shorter type.
+    #[must_use]
+    fn operand(self) -> Self {
+        self
+    }
+
     /// Neither infinite nor NaN.
     fn is_finite(self) -> bool {
         self.value().is_finite()

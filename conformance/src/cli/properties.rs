@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use super::{SubjectArgs, say, select};
 use crate::error::Error;
 use crate::metamorphic::{self, Options, PROPERTIES, Property};
-use crate::precision::Precision;
+use crate::precision::{Precision, Products};
 
 #[derive(Args)]
 pub(super) struct Properties {
@@ -71,6 +71,12 @@ pub(super) fn properties(args: &Properties) -> Result<ExitCode, Error> {
         args.subject.clone().ok_or_else(|| Error::Usage("--subject is missing".into()))?;
     let (precision, timeout) = (args.precision, args.timeout);
     let (mut subject, precision) = select(&SubjectArgs { subject, precision, timeout })?;
+    if subject.products() != Products::AsStored {
+        let name = subject.name();
+        return Err(Error::Usage(format!(
+            "subject is {name}, and properties allow no rounded factors; expected one without -bf16"
+        )));
+    }
     let options = Options {
         seed: args.seed,
         count: args.count,

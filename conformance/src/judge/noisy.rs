@@ -13,13 +13,15 @@
 use ndarray::ArrayD;
 use plumbline_reference::Real;
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::ops::{Add, Div, Mul, Neg};
 
 use super::bound::{Allowance, Bounds, Evidence, TRANSCENDENTAL};
 use crate::case::Request;
 use crate::number::number;
 use crate::precision::{Precision, Unit};
-use crate::tensor::Tensors;
+use crate::teeth::arithmetic::{Slip, with_slip};
+use crate::tensor::{Data, Tensor, Tensors};
 
 /// Runs at random.
 pub const RUNS: u64 = 16;
@@ -34,6 +36,19 @@ pub const RULE: &str =
 
 thread_local! {
     static STATE: Cell<u64> = const { Cell::new(1) };
+}
+
+/// Begins run `run`. The state is any number but zero; neighbouring ones part after a few steps.
+fn begin(run: u64) {
+    STATE.set(0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(run + 1));
+    for _ in 0..8 {
+        bits();
+    }
+}
+
+/// A fair coin.
+pub(crate) fn coin() -> bool {
+    bits() & 1 == 0
 }
 
 /// Xorshift (G. Marsaglia, 2003): a fair coin is all that is asked of it.
@@ -65,7 +80,7 @@ impl<const NARROW: bool> Noisy<NARROW> {
         } else {
             (value, value.next_up())
         };
-        Self { value: if bits() & 1 == 0 { below } else { above } }
+        Self { value: if coin() { below } else { above } }
     }
 
     /// A value of a function that libraries promise to a few roundings.
@@ -192,11 +207,7 @@ pub fn bounds(
     }
     let mut spreads = Spreads::default();
     for run in 0..RUNS {
-        // Any number but zero; neighbouring seeds part after a few steps.
-        STATE.set(0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(run + 1));
-        for _ in 0..8 {
-            bits();
-        }
+        begin(run);
         if evidence.unit == Unit::of(Precision::F32) {
             spreads.add(evidence, narrow(evidence.request)?)?;
         } else {
@@ -234,9 +245,46 @@ impl Derived {
     }
 }
 
+/// What rounding the factors of products to bf16 may add to the difference of each float output:
+/// [`DEVIATIONS`] standard deviations of the reference run [`RUNS`] times with each factor at random
+/// one of its two neighbours. An element that no rounded factor reaches may not differ more; but in
+/// a whole model, as above, none is held to less than its tensor is.
+///
+/// # Errors
+/// Where the reference refuses the request.
+pub fn of_factors(
+    request: &Request,
+    expected: &Tensors,
+) -> Result<BTreeMap<String, Vec<f64>>, String> {
+    let mut squares = BTreeMap::<&String, Vec<f64>>::new();
+    for run in 0..RUNS {
+        begin(run);
+        let outputs = with_slip(Slip::Bf16FactorsAtRandom, || (request.op.run.faulty)(request))?;
+        for (name, tensor) in expected.iter().filter(|(_, tensor)| is_float(tensor)) {
+            let answered = outputs.get(name).ok_or_else(|| format!("out.{name} is not there"))?;
+            let pairs = answered.values().zip(tensor.values());
+            let off = pairs.map(|(value, expected)| (value - expected).powi(2));
+            let sums = squares.entry(name).or_insert_with(|| vec![0.0; tensor.len()]);
+            sums.iter_mut().zip(off).for_each(|(sum, off)| *sum += off);
+        }
+    }
+    let is_model = request.op.name.starts_with("llama.");
+    let allowances = squares.into_iter().map(|(name, squares)| {
+        let mean = squares.iter().sum::<f64>() / squares.len().max(1) as f64;
+        let least = if is_model { mean } else { 0.0 };
+        let deviations = squares.into_iter().map(|sum| (sum.max(least) / RUNS as f64).sqrt());
+        (name.clone(), deviations.map(|deviation| DEVIATIONS * deviation).collect())
+    });
+    Ok(allowances.collect())
+}
+
+fn is_float(tensor: &Tensor) -> bool {
+    !matches!(tensor.data(), Data::I8(_) | Data::U8(_) | Data::I32(_))
+}
+
 /// Sums of squared distances from the expected values.
 #[derive(Default)]
-struct Spreads(std::collections::BTreeMap<String, Vec<f64>>);
+struct Spreads(BTreeMap<String, Vec<f64>>);
 
 impl Spreads {
     fn add<const NARROW: bool>(

@@ -9,7 +9,7 @@ use super::floor;
 use super::quantizer::Grid;
 use super::row::{
     DEQUANTIZED, GROUP_SUM, GROUPS, LORA_A, LORA_B, LOW_RANK, PRODUCT, WEIGHT, X, Y, bounded,
-    codes, given, runs,
+    bounded_factor, codes, given, runs,
 };
 use crate::case::Request;
 use crate::judge::bound::{Allowance, Bounds, Evidence, named};
@@ -31,11 +31,7 @@ pub(super) static ROWS: &[Operation] = &[
             given("scale", GROUPS),
             given("offset", GROUPS),
         ],
-        outputs: &[
-            bounded("y", Y, PRODUCT),
-            codes(),
-            bounded("fake_quantized", WEIGHT, DEQUANTIZED),
-        ],
+        outputs: &[bounded("y", Y, PRODUCT), codes(), bounded_factor(DEQUANTIZED)],
         weights: None,
         sizes,
         run: runs!(forward),

@@ -56,6 +56,7 @@ pub(super) fn weights(params: &Params) -> Result<TensorSpecs, String> {
         kind: Kind::Float,
         shape: Shape::Exact(shape.to_vec()),
         optional: false,
+        factor: false,
         class,
     };
     let mut specs = TensorSpecs::default();

@@ -73,6 +73,7 @@ fn tensors(params: &Params) -> Result<TensorSpecs, String> {
         kind: Kind::Float,
         shape,
         optional,
+        factor: false,
         class,
     };
     let mut specs = TensorSpecs::default();

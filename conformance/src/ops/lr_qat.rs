@@ -11,7 +11,8 @@ use std::borrow::Cow;
 
 use super::floor;
 use super::row::{
-    GROUPS, LORA_A, LORA_B, LOW_RANK, PRODUCT, WEIGHT, Words, X, Y, bounded, given, runs, tensor,
+    GROUPS, LORA_A, LORA_B, LOW_RANK, PRODUCT, WEIGHT, Words, X, Y, bounded, bounded_factor, given,
+    runs, tensor,
 };
 use super::{Class, Operation, Shape, TensorSpec, TensorSpecs};
 use crate::case::Request;
@@ -57,7 +58,7 @@ pub(super) static ROWS: &[Operation] = &[
             given("lora_b", LORA_B),
             given("scale", GROUPS),
         ],
-        outputs: &[bounded("y", Y, PRODUCT), codes(), bounded("fake_quantized", WEIGHT, SCALED)],
+        outputs: &[bounded("y", Y, PRODUCT), codes(), bounded_factor(SCALED)],
         weights: None,
         sizes,
         run: runs!(forward),
@@ -121,6 +122,7 @@ const fn optional(name: &'static str, words: Words) -> TensorSpec {
         kind: Kind::Float,
         shape: Shape::Words(words),
         optional: true,
+        factor: false,
         class: Class::Given,
     }
 }
@@ -141,6 +143,7 @@ fn stored_tensor(params: &Params) -> Result<TensorSpecs, String> {
         kind,
         shape: Shape::Words(words),
         optional: false,
+        factor: false,
         class: Class::Chosen,
     };
     Ok(TensorSpecs { inputs: Vec::new(), outputs: vec![stored] })

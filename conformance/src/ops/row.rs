@@ -56,7 +56,7 @@ pub(super) const fn tensor(
     shape: Shape,
     class: Class,
 ) -> TensorSpec {
-    TensorSpec { name: Cow::Borrowed(name), kind, shape, optional: false, class }
+    TensorSpec { name: Cow::Borrowed(name), kind, shape, optional: false, factor: false, class }
 }
 
 pub(super) const fn given(name: &'static str, words: Words) -> TensorSpec {
@@ -101,6 +101,13 @@ pub(super) const fn chosen(
 
 pub(super) const fn bounded(name: &'static str, words: Words, why: &'static str) -> TensorSpec {
     tensor(name, Kind::Float, Shape::Words(words), Class::Bounded(why))
+}
+
+/// The weight that an operation multiplies with.
+pub(super) const fn bounded_factor(why: &'static str) -> TensorSpec {
+    let mut spec = bounded("fake_quantized", WEIGHT, why);
+    spec.factor = true;
+    spec
 }
 
 pub(super) const fn like(name: &'static str, other: &'static str) -> TensorSpec {

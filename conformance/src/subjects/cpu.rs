@@ -1,11 +1,14 @@
 //! The optimized crate on this machine's processor.
 
+use std::sync::Arc;
+
 use plumbline::cpu::Cpu;
 
 use super::optimized::Optimized;
+use crate::precision::Products;
 use crate::subject::Subject;
 
 /// The subject `cpu`.
 pub fn cpu() -> impl Subject {
-    Optimized::new(Cpu)
+    Optimized::on(Arc::new(Cpu), Products::AsStored)
 }

@@ -1,5 +1,6 @@
 //! `exec:COMMAND LINE`: an implementation in another process, over its standard streams.
 //!
+//! `exec-bf16:COMMAND LINE` is the same for one that rounds the factors of its products.
 //! The command is started once and asked one line at a time, `eval <in>\t<out>`; it answers `ok`,
 //! `skip <why>` or `error <what>`. The input file has the float type of the precision asked for.
 //! A process that dies, exceeds the time limit or answers anything else is killed with everything
@@ -15,7 +16,7 @@ use std::time::{Duration, Instant};
 use crate::case::{Request, container, request_container};
 use crate::error::Error;
 use crate::ops::Operation;
-use crate::precision::Precision;
+use crate::precision::{Precision, Products};
 use crate::subject::{Subject, SubjectError, Support};
 use crate::tensor::Tensors;
 
@@ -34,6 +35,7 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// A command that answers requests.
 pub struct Exec {
     name: String,
+    products: Products,
     command: String,
     timeout: Duration,
     folder: tempfile::TempDir,
@@ -60,7 +62,7 @@ impl Exec {
     ///
     /// # Errors
     /// `Usage` for an empty command, `Io` without a temporary folder.
-    pub fn new(command: &str, timeout: Duration) -> Result<Self, Error> {
+    pub fn new(command: &str, products: Products, timeout: Duration) -> Result<Self, Error> {
         if command.trim().is_empty() {
             return Err(Error::Usage("subject is \"exec:\", expected a command line".to_owned()));
         }
@@ -73,7 +75,11 @@ impl Exec {
             return Err(Error::Usage(format!("temporary folder {path:?} holds a tab or line end")));
         }
         Ok(Self {
-            name: format!("exec:{command}"),
+            name: match products {
+                Products::AsStored => format!("exec:{command}"),
+                Products::Bf16 => format!("exec-bf16:{command}"),
+            },
+            products,
             command: command.to_owned(),
             timeout,
             folder,
@@ -140,6 +146,10 @@ fn read_answer(output: &Path) -> Result<Tensors, String> {
 impl Subject for Exec {
     fn name(&self) -> &str {
         &self.name
+    }
+
+    fn products(&self) -> Products {
+        self.products
     }
 
     fn precisions(&self) -> &[Precision] {

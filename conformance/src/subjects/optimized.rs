@@ -24,23 +24,25 @@ use plumbline_reference::spec::QuantSpec;
 use crate::case::Request;
 use crate::ops::Operation;
 use crate::params::{self, Quantizer};
-use crate::precision::Precision;
+use crate::precision::{Precision, Products};
 use crate::subject::{Subject, SubjectError, Support};
 use crate::tensor::{Data, Tensor, Tensors};
 
 /// A backend of the optimized crate.
 pub(super) struct Optimized<B> {
+    name: String,
     backend: Arc<B>,
+    products: Products,
 }
 
 impl<B: Backend> Optimized<B> {
-    pub(super) fn new(backend: B) -> Self {
-        Self::on(Arc::new(backend))
-    }
-
-    /// On a backend that the caller goes on looking at.
-    pub(super) fn on(backend: Arc<B>) -> Self {
-        Self { backend }
+    /// On a backend whose factors of products are kept or rounded as said.
+    pub(super) fn on(backend: Arc<B>, products: Products) -> Self {
+        let suffix = match products {
+            Products::AsStored => "",
+            Products::Bf16 => "-bf16",
+        };
+        Self { name: format!("{}{suffix}", B::NAME), backend, products }
     }
 
     fn implementation(op: &str) -> Option<Implementation<B>> {
@@ -95,7 +97,11 @@ type Implementation<B> = fn(&Call<'_, B>) -> Result<Tensors, Refused>;
 
 impl<B: Backend> Subject for Optimized<B> {
     fn name(&self) -> &str {
-        B::NAME
+        &self.name
+    }
+
+    fn products(&self) -> Products {
+        self.products
     }
 
     fn precisions(&self) -> &[Precision] {

@@ -2,8 +2,9 @@
 
 use crate::case::Request;
 use crate::ops::Operation;
-use crate::precision::Precision;
+use crate::precision::{Precision, Products};
 use crate::subject::{Subject, SubjectError, Support};
+use crate::teeth::arithmetic::{Slip, with_slip};
 use crate::tensor::Tensors;
 
 /// The reference: every operation, generic over the scalar.
@@ -29,5 +30,33 @@ impl Subject for Reference {
             Precision::F64 => request.op.run.f64,
         };
         run(request).map_err(SubjectError::Refused)
+    }
+}
+
+/// The reference in binary32, the factors of its products rounded to bf16: what an implementation
+/// on tensor cores is compared with.
+#[derive(Debug, Clone, Copy)]
+pub struct RoundingReference;
+
+impl Subject for RoundingReference {
+    fn name(&self) -> &str {
+        "reference-bf16"
+    }
+
+    fn products(&self) -> Products {
+        Products::Bf16
+    }
+
+    fn precisions(&self) -> &[Precision] {
+        &[Precision::F32]
+    }
+
+    fn supports(&self, _: &Operation, _: Precision) -> Support {
+        Support::Yes
+    }
+
+    fn run(&mut self, request: &Request, _: Precision) -> Result<Tensors, SubjectError> {
+        with_slip(Slip::Bf16Factors, || (request.op.run.faulty)(request))
+            .map_err(SubjectError::Refused)
     }
 }

@@ -1,4 +1,7 @@
 //! Binary32 arithmetic with one slip in it, as a scalar that the reference runs on.
+//!
+//! Most slips are faults. Factors in bf16 are one only where a subject does not say that it rounds
+//! them; the judge runs them to learn what they cost.
 
 use std::cell::Cell;
 use std::cmp::Ordering;
@@ -10,6 +13,7 @@ use ndarray::ScalarOperand;
 use num_traits::{One, Zero};
 use plumbline_reference::Real;
 
+use crate::judge::noisy;
 use crate::precision::{Precision, Scalar};
 
 /// What is wrong with the arithmetic.
@@ -40,6 +44,10 @@ pub enum Slip {
     F16Sum,
     /// Products of numbers with eleven bits, as TF32 has.
     Tf32Product,
+    /// Factors in bf16, which a subject may say of itself.
+    Bf16Factors,
+    /// Factors in bf16, one of the two neighbours with equal chance.
+    Bf16FactorsAtRandom,
     /// Results below the normal range become zero.
     FlushToZero,
     /// A product and the sum that takes it are rounded once.
@@ -102,6 +110,13 @@ fn eleven_bits(value: f32) -> f32 {
     f32::from_bits((kept + u32::from(up)) << 13)
 }
 
+/// One of the two neighbours in bf16, which are the same where the value is one.
+fn either_bf16(value: f32) -> f32 {
+    let (below, rest) = (value.to_bits() & 0xffff_0000, value.to_bits() & 0xffff);
+    let up = rest != 0 && value.is_finite() && noisy::coin();
+    f32::from_bits(below + (u32::from(up) << 16))
+}
+
 impl Real for Faulty {
     fn of(value: f64) -> Self {
         Self::new(value as f32)
@@ -145,6 +160,14 @@ impl Real for Faulty {
 
     fn powf(self, exponent: Self) -> Self {
         Self::new(self.value.powf(exponent.value))
+    }
+
+    fn operand(self) -> Self {
+        match SLIP.get() {
+            Slip::Bf16Factors => Self::new(bf16::from_f32(self.value).to_f32()),
+            Slip::Bf16FactorsAtRandom => Self::new(either_bf16(self.value)),
+            _ => self,
+        }
     }
 }
 
