@@ -17,6 +17,7 @@ use crate::case::{Case, Expected, Request};
 use crate::ops::{ChoicesOf, Class, TensorSpec, TensorSpecs};
 use crate::precision::{Precision, Products, Unit};
 use crate::subject::{Subject, SubjectError, Support};
+use crate::subjects::reference::multiplies;
 use crate::tensor::{Data, Kind, Tensor, Tensors};
 use bound::{Allowance, Bounds, Evidence};
 use compare::Verdict;
@@ -344,7 +345,7 @@ impl Judgement<'_> {
         }
         let unit = Unit::of(computed_in(actual).unwrap_or(self.answered.precision));
         let mut allowance = self.allowance(spec, unit)?;
-        if self.answered.products == Products::Bf16 {
+        if self.answered.products == Products::Bf16 && multiplies(self.request.op) {
             let of_factors =
                 self.of_factors.get_or_init(|| noisy::of_factors(&self.request, &self.expected));
             let of_factors = of_factors.as_ref().map_err(String::clone)?;

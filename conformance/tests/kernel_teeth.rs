@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use common::{golden, golden_operations};
@@ -14,7 +14,7 @@ use plumbline_conformance::judge::report::Status;
 use plumbline_conformance::precision::{Precision, Products};
 use plumbline_conformance::subject::Subject;
 use plumbline_conformance::subjects::cuda::interpreted;
-use plumbline_conformance::teeth::kernels::{Reach, mutants};
+use plumbline_conformance::teeth::kernels::{Reach, SLIPS, mutants};
 
 /// Entries of a module, as its text declares them.
 fn entries(ptx: &str) -> impl Iterator<Item = &str> {
@@ -73,6 +73,31 @@ fn the_kernels_conform_and_each_is_run_by_a_golden_case() {
         .filter(|(module, entry)| !elsewhere(module, entry))
         .collect();
     assert!(idle.is_empty(), "{idle:?}");
+}
+
+/// One place for each kind of mistake; every place of every kernel is the campaign below.
+#[test]
+fn every_kind_of_mistake_is_noticed() {
+    let modules = ["rms_norm", "fake_quantize"];
+    let ops = ["rms_norm.", "fake_quantize.", "l4q.forward"];
+    let is_run = |case: &Case| ops.iter().any(|op| case.request.op.name.starts_with(op));
+    let cases: Vec<_> = golden_operations().into_iter().filter(is_run).collect();
+    let reach = Reach::of(&cases).unwrap();
+    let chosen = MODULES.iter().filter(|module| modules.contains(&module.name));
+    let mut first = BTreeMap::new();
+    for mutant in chosen.flat_map(|module| mutants(module)) {
+        if !elsewhere(mutant.module.name, mutant.entry) {
+            first.entry(mutant.slip.name).or_insert(mutant);
+        }
+    }
+    let kinds: BTreeSet<_> = SLIPS.iter().map(|slip| slip.name).collect();
+    assert_eq!(first.keys().copied().collect::<BTreeSet<_>>(), kinds);
+    let known = |name: &&str| MODULES.iter().any(|module| module.name == *name);
+    assert!(SLIPS.iter().flat_map(|slip| slip.modules).all(known));
+    for mutant in first.into_values() {
+        let fate = reach.fate(mutant).unwrap();
+        assert!(fate.killer.is_some(), "{fate}");
+    }
 }
 
 /// `KERNEL=name` tries one module. Copies of a line that the compiler made, by unrolling a loop, are

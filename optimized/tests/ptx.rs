@@ -27,6 +27,17 @@ fn every_source_is_a_module() {
     }
 }
 
+/// A product and a sum with one rounding give another argument of the quantizer than the reference's.
+#[test]
+fn no_quantizer_fuses_a_product_and_a_sum() {
+    for name in ["fake_quantize", "fake_quantize_backward", "lr_qat_quantize", "affine", "nf4"] {
+        let module = MODULES.iter().find(|module| module.name == name).unwrap();
+        let fused = module.ptx.lines().position(|line| line.contains("fma.rn"));
+        assert_eq!(fused.map(|line| line + 1), None, "{name}.ptx");
+        assert!(module.ptx.contains("mul.rn.f32") && module.ptx.contains("add.rn.f32"), "{name}");
+    }
+}
+
 /// What no kernel may hold, and why.
 const FORBIDDEN: &[(&str, &str)] = &[
     ("div.approx", "a quotient that is not the nearest"),

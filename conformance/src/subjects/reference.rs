@@ -33,6 +33,12 @@ impl Subject for Reference {
     }
 }
 
+/// Whether the operation's products may be of rounded factors. The searches of AWQ decide by theirs,
+/// and another decision is another result: nobody is allowed to round there.
+pub(crate) fn multiplies(op: &Operation) -> bool {
+    !op.name.starts_with("awq.")
+}
+
 /// The reference in binary32, the factors of its products rounded to bf16: what an implementation
 /// on tensor cores is compared with.
 #[derive(Debug, Clone, Copy)]
@@ -56,6 +62,9 @@ impl Subject for RoundingReference {
     }
 
     fn run(&mut self, request: &Request, _: Precision) -> Result<Tensors, SubjectError> {
+        if !multiplies(request.op) {
+            return (request.op.run.f32)(request).map_err(SubjectError::Refused);
+        }
         with_slip(Slip::Bf16Factors, || (request.op.run.faulty)(request))
             .map_err(SubjectError::Refused)
     }
