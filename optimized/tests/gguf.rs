@@ -97,7 +97,7 @@ fn write(folder: &ModelFolder, path: &Path, change: impl FnOnce(&mut Writer)) {
         file.count(&format!("llama.{key}"), value);
     }
     file.float("llama.attention.layer_norm_rms_epsilon", config.rms_norm_eps);
-    file.float("llama.rope.freq_base", config.rope_theta);
+    file.float("llama.rope.freq_base", config.rope.theta());
     let json: serde_json::Value =
         serde_json::from_slice(folder.tokenizer_bytes().unwrap()).unwrap();
     let vocab: BTreeMap<u64, String> = json["model"]["vocab"]
