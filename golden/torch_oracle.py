@@ -63,8 +63,9 @@ def library_llama(config, weights, tokens):
     """The same outputs from transformers."""
     import transformers
 
-    settings = {name: value for name, value in config.items() if name != "rope_theta"}
-    settings["rope_parameters"] = {"rope_type": "default", "rope_theta": config["rope_theta"]}
+    settings = {name: value for name, value in config.items() if not name.startswith("rope_")}
+    scaling = config.get("rope_scaling") or {"rope_type": "default"}
+    settings["rope_parameters"] = {**scaling, "rope_theta": config["rope_theta"]}
     settings["attn_implementation"] = "eager"
     torch.set_default_dtype(torch.float64)
     with StayInDouble():
@@ -195,6 +196,29 @@ def model_cases():
             max_position_embeddings=16,
             rope_theta=500000.0,
             tie_word_embeddings=False,
+        ),
+        "llama/llama3_frequencies.safetensors": llama_case(
+            "frequencies scaled as in LLaMA 3.1: one pair stays, one is mixed, two are slowed down",
+            seed=3000,
+            batch=1,
+            length=14,
+            hidden_size=24,
+            intermediate_size=20,
+            num_hidden_layers=2,
+            num_attention_heads=3,
+            num_key_value_heads=1,
+            head_dim=8,
+            vocab_size=24,
+            max_position_embeddings=128,
+            rope_theta=500.0,
+            rope_scaling={
+                "rope_type": "llama3",
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+            },
+            tie_word_embeddings=True,
         ),
     }
 

@@ -2,8 +2,8 @@
 
 use plumbline_reference::spec::{
     AdamWSpec, Bits, BlockSize, GptqSpec, GradScale, GroupPool, InitScaleRule, InnerScale,
-    LlamaConfig, LrQatSpec, MaskRule, PackedBits, QuantSpec, RangeSearch, RtnSpec, SpecError,
-    StoredType, StraightThrough,
+    LlamaConfig, LrQatSpec, MaskRule, PackedBits, QuantSpec, RangeSearch, RopeSpec, RtnSpec,
+    SpecError, StoredType, StraightThrough,
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -216,8 +216,8 @@ pub fn group_pool(params: &Params) -> Result<GroupPool, String> {
 /// Parameters of `rope.*`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rope {
-    /// Base of the frequencies.
-    pub theta: f64,
+    /// Base of the frequencies, and their scaling.
+    pub spec: RopeSpec,
     /// Position of token 0.
     pub first_position: usize,
 }
@@ -226,8 +226,11 @@ impl Rope {
     /// # Errors
     /// One line naming the parameter and its value.
     pub fn read(params: &Params) -> Result<Self, String> {
+        const SCALING: &str = "rope_scaling";
+        let scaling: Value = params.optional(SCALING)?.unwrap_or_default();
         Ok(Self {
-            theta: params.number("theta")?,
+            spec: RopeSpec::from_config(params.number("theta")?, SCALING, &scaling)
+                .map_err(refused)?,
             first_position: params.required("first_position")?,
         })
     }

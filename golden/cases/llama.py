@@ -16,6 +16,7 @@ NOTES = {
     "head_sharing": "query head h paired with h % kv_heads in place of h // sharing",
     "pairing": "rows of q and k in the layout of neighbouring pairs",
     "theta": "a base of 10000 hard-coded",
+    "frequency_scaling": "rope_scaling ignored",
     "tied_head": "a tied embedding with the gradient of one of its two uses",
     "own_head": "the embedding in place of a projection that the model has of its own",
     "odd_size": "a kernel that handles only whole tiles",
@@ -91,6 +92,18 @@ TIED = config(
     rope_theta=100.0,
     tie_word_embeddings=True,
 )
+# The two pairs turn 2.5 and 0.25 times in 16 positions: one is mixed, one is slow.
+LENGTHENED = {
+    **TIED,
+    "max_position_embeddings": 64,
+    "rope_scaling": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16,
+    },
+}
 LARGE, SMALL = weights(TWO_LAYERS, seed=3000), weights(TIED, seed=3100)
 
 
@@ -115,6 +128,7 @@ CASES = [
         SMALL,
         [[2, 0, 3, 2, 1]],
     ),
+    model("lengthened_context", "frequency_scaling", LENGTHENED, SMALL, [[2, 0, 3, 2, 1, 1]]),
     model(
         "a_weight_of_another_shape",
         "shape",

@@ -147,6 +147,10 @@ ROPE_NOTES = {
     "position_zero": "positions that start at 1",
     "heads_alike": "an angle that grows with the head",
     "theta": "a base of 10000 hard-coded",
+    "frequency_scaling": "rope_scaling ignored, or a frequency multiplied by the factor",
+    "mixed_pairs": "a step between slow and fast pairs, or their parts exchanged",
+    "original_context": "the lengthened context in place of the one before",
+    "scaling_type": "a scaling that is not implemented and is ignored instead of refused",
     "shape": "an odd head_dim with one element left over",
     "non_finite": NON_FINITE,
 }
@@ -170,18 +174,74 @@ ROPE = [
 ]
 
 
-def rope_params(theta, first_position):
-    return {"theta": theta, "first_position": first_position}
+# Of eight elements with theta 500, the pairs turn 10.2, 2.15, 0.455 and 0.096 times in 64 positions:
+# one stays, one is mixed, two are slow.
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+LINEAR = {"rope_type": "linear", "factor": 4.0}
+SCALED = [
+    (
+        "llama3_keeps_mixes_and_slows_down",
+        "frequency_scaling mixed_pairs original_context",
+        (500.0, 9, LLAMA3),
+        spread([2, 1, 8], 55),
+    ),
+    (
+        # LLaMA 3.1's numbers: of sixteen pairs, eight stay, one is mixed and seven are slow.
+        "llama_3_1_at_position_9000",
+        "frequency_scaling mixed_pairs original_context first_position",
+        (500000.0, 9000, {**LLAMA3, "original_max_position_embeddings": 8192}),
+        spread([1, 1, 32], 56),
+    ),
+    (
+        "llama3_from_low_to_high_is_any_range",
+        "frequency_scaling mixed_pairs",
+        (500.0, 40, {**LLAMA3, "low_freq_factor": 0.0625, "high_freq_factor": 16.0, "factor": 3.0}),
+        spread([1, 2, 8], 57),
+    ),
+    ("linear_slows_all_down", "frequency_scaling", (10000.0, 6, LINEAR), spread([2, 1, 4], 58)),
+    ("linear_is_a_part_of_a_step", "frequency_scaling", (10000.0, 1, LINEAR), [[[1.0, 0.0]]]),
+]
 
 
+def rope_params(theta, first_position, scaling=None):
+    params = {"theta": theta, "first_position": first_position}
+    return params if scaling is None else {**params, "rope_scaling": scaling}
+
+
+REFUSED_SCALING = [
+    ("yarn_is_refused", "scaling_type", {"rope_type": "yarn", "factor": 4.0}, "rope_type"),
+    ("a_factor_below_one", "scaling_type", {**LLAMA3, "factor": 0.125}, "factor"),
+    (
+        "an_empty_range",
+        "scaling_type",
+        {**LLAMA3, "high_freq_factor": 1.0},
+        "high_freq_factor",
+    ),
+]
 ROPE_FORWARD = [
     case(id, flags, rope_params(theta, first), x=x) for id, flags, theta, first, x in ROPE
+] + [
+    case(id, flags, rope_params(*params), x=x) for id, flags, params, x in SCALED
+] + [
+    case(id, flags, rope_params(500.0, 1, scaling), x=[[[1.0, 2.0]]], error=error)
+    for id, flags, scaling, error in REFUSED_SCALING
 ] + [
     case("odd_head_dim", "shape", rope_params(10000.0, 0), x=[[[1.0, 2.0, 3.0]]], error="head_dim"),
     case("nan_in_x", "non_finite", rope_params(10000.0, 0), x=[[[1.0, math.nan]]], error="x["),
 ]
 ROPE_BACKWARD = [
     case(id, flags, rope_params(theta, first), d_output=x) for id, flags, theta, first, x in ROPE
+] + [
+    case(id, flags, rope_params(*params), d_output=x) for id, flags, params, x in SCALED
+] + [
+    case(id, flags, rope_params(500.0, 1, scaling), d_output=[[[1.0, 2.0]]], error=error)
+    for id, flags, scaling, error in REFUSED_SCALING
 ] + [
     case(
         "odd_head_dim",

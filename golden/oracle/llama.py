@@ -44,12 +44,13 @@ class Model:
     def attended(self, rows, block):
         """Attention over one sequence, its positions counted from 0."""
         counts = self.config["num_attention_heads"], self.config["num_key_value_heads"]
-        theta = Decimal(self.config["rope_theta"])
+        theta, scaling = Decimal(self.config["rope_theta"]), self.config.get("rope_scaling")
 
         def turned(name, count):
             heads = heads_of(self.project(rows, f"{block}.self_attn.{name}_proj"), count)
             return [
-                [rope.rotated_head(head, t, theta) for head in at] for t, at in enumerate(heads)
+                [rope.rotated_head(head, t, theta, scaling) for head in at]
+                for t, at in enumerate(heads)
             ]
 
         q, k = turned("q", counts[0]), turned("k", counts[1])

@@ -10,12 +10,27 @@ def rms_norm(x, weight, eps):
     return x / torch.sqrt((x * x).mean(-1, keepdim=True) + eps) * weight
 
 
-def rope(x, theta, first_position=0):
+def frequencies(head_dim, theta, scaling):
+    """Radians per position of every pair."""
+    pair = torch.arange(head_dim // 2, dtype=torch.float64)
+    base = theta ** (-2 * pair / head_dim)
+    kind = (scaling or {}).get("rope_type", "default")
+    if kind == "default":
+        return base
+    slow = base / scaling["factor"]
+    if kind == "linear":
+        return slow
+    assert kind == "llama3", kind
+    turns = scaling["original_max_position_embeddings"] * base / (2 * math.pi)
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    return torch.lerp(slow, base, ((turns - low) / (high - low)).clamp(0, 1))
+
+
+def rope(x, theta, first_position=0, scaling=None):
     """Half-split rotary embedding of [.., tokens, heads, head_dim]."""
     tokens, head_dim = x.shape[-3], x.shape[-1]
-    pair = torch.arange(head_dim // 2, dtype=torch.float64)
     position = first_position + torch.arange(tokens, dtype=torch.float64)
-    angle = torch.outer(position, theta ** (-2 * pair / head_dim))[:, None, :]
+    angle = torch.outer(position, frequencies(head_dim, theta, scaling))[:, None, :]
     left, right = x.chunk(2, dim=-1)
     turned_left = left * angle.cos() - right * angle.sin()
     turned_right = right * angle.cos() + left * angle.sin()
@@ -47,6 +62,7 @@ def llama_logits(config, weights, tokens, linear=None):
     linear = linear or (lambda x, layer: x @ weights[f"{layer}.weight"].T)
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     eps, theta = config["rms_norm_eps"], config["rope_theta"]
+    scaling = config.get("rope_scaling")
     hidden = weights["model.embed_tokens.weight"][tokens]
     for layer in range(config["num_hidden_layers"]):
         w = {
@@ -60,7 +76,8 @@ def llama_logits(config, weights, tokens, linear=None):
         q = project(x, "self_attn.q_proj").unflatten(-1, (heads, -1))
         k = project(x, "self_attn.k_proj").unflatten(-1, (kv_heads, -1))
         v = project(x, "self_attn.v_proj").unflatten(-1, (kv_heads, -1))
-        mixed = attention(rope(q, theta), rope(k, theta), v).flatten(-2)
+        q, k = (rope(heads, theta, scaling=scaling) for heads in (q, k))
+        mixed = attention(q, k, v).flatten(-2)
         hidden = hidden + project(mixed, "self_attn.o_proj")
         x = rms_norm(hidden, w["post_attention_layernorm.weight"], eps)
         gate, up = project(x, "mlp.gate_proj"), project(x, "mlp.up_proj")
@@ -88,8 +105,8 @@ def rms_norm_op(_, *, x, weight, eps):
     return {"output": rms_norm(x, weight, eps)}
 
 
-def rope_op(_, *, x, theta, first_position=0):
-    return {"output": rope(x, theta, first_position)}
+def rope_op(_, *, x, theta, first_position=0, rope_scaling=None):
+    return {"output": rope(x, theta, first_position, rope_scaling)}
 
 
 def attention_op(_, *, q, k, v, heads, kv_heads):

@@ -36,11 +36,10 @@ pub fn perplexity<B: Backend, L: LinearMethod<B>>(
     context: usize,
     mut progress: impl FnMut(usize),
 ) -> Result<Perplexity> {
-    let longest = model.config().max_position_embeddings;
-    if !(2..=longest).contains(&context) {
-        let reason = format!("context is {context}, expected 2 to {longest} for this model");
-        return Err(Error::Invalid(reason));
+    if context < 2 {
+        return Err(Error::Invalid(format!("context is {context}, expected at least 2")));
     }
+    model.config().check_length(context)?;
     if tokens.len() < 2 {
         let reason = format!("the text has {} tokens, perplexity needs at least 2", tokens.len());
         return Err(Error::Invalid(reason));

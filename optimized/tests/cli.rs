@@ -357,7 +357,8 @@ fn a_model_that_is_not_llama_is_refused_by_field() {
         serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
     let cases = [
         ("model_type", serde_json::json!("gpt2"), "gpt2"),
-        ("rope_scaling", serde_json::json!({"rope_type": "llama3"}), "llama3"),
+        ("rope_scaling", serde_json::json!({"rope_type": "yarn"}), "rope_type is yarn"),
+        ("rope_scaling", serde_json::json!({"rope_type": "llama3"}), "factor is missing"),
         ("quantization_config", serde_json::json!({"quant_method": "gptq"}), "gptq"),
         ("num_attention_heads", serde_json::json!(0), "0"),
         ("hidden_size", serde_json::json!("wide"), "wide"),
@@ -368,6 +369,30 @@ fn a_model_that_is_not_llama_is_refused_by_field() {
         fs::write(&path, bad.to_string()).unwrap();
         place.train_refused(&["config.json", shown]);
     }
+}
+
+#[test]
+fn a_mistral_is_trained_within_its_window_and_stays_one() {
+    let place = Place::new();
+    let (at, path) = (place.path(), place.path().join("model/config.json"));
+    let mut config: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    config["model_type"] = "mistral".into();
+    config["sliding_window"] = 24.into();
+    fs::write(&path, config.to_string()).unwrap();
+    place.recipe(|recipe| recipe.replace("context = 24", "context = 25"));
+    place.train_refused(&["data.context is 25", "sliding_window 24"]);
+    place.recipe(|recipe| recipe);
+    json(&plumbline(at, &["train", "recipe.toml", "--json"]));
+    json(&plumbline(at, &["merge", "run", "--out", "merged", "--json"]));
+    let human = plumbline(at, &["inspect", "merged"]);
+    let shown = String::from_utf8_lossy(&human.stdout);
+    assert!(shown.contains("mistral, rotary base 10000, sliding window 24"), "{shown}");
+    let merged: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(at.join("merged/config.json")).unwrap()).unwrap();
+    assert_eq!(merged["architectures"][0], "MistralForCausalLM");
+    let eval = ["eval", "perplexity", "--model", "merged", "--text", "text.txt", "--context", "25"];
+    refused(&plumbline(at, &eval), &["25 tokens", "sliding_window 24"]);
 }
 
 #[test]

@@ -14,6 +14,7 @@ use plumbline::ops::attention::{Attention, AttentionArgs, AttentionInputs};
 use plumbline::ops::cross_entropy::{CrossEntropy, CrossEntropyArgs};
 use plumbline::ops::rms_norm::{RmsNorm, RmsNormArgs, RmsNormGradients};
 use plumbline::ops::rope::{Rope, RopeArgs, RopeTable};
+use plumbline_reference::spec::RopeSpec;
 use transformer::{BEYOND, Bounded, Case, UNIT, Values, fresh, taken};
 
 fn cuda() -> Cuda<Interpreter> {
@@ -137,7 +138,7 @@ fn a_rotation_has_the_bits_of_the_cpu_backend() {
 
 /// Bits of the rotation, then of its backward.
 fn rotated<S: Rope>(backend: &S, args: RopeArgs, x: &[f32]) -> Vec<u32> {
-    let table = RopeTable::new(backend, 500.0, args.head_dim, 8).unwrap();
+    let table = RopeTable::new(backend, RopeSpec::new(500.0).unwrap(), args.head_dim, 8).unwrap();
     let mut values = x.to_vec();
     values.push(BEYOND);
     let [mut forward, mut backward] = [(); 2].map(|()| backend.upload(&values).unwrap());

@@ -97,7 +97,7 @@ fn write(folder: &ModelFolder, path: &Path, change: impl FnOnce(&mut Writer)) {
         file.count(&format!("llama.{key}"), value);
     }
     file.float("llama.attention.layer_norm_rms_epsilon", config.rms_norm_eps);
-    file.float("llama.rope.freq_base", config.rope_theta);
+    file.float("llama.rope.freq_base", config.rope.theta());
     let json: serde_json::Value =
         serde_json::from_slice(folder.tokenizer_bytes().unwrap()).unwrap();
     let vocab: BTreeMap<u64, String> = json["model"]["vocab"]
@@ -180,6 +180,47 @@ fn a_gguf_file_is_the_folder_that_it_was_made_from() {
 }
 
 #[test]
+fn scaled_frequencies_are_those_of_a_folder() {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("folder");
+    common::write_model(&path);
+    let unscaled = ModelFolder::open(&path).unwrap();
+    let file = place.path().join("model.gguf");
+    let config_path = path.join("config.json");
+    let config: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&config_path).unwrap()).unwrap();
+    let tokens: Vec<i32> = (0..40).collect();
+    let llama3 = serde_json::json!({
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    });
+    // Of the four pairs with base 10000 only the last turns less than four times in 8192 positions:
+    // 1.3038 times, of which a part of 0.10127 is kept.
+    let last = 1.0 / (0.898_734_24 / 8.0 + 0.101_265_76);
+    let divisors = |file: &mut Writer| {
+        file.tensor("rope_freqs.weight", &[4], &[1.0, 1.0, 1.0, last]);
+    };
+    let linear = serde_json::json!({"type": "linear", "factor": 2.5});
+    let factor = |file: &mut Writer| {
+        file.text("llama.rope.scaling.type", "linear");
+        file.float("llama.rope.scaling.factor", 2.5);
+    };
+    for (scaling, change) in
+        [(llama3, &divisors as &dyn Fn(&mut Writer)), (linear, &factor as &dyn Fn(&mut Writer))]
+    {
+        let mut scaled = config.clone();
+        scaled["rope_scaling"] = scaling;
+        std::fs::write(&config_path, scaled.to_string()).unwrap();
+        let folder = ModelFolder::open(&path).unwrap();
+        write(&unscaled, &file, |file| change(file));
+        let gguf = ModelFolder::open(&file).unwrap();
+        assert_eq!(gguf.config(), folder.config());
+        assert_eq!(logits(&gguf, &tokens), logits(&folder, &tokens));
+        assert_ne!(logits(&gguf, &tokens), logits(&unscaled, &tokens));
+    }
+}
+
+#[test]
 fn what_is_not_supported_is_refused_by_name() {
     let place = tempfile::tempdir().unwrap();
     let path = place.path().join("folder");
@@ -190,7 +231,7 @@ fn what_is_not_supported_is_refused_by_name() {
     let changes: [(Change, &str); 4] = [
         (|file| file.text("general.architecture", "qwen2"), "qwen2"),
         (|file| file.text("llama.rope.scaling.type", "yarn"), "yarn"),
-        (|file| file.tensor("rope_freqs.weight", &[4], &[1.0; 4]), "rope_freqs.weight"),
+        (|file| file.tensor("rope_freqs.weight", &[4], &[1.0, 1.0, 2.0, 8.0]), "rope_freqs.weight"),
         (|file| file.count("llama.expert_count", 8), "llama.expert_count is 8"),
     ];
     for (change, message) in changes {

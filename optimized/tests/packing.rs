@@ -14,7 +14,7 @@ use plumbline::model::{Batch, IGNORE, Llama, Recompute};
 use plumbline::ops::attention::{AttentionArgs, AttentionInputs};
 use plumbline::ops::rope::{Rope, RopeArgs, RopeTable};
 use plumbline::train::new_model;
-use plumbline_reference::spec::LlamaConfig;
+use plumbline_reference::spec::{LlamaConfig, RopeSpec};
 use transformer::{Values, first_keys, judge_attention, run_attention};
 
 fn cuda() -> Cuda<Interpreter> {
@@ -94,7 +94,7 @@ fn rotated<S: Rope>(
     x: &[f32],
 ) -> [Vec<u32>; 2] {
     let args = RopeArgs { batch: 2, length, heads: 2, head_dim: 8, first_position: 0 };
-    let table = RopeTable::new(backend, 500.0, 8, 7).unwrap();
+    let table = RopeTable::new(backend, RopeSpec::new(500.0).unwrap(), 8, 7).unwrap();
     let documents = documents.map(|documents| backend.upload_tokens(documents).unwrap());
     let [mut forward, mut backward] = [(); 2].map(|()| backend.upload(x).unwrap());
     backend.rope(args, &table, documents.as_ref(), &mut forward).unwrap();
@@ -206,7 +206,7 @@ fn refusals<B: Backend>(backend: &B, documents: &[i32]) -> [String; 2] {
     let inputs = AttentionInputs { q: &x, k: &x, v: &x, documents: Some(&documents) };
     let told = backend.attention(args, inputs, &mut output, &mut saved).unwrap_err();
     let args = RopeArgs { batch: 2, length: 3, heads: 1, head_dim: 2, first_position: 0 };
-    let table = RopeTable::new(backend, 500.0, 2, 3).unwrap();
+    let table = RopeTable::new(backend, RopeSpec::new(500.0).unwrap(), 2, 3).unwrap();
     let of_rope = backend.rope(args, &table, Some(&documents), &mut output).unwrap_err();
     [told, of_rope].map(|error| error.to_string())
 }

@@ -109,7 +109,7 @@ pub(super) fn sample(sampler: &mut Sampler) -> Result<(Params, Tensors), String>
     let head_dim = 2 * sampler.size(1, 3);
     let tied = sampler.chance(0.3);
     let vocab_size = sampler.size(5, 23);
-    let config = json!({
+    let mut config = json!({
         "model_type": "llama",
         "hidden_size": sampler.size(3, 14),
         "intermediate_size": sampler.size(3, 20),
@@ -122,6 +122,9 @@ pub(super) fn sample(sampler: &mut Sampler) -> Result<(Params, Tensors), String>
         "rope_theta": sampler.pick(&[10_000.0, 500.0]),
         "tie_word_embeddings": tied,
     });
+    if let Some(scaling) = super::rope::sampled_scaling(sampler) {
+        config["rope_scaling"] = scaling;
+    }
     let params = Params::from_iter([("config", config)]);
     let config = params::llama_config(&params)?;
     let mut inputs = Tensors::new();

@@ -12,6 +12,7 @@ mod methods;
 mod nf4;
 mod quantizer;
 mod ranges;
+mod rope;
 mod storage;
 mod training;
 mod transformer;
@@ -36,6 +37,7 @@ pub static MUTANTS: &[&[Mutant]] = &[
     gptq::DECOMPOSITIONS,
     llama::MUTANTS,
     transformer::MUTANTS,
+    rope::MUTANTS,
     training::MUTANTS,
 ];
 

@@ -70,7 +70,7 @@ impl ModelFolder {
     pub fn open(path: &Path) -> Result<Self> {
         if path.is_file() {
             let model = gguf::open(path)?;
-            let files = by_tensor(Arc::new(TensorFile::gguf(path, &model)));
+            let files = by_tensor(Arc::new(TensorFile::gguf(path, &model)?));
             let config =
                 LlamaConfig::from_value(&model.config).map_err(|error| Error::file(path, error))?;
             return Self::checked(path, config, None, files, model.tokenizer);
@@ -357,7 +357,7 @@ impl ModelFolder {
         for (name, file) in &self.files {
             let info = &file.tensors()[name];
             hash.update(format!("{name} {} {:?}\n", info.storage, info.shape));
-            hash.update(file.raw(name)?);
+            hash.update(&*file.raw(name)?);
         }
         Ok(hex(hash))
     }

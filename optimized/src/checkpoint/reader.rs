@@ -1,14 +1,16 @@
 //! One file of tensors, safetensors or GGUF: its header checked against its length, its tensors read
-//! one at a time.
+//! one at a time from where they are.
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io::{Read, Seek, SeekFrom};
+use std::fs::File;
+use std::io::Read;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::gguf::{BlockType, GgufModel};
+use super::mapped::{Bytes, map};
 use crate::cpu::Cpu;
 use crate::error::{Error, Result};
 use crate::ops::widen::FrozenWeight;
@@ -21,7 +23,7 @@ const LARGEST_HEADER: u64 = 100_000_000;
 /// Where the bytes are.
 #[derive(Debug, Clone)]
 enum Source {
-    Disk(PathBuf),
+    Disk(Arc<File>),
     Memory(Arc<[u8]>),
 }
 
@@ -80,10 +82,10 @@ impl TensorFile {
     /// # Errors
     /// `Io`; `File` for a file that is damaged or cut short.
     pub fn open(path: &Path) -> Result<Self> {
-        let mut file = std::fs::File::open(path).map_err(Error::io(path, "open"))?;
+        let mut file = File::open(path).map_err(Error::io(path, "open"))?;
         let length = file.metadata().map_err(Error::io(path, "read"))?.len();
         let header = read_header(path, &mut file, length)?;
-        Self::parse(path, Source::Disk(path.to_path_buf()), &header, length)
+        Self::parse(path, Source::Disk(Arc::new(file)), &header, length)
     }
 
     /// The same for bytes in memory; `path` is only for messages.
@@ -97,10 +99,13 @@ impl TensorFile {
     }
 
     /// The weights of a GGUF file.
-    pub(super) fn gguf(path: &Path, model: &GgufModel) -> Self {
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(super) fn gguf(path: &Path, model: &GgufModel) -> Result<Self> {
         let (tensors, metadata) = (model.tensors.clone(), BTreeMap::new());
-        let source = Source::Disk(path.to_path_buf());
-        Self { path: path.to_path_buf(), source, tensors, metadata }
+        let source = Source::Disk(Arc::new(File::open(path).map_err(Error::io(path, "open"))?));
+        Ok(Self { path: path.to_path_buf(), source, tensors, metadata })
     }
 
     fn parse(path: &Path, source: Source, header: &[u8], length: u64) -> Result<Self> {
@@ -201,7 +206,7 @@ impl TensorFile {
     /// `File` naming tensor, shape or type.
     pub fn codes(&self, name: &str, shape: &[usize]) -> Result<Vec<i8>> {
         let bytes = self.bytes_of(name, shape, Dtype::I8)?;
-        Ok(bytes.into_iter().map(|byte| byte as i8).collect())
+        Ok(bytes.iter().map(|byte| *byte as i8).collect())
     }
 
     /// A U8 tensor of the expected shape.
@@ -209,10 +214,10 @@ impl TensorFile {
     /// # Errors
     /// `File` naming tensor, shape or type.
     pub fn unsigned_codes(&self, name: &str, shape: &[usize]) -> Result<Vec<u8>> {
-        self.bytes_of(name, shape, Dtype::U8)
+        Ok(self.bytes_of(name, shape, Dtype::U8)?.to_vec())
     }
 
-    fn bytes_of(&self, name: &str, shape: &[usize], dtype: Dtype) -> Result<Vec<u8>> {
+    fn bytes_of(&self, name: &str, shape: &[usize], dtype: Dtype) -> Result<Bytes<'_>> {
         let info = self.expect(name, shape)?;
         if info.storage != Storage::Safetensors(dtype) {
             let reason = format!("tensor {name} is {}, expected {dtype:?}", info.storage);
@@ -240,26 +245,20 @@ impl TensorFile {
     ///
     /// # Errors
     /// `File` when it is not there; `Io`.
-    pub fn raw(&self, name: &str) -> Result<Vec<u8>> {
+    pub(super) fn raw(&self, name: &str) -> Result<Bytes<'_>> {
         match self.tensors.get(name) {
             Some(info) => self.bytes(info),
             None => Err(Error::file(&self.path, format!("has no tensor {name}"))),
         }
     }
 
-    fn bytes(&self, info: &TensorInfo) -> Result<Vec<u8>> {
+    fn bytes(&self, info: &TensorInfo) -> Result<Bytes<'_>> {
         match &self.source {
             Source::Memory(bytes) => {
-                Ok(bytes[info.range.start as usize..info.range.end as usize].to_vec())
+                let range = info.range.start as usize..info.range.end as usize;
+                Ok(Bytes::Memory(&bytes[range]))
             }
-            Source::Disk(path) => {
-                let mut buffer = vec![0; (info.range.end - info.range.start) as usize];
-                let mut file = std::fs::File::open(path).map_err(Error::io(path, "open"))?;
-                file.seek(SeekFrom::Start(info.range.start))
-                    .and_then(|_| file.read_exact(&mut buffer))
-                    .map_err(Error::io(path, "read"))?;
-                Ok(buffer)
-            }
+            Source::Disk(file) => map(file, &info.range).map_err(Error::io(&self.path, "read")),
         }
     }
 }

@@ -152,7 +152,7 @@ pub fn score<B: Backend, L: LinearMethod<B>>(
     if items.is_empty() {
         return Err(Error::Invalid("there is no question".into()));
     }
-    let longest = model.config().max_position_embeddings;
+    let longest = model.config().longest_sequence();
     let mut workspace = model.evaluation_workspace(1)?;
     let mut room = 1;
     let (mut plain, mut normalized) = (Vec::new(), Vec::new());

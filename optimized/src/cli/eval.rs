@@ -46,7 +46,7 @@ pub fn eval(command: Eval) -> Result<()> {
     let opened = on.open()?;
     let folder = open_model(model.as_deref())?;
     let (name, tokens) = source.tokens(&folder)?;
-    let context = context.unwrap_or(folder.config().max_position_embeddings);
+    let context = context.unwrap_or(folder.config().longest_sequence());
     let result = match opened {
         Opened::Cpu(backend) => measure(backend, &folder, &tokens, context)?,
         Opened::Cuda(backend) => measure(backend, &folder, &tokens, context)?,

@@ -5,8 +5,23 @@ use std::path::Path;
 use anyhow::Result;
 use plumbline::checkpoint::ModelFolder;
 use plumbline::model::Projection;
+use plumbline_reference::spec::{LlamaConfig, RopeScaling};
 
 use super::source::open_model;
+
+/// How positions turn, and how far a token sees where that is limited.
+fn rotation(config: &LlamaConfig) -> String {
+    let scaling = match config.rope.scaling() {
+        RopeScaling::Default => String::new(),
+        RopeScaling::Linear { factor } => format!(", linear scaling by {factor}"),
+        RopeScaling::Llama3(llama3) => format!(
+            ", llama3 scaling by {} from {} positions",
+            llama3.factor, llama3.original_max_position_embeddings
+        ),
+    };
+    let window = config.sliding_window.map(|window| format!(", sliding window {window}"));
+    format!("rotary base {}{scaling}{}", config.rope.theta(), window.unwrap_or_default())
+}
 
 /// Runs the command.
 pub fn inspect(model: Option<&Path>, json: bool) -> Result<()> {
@@ -28,6 +43,7 @@ pub fn inspect(model: Option<&Path>, json: bool) -> Result<()> {
     let tied = if config.tie_word_embeddings { "tied" } else { "untied" };
     let positions = config.max_position_embeddings;
     println!("  vocabulary {} ({tied}), {positions} positions", config.vocab_size);
+    println!("  {}, {}", config.model_type.name(), rotation(config));
     match folder.quantization() {
         Some(quantization) => {
             let group = quantization.group_size.map_or("a row".into(), |size| size.to_string());

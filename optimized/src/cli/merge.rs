@@ -230,7 +230,7 @@ fn refuse(what: &str, other: &str, difference: Difference) -> ExitCode {
 /// Ids that reach all over the vocabulary; what they say does not matter.
 pub fn probe(model: &ModelFolder) -> Vec<i32> {
     let config = model.config();
-    let length = PROBE_TOKENS.min(config.max_position_embeddings);
+    let length = PROBE_TOKENS.min(config.longest_sequence());
     (0..length)
         .map(|position| ((position * position * 31 + 7 * position) % config.vocab_size) as i32)
         .collect()

@@ -134,7 +134,7 @@ impl ShapeOption {
             );
             config.num_hidden_layers = layers;
         }
-        let (method, sizes) = (self.method()?, self.sizes(config.max_position_embeddings)?);
+        let (method, sizes) = (self.method()?, self.sizes(config.longest_sequence())?);
         let stored = self.frozen.map_or(stored, WeightType::from);
         let name = self.config.clone();
         Ok(Shape { name, config, all_blocks, method, stored, sizes })

@@ -68,10 +68,12 @@ fn prepare(path: &Path, options: TrainOptions) -> Result<Prepared> {
         Place::find(&recipe.output.dir, &recipe, options.resume)?
     };
     let base = open_model(recipe.model.path.as_deref())?;
-    let (context, longest) = (recipe.data.context, base.config().max_position_embeddings);
-    if !(2..=longest).contains(&context) {
-        bail!("{}: data.context is {context}, expected 2 to {longest}", file.display());
+    let context = recipe.data.context;
+    if context < 2 {
+        bail!("{}: data.context is {context}, expected at least 2", file.display());
     }
+    let allowed = base.config().check_length(context);
+    allowed.with_context(|| format!("{}: data.context is {context}", file.display()))?;
     let tokenizer = base.tokenizer()?;
     let data =
         training_data(&recipe, &base, &tokenizer).with_context(|| file.display().to_string())?;

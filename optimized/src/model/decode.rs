@@ -18,13 +18,13 @@ pub struct Decoder<'m, B: Backend, L> {
 }
 
 impl<'m, B: Backend, L: LinearMethod<B>> Decoder<'m, B, L> {
-    /// Room for `capacity` tokens, at most what the model was trained for.
+    /// Room for `capacity` tokens, at most the longest sequence of the model.
     ///
     /// # Errors
     /// When the device has no room.
     pub fn new(model: &'m Llama<B, L>, capacity: usize) -> Result<Self> {
         let config = &model.config;
-        let capacity = capacity.min(config.max_position_embeddings);
+        let capacity = capacity.min(config.longest_sequence());
         let len = capacity * config.num_key_value_heads * config.head_dim;
         let backend = &*model.backend;
         let caches = (0..config.num_hidden_layers)

@@ -163,8 +163,8 @@ impl<B: Backend, L: LinearMethod<B>> Llama<B, L> {
             true => None,
             false => Some(parameter("lm_head.weight", &table, ParameterKind::Weight)?),
         };
-        let positions = config.max_position_embeddings;
-        let rope = RopeTable::new(&*backend, config.rope_theta, config.head_dim, positions)?;
+        let positions = config.longest_sequence();
+        let rope = RopeTable::new(&*backend, config.rope, config.head_dim, positions)?;
         Ok(Self { backend, config, embed_tokens, blocks, norm, lm_head, rope })
     }
 
@@ -479,11 +479,7 @@ impl<B: Backend, L: LinearMethod<B>> Llama<B, L> {
             let reason = format!("{tokens} tokens are not {batch} sequences of equal length");
             return Err(Error::Invalid(reason));
         }
-        let (length, longest) = (tokens / batch, self.config.max_position_embeddings);
-        if length > longest {
-            let reason = format!("a sequence of {length} tokens exceeds the model's {longest}");
-            return Err(Error::Invalid(reason));
-        }
+        self.config.check_length(tokens / batch)?;
         if tokens > workspace.tokens {
             let room = workspace.tokens;
             let reason = format!("{tokens} tokens exceed the workspace's {room}");

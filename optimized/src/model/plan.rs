@@ -99,7 +99,7 @@ impl Plan {
     ) -> Self {
         let Run { tokens, recompute, accumulation, operand_bytes } = run;
         let frozen_layers: usize = layers.iter().map(|layer| layer.frozen_bytes).sum();
-        let angles = config.max_position_embeddings * (config.head_dim / 2);
+        let angles = config.longest_sequence() * (config.head_dim / 2);
         let need = layers.iter().map(|layer| layer.scratch);
         let need = need.fold(ScratchNeed::default(), ScratchNeed::max);
         let slots = StepSlots { losses: accumulation, tensors: trained.count };

@@ -1,6 +1,6 @@
 //! Shapes of the published LLaMA models, for plans and timings without their files.
 
-use plumbline_reference::spec::LlamaConfig;
+use plumbline_reference::spec::{LlamaConfig, ModelType, RopeSpec};
 
 /// A published shape.
 #[derive(Debug)]
@@ -90,6 +90,7 @@ pub const PRESETS: &[Preset] = &[
 pub fn preset(name: &str) -> Option<LlamaConfig> {
     let preset = PRESETS.iter().find(|preset| preset.name == name)?;
     Some(LlamaConfig {
+        model_type: ModelType::Llama,
         hidden_size: preset.hidden,
         intermediate_size: preset.intermediate,
         num_hidden_layers: preset.blocks,
@@ -98,8 +99,9 @@ pub fn preset(name: &str) -> Option<LlamaConfig> {
         head_dim: 128,
         vocab_size: preset.vocab,
         max_position_embeddings: preset.positions,
+        sliding_window: None,
         rms_norm_eps: preset.eps,
-        rope_theta: preset.theta,
+        rope: RopeSpec::new(preset.theta).ok()?,
         tie_word_embeddings: false,
         bos_token_id: None,
         eos_token_ids: Vec::new(),

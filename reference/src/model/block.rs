@@ -92,8 +92,8 @@ impl<T: Real> Block<'_, T> {
         let q = self.split_heads(self.query.forward(attention_input.view())?, sequences);
         let k = self.split_heads(self.key.forward(attention_input.view())?, sequences);
         let v = self.split_heads(self.value.forward(attention_input.view())?, sequences);
-        let q = each_sequence(q, |q| rope(q, self.config.rope_theta, 0))?;
-        let k = each_sequence(k, |k| rope(k, self.config.rope_theta, 0))?;
+        let q = each_sequence(q, |q| rope(q, self.config.rope, 0))?;
+        let k = each_sequence(k, |k| rope(k, self.config.rope, 0))?;
         let attended = join_heads(attention(q.view(), k.view(), v.view())?);
         let middle = &hidden + &self.attention_output.forward(attended.view())?;
         let middle = check::result("llama", "middle", middle)?;
@@ -178,9 +178,9 @@ impl<T: Real> Block<'_, T> {
         let d_attended = self.split_heads(through_output.d_x, sequences);
         let through_attention =
             attention_backward(saved.q.view(), saved.k.view(), saved.v.view(), d_attended.view())?;
-        let theta = self.config.rope_theta;
-        let d_q = each_sequence(through_attention.d_q, |d| rope_backward(d, theta, 0))?;
-        let d_k = each_sequence(through_attention.d_k, |d| rope_backward(d, theta, 0))?;
+        let spec = self.config.rope;
+        let d_q = each_sequence(through_attention.d_q, |d| rope_backward(d, spec, 0))?;
+        let d_k = each_sequence(through_attention.d_k, |d| rope_backward(d, spec, 0))?;
         let (d_q, d_k) = (join_heads(d_q), join_heads(d_k));
         let d_v = join_heads(through_attention.d_v);
         let input = saved.attention_input.view();

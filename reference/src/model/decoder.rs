@@ -109,6 +109,7 @@ impl<'a, T: Real> Decoder<'a, T> {
 
     /// `[batch * length, hidden]`
     fn embed(&self, tokens: ArrayView2<i32>) -> Result<Array2<T>, Error> {
+        self.config.check_length(tokens.ncols())?;
         let embedded = embedding(tokens, matrix(self.weights, EMBEDDING))?;
         Ok(reshape(embedded, (tokens.len(), self.config.hidden_size)))
     }

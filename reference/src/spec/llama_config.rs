@@ -2,11 +2,47 @@
 
 use serde::Deserialize;
 
-use super::{SpecError, out_of_range};
+use super::{RopeSpec, SpecError, out_of_range};
+
+/// Which of the models that are built like a LLaMA.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ModelType {
+    /// LLaMA and what calls itself so: TinyLlama, SmolLM2.
+    Llama,
+    /// Mistral: a LLaMA that may limit how far a token looks back.
+    Mistral,
+}
+
+impl ModelType {
+    /// `model_type` in `config.json`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Llama => "llama",
+            Self::Mistral => "mistral",
+        }
+    }
+
+    fn architecture(self) -> &'static str {
+        match self {
+            Self::Llama => "LlamaForCausalLM",
+            Self::Mistral => "MistralForCausalLM",
+        }
+    }
+
+    fn from_name(name: &str) -> Result<Self, SpecError> {
+        match name {
+            "llama" => Ok(Self::Llama),
+            "mistral" => Ok(Self::Mistral),
+            other => unsupported("model_type", other, "llama, mistral"),
+        }
+    }
+}
 
 /// Shape and constants of a LLaMA, parsed from a Hugging Face `config.json`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LlamaConfig {
+    /// Which model it is.
+    pub model_type: ModelType,
     /// Width of the residual stream.
     pub hidden_size: usize,
     /// Width of the gated feed-forward layer.
@@ -23,10 +59,13 @@ pub struct LlamaConfig {
     pub vocab_size: usize,
     /// Longest sequence the model was trained for.
     pub max_position_embeddings: usize,
+    /// How many tokens a token sees, itself among them, where that is limited. Attention here
+    /// sees every earlier token, so no sequence may be longer.
+    pub sliding_window: Option<usize>,
     /// Added to the mean square in RMSNorm.
     pub rms_norm_eps: f64,
-    /// Base of the rotary frequencies.
-    pub rope_theta: f64,
+    /// Rotary frequencies.
+    pub rope: RopeSpec,
     /// The output projection is the embedding table.
     pub tie_word_embeddings: bool,
     /// Token that begins a text, where the model has one.
@@ -64,9 +103,9 @@ impl LlamaConfig {
             [one] => (*one).into(),
             many => many.to_vec().into(),
         };
-        serde_json::json!({
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
+        let mut value = serde_json::json!({
+            "architectures": [self.model_type.architecture()],
+            "model_type": self.model_type.name(),
             "hidden_size": self.hidden_size,
             "intermediate_size": self.intermediate_size,
             "num_hidden_layers": self.num_hidden_layers,
@@ -76,14 +115,44 @@ impl LlamaConfig {
             "vocab_size": self.vocab_size,
             "max_position_embeddings": self.max_position_embeddings,
             "rms_norm_eps": self.rms_norm_eps,
-            "rope_theta": self.rope_theta,
+            "rope_theta": self.rope.theta(),
+            "rope_scaling": self.rope.scaling_value(),
             "hidden_act": "silu",
             "attention_bias": false,
             "mlp_bias": false,
             "tie_word_embeddings": self.tie_word_embeddings,
             "bos_token_id": self.bos_token_id,
             "eos_token_id": eos,
-        })
+        });
+        // A Mistral without this field has a window.
+        if self.sliding_window.is_some() || self.model_type == ModelType::Mistral {
+            value["sliding_window"] = self.sliding_window.into();
+        }
+        value
+    }
+
+    /// The longest sequence that this program can run: what the model was trained for, as far as
+    /// every token sees all before it.
+    pub fn longest_sequence(&self) -> usize {
+        self.sliding_window
+            .map_or(self.max_position_embeddings, |window| window.min(self.max_position_embeddings))
+    }
+
+    /// Whether a sequence of so many tokens can be run.
+    ///
+    /// # Errors
+    /// `TooLong` naming the field that limits it.
+    pub fn check_length(&self, length: usize) -> Result<(), SpecError> {
+        if length > self.max_position_embeddings {
+            let limit = self.max_position_embeddings;
+            return Err(SpecError::TooLong { length, field: "max_position_embeddings", limit });
+        }
+        match self.sliding_window {
+            Some(limit) if length > limit => {
+                Err(SpecError::TooLong { length, field: "sliding_window", limit })
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -101,8 +170,8 @@ struct RawConfig {
     #[serde(default)]
     head_dim: Option<usize>,
     vocab_size: usize,
-    #[serde(default = "default_positions")]
-    max_position_embeddings: usize,
+    #[serde(default)]
+    max_position_embeddings: Option<usize>,
     #[serde(default = "default_eps")]
     rms_norm_eps: f64,
     #[serde(default = "default_theta")]
@@ -117,8 +186,8 @@ struct RawConfig {
     attention_bias: bool,
     #[serde(default)]
     mlp_bias: bool,
-    #[serde(default)]
-    sliding_window: serde_json::Value,
+    #[serde(default, deserialize_with = "stated")]
+    sliding_window: Option<Option<usize>>,
     #[serde(default)]
     tie_word_embeddings: bool,
     #[serde(default)]
@@ -127,10 +196,12 @@ struct RawConfig {
     eos_token_id: serde_json::Value,
 }
 
-// What transformers' LlamaConfig assumes for a field that the file leaves out.
-fn default_positions() -> usize {
-    2048
+/// A field that is there, even if it is null.
+fn stated<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Option<usize>>, D::Error> {
+    Option::deserialize(from).map(Some)
 }
+
+// What transformers assumes for a field that the file leaves out.
 fn default_eps() -> f64 {
     1e-6
 }
@@ -148,11 +219,8 @@ fn unsupported<T>(
 
 impl RawConfig {
     fn validate(self) -> Result<LlamaConfig, SpecError> {
-        if let Some(kind) = self.model_type.as_deref()
-            && kind != "llama"
-        {
-            return unsupported("model_type", kind, "llama");
-        }
+        let model_type =
+            self.model_type.as_deref().map_or(Ok(ModelType::Llama), ModelType::from_name)?;
         if let Some(act) = self.hidden_act.as_deref()
             && act != "silu"
         {
@@ -164,14 +232,14 @@ impl RawConfig {
         if self.mlp_bias {
             return unsupported("mlp_bias", true, "false");
         }
-        if !self.sliding_window.is_null() {
-            return unsupported("sliding_window", self.sliding_window, "null");
-        }
-        if !self.rope_scaling.is_null() {
-            return unsupported("rope_scaling", self.rope_scaling, "null");
-        }
-        let rope_theta = self.resolved_theta()?;
+        let rope = self.rope()?;
+        let (positions, window) = match model_type {
+            ModelType::Llama => (2048, None),
+            ModelType::Mistral => (131_072, Some(4096)),
+        };
         let kv_heads = self.num_key_value_heads.unwrap_or(self.num_attention_heads);
+        let max_position_embeddings = self.max_position_embeddings.unwrap_or(positions);
+        let sliding_window = self.sliding_window.unwrap_or(window);
         for (field, value) in [
             ("hidden_size", self.hidden_size),
             ("intermediate_size", self.intermediate_size),
@@ -179,7 +247,8 @@ impl RawConfig {
             ("num_attention_heads", self.num_attention_heads),
             ("num_key_value_heads", kv_heads),
             ("vocab_size", self.vocab_size),
-            ("max_position_embeddings", self.max_position_embeddings),
+            ("max_position_embeddings", max_position_embeddings),
+            ("sliding_window", sliding_window.unwrap_or(1)),
         ] {
             if value == 0 {
                 out_of_range(field, value, "at least 1")?;
@@ -202,13 +271,12 @@ impl RawConfig {
         if head_dim == 0 || !head_dim.is_multiple_of(2) {
             out_of_range("head_dim", head_dim, "a positive even number")?;
         }
-        for (field, value) in [("rms_norm_eps", self.rms_norm_eps), ("rope_theta", rope_theta)] {
-            if !(value > 0.0 && value.is_finite()) {
-                out_of_range(field, value, "a positive number")?;
-            }
+        if !(self.rms_norm_eps > 0.0 && self.rms_norm_eps.is_finite()) {
+            out_of_range("rms_norm_eps", self.rms_norm_eps, "a positive number")?;
         }
         let bos = token_ids("bos_token_id", &self.bos_token_id, self.vocab_size)?;
         Ok(LlamaConfig {
+            model_type,
             hidden_size: self.hidden_size,
             intermediate_size: self.intermediate_size,
             num_hidden_layers: self.num_hidden_layers,
@@ -216,24 +284,31 @@ impl RawConfig {
             num_key_value_heads: kv_heads,
             head_dim,
             vocab_size: self.vocab_size,
-            max_position_embeddings: self.max_position_embeddings,
+            max_position_embeddings,
+            sliding_window,
             rms_norm_eps: self.rms_norm_eps,
-            rope_theta,
+            rope,
             tie_word_embeddings: self.tie_word_embeddings,
             bos_token_id: bos.first().copied(),
             eos_token_ids: token_ids("eos_token_id", &self.eos_token_id, self.vocab_size)?,
         })
     }
 
-    /// Newer files nest the base in `rope_parameters`.
-    fn resolved_theta(&self) -> Result<f64, SpecError> {
-        let Some(nested) = self.rope_parameters.as_object() else { return Ok(self.rope_theta) };
-        if let Some(kind) = nested.get("rope_type").and_then(|kind| kind.as_str())
-            && kind != "default"
-        {
-            return unsupported("rope_parameters.rope_type", kind, "default");
+    /// Older files have `rope_scaling`, newer ones `rope_parameters` with the base inside of it.
+    fn rope(&self) -> Result<RopeSpec, SpecError> {
+        let older = RopeSpec::from_config(self.rope_theta, "rope_scaling", &self.rope_scaling)?;
+        if self.rope_parameters.is_null() {
+            return Ok(older);
         }
-        Ok(nested.get("rope_theta").and_then(|theta| theta.as_f64()).unwrap_or(self.rope_theta))
+        let newer =
+            RopeSpec::from_config(self.rope_theta, "rope_parameters", &self.rope_parameters)?;
+        if !self.rope_scaling.is_null() && older.scaling() != newer.scaling() {
+            let (older, newer) = (&self.rope_scaling, &self.rope_parameters);
+            return Err(SpecError::Malformed(format!(
+                "rope_scaling is {older}, and rope_parameters {newer}: expected one of them"
+            )));
+        }
+        Ok(newer)
     }
 }
 
@@ -267,17 +342,18 @@ mod tests {
             "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 512,
         });
         let config = LlamaConfig::from_value(&base).unwrap();
-        assert_eq!((config.head_dim, config.rope_theta), (8, 10_000.0));
+        assert_eq!((config.head_dim, config.rope.theta()), (8, 10_000.0));
         assert_eq!(LlamaConfig::from_value(&config.to_value()).unwrap(), config);
         for (field, value) in [
             ("attention_bias", serde_json::json!(true)),
             ("rope_scaling", serde_json::json!({"rope_type": "llama3"})),
+            ("rope_scaling", serde_json::json!({"type": "yarn", "factor": 4.0})),
             ("hidden_act", serde_json::json!("gelu")),
-            ("model_type", serde_json::json!("mistral")),
+            ("model_type", serde_json::json!("gemma")),
             ("num_key_value_heads", serde_json::json!(3)),
             ("head_dim", serde_json::json!(7)),
             ("mlp_bias", serde_json::json!(true)),
-            ("sliding_window", serde_json::json!(4096)),
+            ("sliding_window", serde_json::json!(0)),
             ("num_hidden_layers", serde_json::json!(0)),
             ("rms_norm_eps", serde_json::json!(-1e-5)),
             ("rope_theta", serde_json::json!(0.0)),
@@ -302,7 +378,7 @@ mod tests {
         }"#;
         let config = LlamaConfig::from_json(text).unwrap();
         assert_eq!((config.bos_token_id, &config.eos_token_ids[..]), (Some(1), &[2, 3][..]));
-        assert_eq!((config.num_key_value_heads, config.rope_theta), (8, 500_000.0));
+        assert_eq!((config.num_key_value_heads, config.rope.theta()), (8, 500_000.0));
         assert_eq!(LlamaConfig::from_value(&config.to_value()).unwrap(), config);
         let cut = LlamaConfig::from_json(&text[..40]).unwrap_err();
         assert!(matches!(cut, SpecError::Malformed(_)), "{cut}");

@@ -13,19 +13,21 @@ mod mask;
 mod nf4;
 mod qa_lora;
 mod qat;
+mod rope;
 mod rtn;
 mod stored;
 mod zero_point;
 
 pub use gptq::GptqSpec;
 pub use l4q::L4qDialect;
-pub use llama_config::LlamaConfig;
+pub use llama_config::{LlamaConfig, ModelType};
 pub use loftq::LoftqQuantizer;
 pub use lr_qat::{Downcast, InnerScale, LrQatDialect, LrQatMask, LrQatSpec};
 pub use mask::{MaskRule, StraightThrough};
 pub use nf4::BlockSize;
 pub use qa_lora::{GroupPool, Pool, QaLoraDialect};
 pub use qat::QatQuantizer;
+pub use rope::{Llama3Scaling, RopeScaling, RopeSpec};
 pub use rtn::{RangeSearch, RtnSpec, SymmetricScale};
 pub use stored::{PackedBits, StoredType};
 pub use zero_point::ZeroPointRule;
@@ -66,6 +68,16 @@ pub enum SpecError {
         value: String,
         /// What is implemented.
         supported: &'static str,
+    },
+    /// A sequence is longer than a model configuration allows.
+    #[error("a sequence of {length} tokens exceeds the model's {field} {limit}")]
+    TooLong {
+        /// Tokens of the sequence.
+        length: usize,
+        /// Field of `config.json`.
+        field: &'static str,
+        /// What the file says.
+        limit: usize,
     },
     /// The text is not the JSON object that was expected.
     #[error("{0}")]

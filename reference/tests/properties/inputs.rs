@@ -2,7 +2,7 @@
 
 use ndarray::{Array, Array2, ArrayView, Dimension, ShapeBuilder};
 use plumbline_reference::Real;
-use plumbline_reference::spec::{Bits, QuantSpec};
+use plumbline_reference::spec::{Bits, Llama3Scaling, QuantSpec, RopeScaling, RopeSpec};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -82,6 +82,19 @@ pub fn spec() -> impl Strategy<Value = QuantSpec> {
     (2u32..=8, 1usize..=4, 1usize..=3).prop_map(|(bits, group_size, groups)| {
         QuantSpec::new(Bits::new(bits).unwrap(), Some(group_size), group_size * groups).unwrap()
     })
+}
+
+/// Rotary frequencies of every type of scaling; of the last, some pairs are slow, some fast.
+pub fn rope_spec() -> impl Strategy<Value = RopeSpec> {
+    let llama3 = Llama3Scaling {
+        factor: 8.0,
+        low_freq_factor: 1.0,
+        high_freq_factor: 4.0,
+        original_max_position_embeddings: 256,
+    };
+    let linear = RopeScaling::Linear { factor: 4.0 };
+    prop_oneof![Just(RopeScaling::Default), Just(linear), Just(RopeScaling::Llama3(llama3))]
+        .prop_map(|scaling| RopeSpec::new(1e4).unwrap().with_scaling(scaling).unwrap())
 }
 
 pub fn quantizer() -> impl Strategy<Value = Quantizer> {

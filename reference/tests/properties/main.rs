@@ -7,6 +7,7 @@ mod proof;
 mod adamw;
 mod affine;
 mod awq;
+mod configs;
 mod dynamic_quantize;
 #[cfg(feature = "linalg")]
 mod gptq;

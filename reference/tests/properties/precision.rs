@@ -14,7 +14,7 @@ use plumbline_reference::swiglu::swiglu;
 use plumbline_reference::{Real, quantize};
 use proptest::prelude::*;
 
-use crate::inputs::{Quantizer, Random, cast, dynamic, quantizer};
+use crate::inputs::{Quantizer, Random, cast, dynamic, quantizer, rope_spec};
 
 const U: f64 = f32::EPSILON as f64 / 2.0;
 const SECOND_ORDER: f64 = 1.01;
@@ -61,11 +61,12 @@ proptest! {
     /// (N3): a rounded cosine or sine, a product, a sum.
     #[test]
     fn rope_rounds_three_times(
-        tokens in 1usize..4, half in 1usize..5, first in 0usize..10_000, seed: u64,
+        tokens in 1usize..4, half in 1usize..5, first in 0usize..10_000,
+        spec in rope_spec(), seed: u64,
     ) {
         let x = Random(seed).array((tokens, 2, 2 * half), 1.0);
-        let exact = rope(x.view(), 1e4, first).unwrap();
-        let rounded = rope::<f32>(cast(&x).view(), 1e4, first).unwrap();
+        let exact = rope(x.view(), spec, first).unwrap();
+        let rounded = rope::<f32>(cast(&x).view(), spec, first).unwrap();
         // Cosine and sine are at most 1.
         let bound = Array::from_shape_fn(x.dim(), |(t, h, d)| {
             3.0 * U * (x[[t, h, d]].abs() + x[[t, h, (d + half) % (2 * half)]].abs())

@@ -27,7 +27,7 @@ use plumbline_reference::rope::{rope, rope_backward};
 use plumbline_reference::rtn::rtn;
 use plumbline_reference::spec::{
     AdamWSpec, Bits, BlockSize, Downcast, GradScale, GroupPool, InitScaleRule, InnerScale,
-    LrQatDialect, LrQatMask, LrQatSpec, QuantSpec, RtnSpec, StoredType, ZeroPointRule,
+    LrQatDialect, LrQatMask, LrQatSpec, QuantSpec, RopeSpec, RtnSpec, StoredType, ZeroPointRule,
 };
 use plumbline_reference::straight_through::fake_quantize_backward;
 use plumbline_reference::swiglu::{swiglu, swiglu_backward};
@@ -424,8 +424,9 @@ fn linear_and_rms_norm() {
 #[test]
 fn rope_and_attention() {
     let heads = &[2, 3, 4][..];
-    refuses("rope", &[("x", heads)], |t| rope(t.get(0), 1e4, 0));
-    refuses("rope_backward", &[("d_output", heads)], |t| rope_backward(t.get(0), 1e4, 0));
+    let spec = RopeSpec::new(1e4).unwrap();
+    refuses("rope", &[("x", heads)], |t| rope(t.get(0), spec, 0));
+    refuses("rope_backward", &[("d_output", heads)], |t| rope_backward(t.get(0), spec, 0));
     let (many, few) = (&[1, 2, 4, 2][..], &[1, 2, 2, 2][..]);
     refuses("attention", &[("q", many), ("k", few), ("v", few)], |t| {
         attention(t.get(0), t.get(1), t.get(2))

@@ -12,11 +12,12 @@ use plumbline_reference::linear::{linear, linear_backward};
 use plumbline_reference::lora::{lora_backward, lora_forward};
 use plumbline_reference::rms_norm::{rms_norm, rms_norm_backward};
 use plumbline_reference::rope::{rope, rope_backward};
+use plumbline_reference::spec::RopeSpec;
 use plumbline_reference::swiglu::{swiglu, swiglu_backward};
 use proptest::prelude::*;
 
 use crate::differences::{assert_gradient, noise};
-use crate::inputs::Random;
+use crate::inputs::{Random, rope_spec};
 use crate::proof::{Definition, assert_gradients, constant, weighted_sum, with_gradient};
 
 /// An argument of `loss` back in its own number of dimensions.
@@ -57,9 +58,9 @@ definition!(RmsNorm { eps: f64, d_output: Array2<f64> }, |this, t| {
     weighted_sum(&this.d_output, &rms_norm(x.view(), weight.view(), this.eps).unwrap())
 });
 
-definition!(Rope { first: usize, d_output: Array3<f64> }, |this, t| {
+definition!(Rope { spec: RopeSpec, first: usize, d_output: Array3<f64> }, |this, t| {
     let x: Array3<T> = sized(&t[0]);
-    weighted_sum(&this.d_output, &rope(x.view(), 1e4, this.first).unwrap())
+    weighted_sum(&this.d_output, &rope(x.view(), this.spec, this.first).unwrap())
 });
 
 definition!(Attention { d_output: Array4<f64> }, |this, t| {
@@ -162,16 +163,16 @@ proptest! {
     #[test]
     fn gradients_of_rope_are_derivatives(
         tokens in 1usize..4, heads in 1usize..3, half in 1usize..4, first in 0usize..1000,
-        seed: u64,
+        spec in rope_spec(), seed: u64,
     ) {
         let mut random = Random(seed);
         let x = random.array((tokens, heads, 2 * half), 1.0);
         let d_output = random.array((tokens, heads, 2 * half), 1.0);
-        let d_x = rope_backward(d_output.view(), 1e4, first).unwrap();
+        let d_x = rope_backward(d_output.view(), spec, first).unwrap();
         assert_gradient("x", &x, &d_x, noise(3, x.len(), 2.0), |x| {
-            (rope(sized(x).view(), 1e4, first).unwrap() * &d_output).sum()
+            (rope(sized(x).view(), spec, first).unwrap() * &d_output).sum()
         });
-        assert_gradients(&Rope { first, d_output }, &[with_gradient("x", &x, &d_x)]);
+        assert_gradients(&Rope { spec, first, d_output }, &[with_gradient("x", &x, &d_x)]);
     }
 
     /// Property of (N3): the score of a query and a key depends on how far apart they are. Angles
@@ -180,14 +181,14 @@ proptest! {
     #[test]
     fn rope_makes_scores_relative(
         half in 1usize..5, place in 0usize..100, distance in 0usize..100, shift in 0usize..100,
-        seed: u64,
+        spec in rope_spec(), seed: u64,
     ) {
         let mut random = Random(seed);
         let q = random.array((1, 1, 2 * half), 1.0);
         let k = random.array((1, 1, 2 * half), 1.0);
         let score = |place: usize| -> f64 {
-            let q = rope(q.view(), 1e4, place + distance).unwrap();
-            let k = rope(k.view(), 1e4, place).unwrap();
+            let q = rope(q.view(), spec, place + distance).unwrap();
+            let k = rope(k.view(), spec, place).unwrap();
             (q * k).sum()
         };
         let bound = 16.0 * half as f64 * 256.0 * f64::EPSILON;
@@ -196,20 +197,20 @@ proptest! {
 
     /// Property of (N3): `first_position` continues a sequence.
     #[test]
-    fn rope_continues_where_it_stopped(cut in 0usize..5, half in 1usize..4, seed: u64) {
+    fn rope_continues_where_it_stopped(cut in 0usize..5, half in 1usize..4, spec in rope_spec(), seed: u64) {
         let x = Random(seed).array((5, 2, 2 * half), 1.0);
-        let whole = rope(x.view(), 1e4, 7).unwrap();
-        let rest = rope(x.slice(s![cut.., .., ..]), 1e4, 7 + cut).unwrap();
+        let whole = rope(x.view(), spec, 7).unwrap();
+        let rest = rope(x.slice(s![cut.., .., ..]), spec, 7 + cut).unwrap();
         prop_assert_eq!(whole.slice(s![cut.., .., ..]), rest.view());
     }
 
     /// Property of (N3): backward undoes forward, and lengths stay. `cos^2 + sin^2` is 1 to within
     /// three roundings of values below 1, and each product and sum adds one.
     #[test]
-    fn rope_is_a_rotation(half in 1usize..4, first in 0usize..1000, seed: u64) {
+    fn rope_is_a_rotation(half in 1usize..4, first in 0usize..1000, spec in rope_spec(), seed: u64) {
         let x = Random(seed).array((3, 2, 2 * half), 1.0);
-        let rotated = rope(x.view(), 1e4, first).unwrap();
-        let back = rope_backward(rotated.view(), 1e4, first).unwrap();
+        let rotated = rope(x.view(), spec, first).unwrap();
+        let back = rope_backward(rotated.view(), spec, first).unwrap();
         prop_assert!((&back - &x).iter().all(|d| d.abs() <= 16.0 * f64::EPSILON));
         let (before, after) = ((&x * &x).sum(), (&rotated * &rotated).sum());
         prop_assert!((before - after).abs() <= 16.0 * f64::EPSILON * x.len() as f64);

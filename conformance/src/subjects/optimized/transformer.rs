@@ -61,11 +61,11 @@ impl<B: Backend> Call<'_, B> {
 
     /// The tensor to rotate, and how.
     fn rotation(&self, name: &str) -> Result<Rotation<B>, Refused> {
-        let params::Rope { theta, first_position } = params::Rope::read(&self.request.params)?;
+        let params::Rope { spec, first_position } = params::Rope::read(&self.request.params)?;
         let [length, heads, head_dim] = self.request.sizes(name)?;
         let args = RopeArgs { batch: 1, length, heads, head_dim, first_position };
         let positions = first_position + length;
-        let table = RopeTable::new(&**self.backend, theta, head_dim, positions)?;
+        let table = RopeTable::new(&**self.backend, spec, head_dim, positions)?;
         Ok(Rotation { args, table, x: self.floats(name)? })
     }
 

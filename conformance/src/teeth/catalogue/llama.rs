@@ -49,6 +49,8 @@ pub(super) static MUTANTS: &[Mutant] = &[
         LLAMA, &["pairing"], Asked(neighbouring_pairs)),
     fault("theta_of_10000", "theta is always 10000",
         LLAMA, &["theta"], Asked(|r| set_config(r, "rope_theta", 10_000.0))),
+    fault("rope_scaling_unread", "frequencies are never scaled",
+        LLAMA, &["frequency_scaling"], Asked(|r| set_config(r, "rope_scaling", Value::Null))),
     fault("tied_head_without_gradient", "a tied embedding learns from the tokens it reads alone",
         LLAMA, &["tied_head"], Answer(|r, o| one_use(r, o, EMBEDDING))),
     fault("tied_gradient_overwritten", "a tied embedding learns from the logits alone",

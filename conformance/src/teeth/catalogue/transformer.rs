@@ -1,6 +1,6 @@
 //! Faults of the parts of a LLaMA.
 
-use ndarray::{Array2, Array3, Array4, ArrayView1, ArrayViewMut1, Axis, Ix1, Ix3, Ix4};
+use ndarray::{Array2, Array4, ArrayView1, ArrayViewMut1, Axis, Ix1, Ix4};
 use plumbline_reference::rms_norm::rms_norm;
 
 use super::super::Fault::{Answer, Arithmetic, Request as Asked};
@@ -12,13 +12,11 @@ use super::edits::{
 };
 use super::fault;
 use crate::case::Request;
-use crate::params::{Attention, Rope};
+use crate::params::Attention;
 use crate::tensor::{Tensor, Tensors};
 
 const NORM: &[&str] = &["rms_norm.forward"];
 const NORM_BACKWARD: &[&str] = &["rms_norm.backward"];
-const ROPE: &[&str] = &["rope.forward"];
-const ROPE_BACKWARD: &[&str] = &["rope.backward"];
 const ATTENTION: &[&str] = &["attention.forward"];
 const ATTENTION_BACKWARD: &[&str] = &["attention.backward"];
 const SWIGLU: &[&str] = &["swiglu.forward"];
@@ -26,7 +24,7 @@ const SWIGLU_BACKWARD: &[&str] = &["swiglu.backward"];
 const LORA: &[&str] = &["lora.forward"];
 const LORA_BACKWARD: &[&str] = &["lora.backward"];
 
-/// Faults of norms, positions, attention, activations and adapters.
+/// Faults of norms, attention, activations and adapters.
 #[rustfmt::skip]
 pub(super) static MUTANTS: &[Mutant] = &[
     fault("eps_outside_the_root", "x / (rms + eps)",
@@ -45,20 +43,6 @@ pub(super) static MUTANTS: &[Mutant] = &[
         NORM_BACKWARD, &["d_weight_sum"], Answer(last_row_d_weight)),
     fault("weight_outside", "d_x without the weight",
         NORM_BACKWARD, &["weight_inside"], Answer(weight_outside)),
-    fault("interleaved_pairs", "pairs are neighbours, as in the original layout",
-        ROPE, &["pairing"], Answer(interleaved)),
-    fault("turns_back", "the angle has the other sign",
-        ROPE, &["direction"], Answer(|r, o| rotated(r, o, "x", "output", -1.0, 2.0))),
-    fault("turns_on", "the backward turns forwards",
-        ROPE_BACKWARD, &["direction"], Answer(|r, o| rotated(r, o, "d_output", "d_x", 1.0, 2.0))),
-    fault("backward_from_zero", "first_position is ignored on the way back",
-        ROPE_BACKWARD, &["first_position"], Asked(|r| set_param(r, "first_position", 0))),
-    fault("half_the_frequencies", "theta^(-j / head_dim)",
-        ROPE, &["frequency"], Answer(|r, o| rotated(r, o, "x", "output", 1.0, 1.0))),
-    fault("position_from_zero", "first_position is ignored",
-        ROPE, &["first_position"], Asked(|r| set_param(r, "first_position", 0))),
-    fault("theta_of_llama_1", "theta is always 10000",
-        ROPE, &["theta"], Asked(|r| set_param(r, "theta", 10_000.0))),
     fault("sees_the_future", "no causal mask",
         ATTENTION, &["causal"], Answer(|r, o| attended(r, o, |_, _| true))),
     fault("sees_one_ahead", "the mask is off by one",
@@ -173,43 +157,6 @@ fn last_row_d_weight(request: &Request, outputs: &mut Tensors) -> Edited {
 
 fn weight_outside(request: &Request, outputs: &mut Tensors) -> Edited {
     as_if(request, outputs, &["d_x"], |r| map_input(r, "weight", |_| 1.0))
-}
-
-fn angle(rope: Rope, token: usize, pair: usize, head_dim: usize, doubling: f64) -> (f32, f32) {
-    let frequency = rope.theta.powf(-doubling * pair as f64 / head_dim as f64);
-    let (sin, cos) = ((rope.first_position + token) as f64 * frequency).sin_cos();
-    (sin as f32, cos as f32)
-}
-
-fn rotated(
-    request: &Request,
-    outputs: &mut Tensors,
-    from: &str,
-    to: &str,
-    direction: f32,
-    doubling: f64,
-) -> Edited {
-    let (rope, x) = (Rope::read(&request.params)?, request.array::<f32, Ix3>(from)?);
-    let (head_dim, half) = (x.dim().2, x.dim().2 / 2);
-    let values = Array3::from_shape_fn(x.dim(), |(t, h, d)| {
-        let (sin, cos) = angle(rope, t, d % half, head_dim, doubling);
-        let other = if d < half { -x[[t, h, d + half]] } else { x[[t, h, d - half]] };
-        x[[t, h, d]] * cos + direction * other * sin
-    });
-    outputs.insert(to.to_owned(), Tensor::floats(&values));
-    Ok(())
-}
-
-fn interleaved(request: &Request, outputs: &mut Tensors) -> Edited {
-    let (rope, x) = (Rope::read(&request.params)?, request.array::<f32, Ix3>("x")?);
-    let head_dim = x.dim().2;
-    let values = Array3::from_shape_fn(x.dim(), |(t, h, d)| {
-        let (sin, cos) = angle(rope, t, d / 2, head_dim, 2.0);
-        let other = if d % 2 == 0 { -x[[t, h, d + 1]] } else { x[[t, h, d - 1]] };
-        x[[t, h, d]] * cos + other * sin
-    });
-    outputs.insert("output".to_owned(), Tensor::floats(&values));
-    Ok(())
 }
 
 type Heads = [Array4<f32>; 3];

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::GgufModel;
 use super::header::{Header, Value};
-use super::tokenizer;
+use super::{rope, tokenizer};
 use crate::checkpoint::reader::{Storage, TensorInfo};
 
 /// The model of a file.
@@ -20,11 +20,6 @@ pub(super) fn model(header: &Header) -> Result<GgufModel, String> {
         && experts > 0
     {
         return Err(format!("llama.expert_count is {experts}, supported: 0"));
-    }
-    if let Ok(kind) = values.text("llama.rope.scaling.type")
-        && kind != "none"
-    {
-        return Err(format!("llama.rope.scaling.type is {kind}, supported: none"));
     }
     let heads = values.need("llama.attention.head_count")?;
     let kv_heads = values.count("llama.attention.head_count_kv")?.unwrap_or(heads);
@@ -62,6 +57,17 @@ fn config(
         let supported = format!("the width of a head, {head_dim}");
         return Err(format!("llama.rope.dimension_count is {turned}, supported: {supported}"));
     }
+    let scaling = match values.text("llama.rope.scaling.type") {
+        Err(_) | Ok("none") => serde_json::Value::Null,
+        Ok("linear") => {
+            let factor = values.float("llama.rope.scaling.factor")?;
+            let factor = factor.ok_or("metadata has no llama.rope.scaling.factor")?;
+            json!({"rope_type": "linear", "factor": shortest(factor as f32)})
+        }
+        Ok(kind) => {
+            return Err(format!("llama.rope.scaling.type is {kind}, supported: none, linear"));
+        }
+    };
     let eps = values.float("llama.attention.layer_norm_rms_epsilon")?;
     let eps = eps.ok_or("metadata has no llama.attention.layer_norm_rms_epsilon")?;
     Ok(json!({
@@ -77,10 +83,29 @@ fn config(
         "max_position_embeddings": values.need("llama.context_length")?,
         "rms_norm_eps": shortest(eps as f32),
         "rope_theta": shortest(values.float("llama.rope.freq_base")?.unwrap_or(10_000.0) as f32),
+        "rope_scaling": scaling,
+        "sliding_window": values.count("llama.attention.sliding_window")?,
         "tie_word_embeddings": !tensors.contains_key("lm_head.weight"),
         "bos_token_id": values.count("tokenizer.ggml.bos_token_id")?,
         "eos_token_id": values.count("tokenizer.ggml.eos_token_id")?,
     }))
+}
+
+/// Enters the divisors of a file's frequencies.
+pub(super) fn slow_down(config: &mut serde_json::Value, divisors: &[f32]) -> Result<(), String> {
+    let theta = config["rope_theta"].as_f64().unwrap_or_default();
+    let head_dim = config["head_dim"].as_u64().unwrap_or_default() as usize;
+    let scaling = rope::scaling(divisors, theta, head_dim)?;
+    if !scaling.is_null() && !config["rope_scaling"].is_null() {
+        let tensor = rope::TENSOR;
+        return Err(format!(
+            "has llama.rope.scaling.type and tensor {tensor}, expected one of them"
+        ));
+    }
+    if !scaling.is_null() {
+        config["rope_scaling"] = scaling;
+    }
+    Ok(())
 }
 
 /// The shortest decimal number that rounds to this f32: what its writer meant.

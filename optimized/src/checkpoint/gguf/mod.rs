@@ -6,11 +6,12 @@
 mod blocks;
 mod header;
 mod llama;
+mod rope;
 mod tokenizer;
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::BufReader;
+use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 
 pub use blocks::BlockType;
@@ -36,7 +37,21 @@ pub(super) struct GgufModel {
 pub(super) fn open(path: &Path) -> Result<GgufModel> {
     let file = File::open(path).map_err(Error::io(path, "open"))?;
     let length = file.metadata().map_err(Error::io(path, "read"))?.len();
-    let header = Header::read(&mut BufReader::new(file), length)
-        .map_err(|reason| Error::file(path, reason))?;
-    llama::model(&header).map_err(|reason| Error::file(path, reason))
+    let refused = |reason| Error::file(path, reason);
+    let mut file = BufReader::new(file);
+    let header = Header::read(&mut file, length).map_err(refused)?;
+    let mut model = llama::model(&header).map_err(refused)?;
+    model.tensors.remove(rope::TENSOR);
+    if let Some(tensor) = header.tensors.iter().find(|tensor| tensor.name == rope::TENSOR) {
+        if tensor.block != BlockType::F32 {
+            let reason = format!("tensor {} is {}, expected F32", tensor.name, tensor.block);
+            return Err(refused(reason));
+        }
+        let mut bytes = vec![0; tensor.bytes as usize];
+        file.seek(SeekFrom::Start(tensor.start)).map_err(Error::io(path, "read"))?;
+        file.read_exact(&mut bytes).map_err(Error::io(path, "read"))?;
+        let divisors = BlockType::F32.dequantize(&bytes);
+        llama::slow_down(&mut model.config, &divisors).map_err(refused)?;
+    }
+    Ok(model)
 }

@@ -82,7 +82,7 @@ pub fn choice(options: &ChoiceOptions) -> Result<()> {
         write_file(path, &samples)?;
     }
     if score.shortened > 0 {
-        let (count, longest) = (score.shortened, folder.config().max_position_embeddings);
+        let (count, longest) = (score.shortened, folder.config().longest_sequence());
         eprintln!("{count} questions begin before the model's {longest} positions and were cut");
     }
     if options.json {

@@ -3,6 +3,8 @@
 mod cpu;
 mod cuda;
 
+use plumbline_reference::spec::{Llama3Scaling, RopeScaling, RopeSpec};
+
 use crate::backend::Storage;
 use crate::error::{Error, Result};
 use crate::ops::{check_documents, prefix};
@@ -47,8 +49,8 @@ impl RopeArgs {
 
 /// Cosines and sines `[positions, head_dim / 2]`, one buffer each.
 ///
-/// `angle[position, i] = position * theta^(-2 i / head_dim)` is computed in f64 and rounded once,
-/// so that far positions keep their precision.
+/// `angle[position, i] = position * frequency[i]` is computed in f64 and its cosine and sine are
+/// rounded once, so that far positions keep their precision.
 pub struct RopeTable<F> {
     /// `cos(angle)`.
     pub cosine: F,
@@ -65,18 +67,17 @@ impl<F> RopeTable<F> {
     /// When the device has no room.
     pub fn new<S: Storage<Floats = F>>(
         storage: &S,
-        theta: f64,
+        spec: RopeSpec,
         head_dim: usize,
         positions: usize,
     ) -> Result<Self> {
-        let angles: Vec<f64> = (0..positions)
-            .flat_map(|position| {
-                (0..head_dim / 2)
-                    .map(move |i| position as f64 * theta.powf(-2.0 * i as f64 / head_dim as f64))
-            })
-            .collect();
+        let frequencies = frequencies(spec, head_dim);
         let table = |function: fn(f64) -> f64| -> Vec<f32> {
-            angles.iter().map(|angle| function(*angle) as f32).collect()
+            let positions = (0..positions).map(|position| position as f64);
+            positions
+                .flat_map(|position| frequencies.iter().map(move |rate| position * rate))
+                .map(|angle| function(angle) as f32)
+                .collect()
         };
         Ok(Self {
             cosine: storage.upload(&table(f64::cos))?,
@@ -84,6 +85,33 @@ impl<F> RopeTable<F> {
             positions,
         })
     }
+}
+
+/// Radians by which each pair of a head turns from one position to the next. Eq. (N3c).
+fn frequencies(spec: RopeSpec, head_dim: usize) -> Vec<f64> {
+    let base = |pair: usize| spec.theta().powf(-2.0 * pair as f64 / head_dim as f64);
+    let scaled = |frequency: f64| match spec.scaling() {
+        RopeScaling::Default => frequency,
+        RopeScaling::Linear { factor } => frequency / factor,
+        RopeScaling::Llama3(scaling) => lengthened(scaling, frequency),
+    };
+    (0..head_dim / 2).map(base).map(scaled).collect()
+}
+
+/// A pair that comes round `high_freq_factor` times in the original context keeps its frequency;
+/// one that comes round `low_freq_factor` times, or fewer, has it divided by the factor.
+fn lengthened(scaling: Llama3Scaling, frequency: f64) -> f64 {
+    let Llama3Scaling { factor, low_freq_factor, high_freq_factor, .. } = scaling;
+    let original = scaling.original_max_position_embeddings as f64;
+    let turns = original * frequency / std::f64::consts::TAU;
+    if turns >= high_freq_factor {
+        return frequency;
+    }
+    if turns <= low_freq_factor {
+        return frequency / factor;
+    }
+    let kept = (turns - low_freq_factor) / (high_freq_factor - low_freq_factor);
+    (1.0 - kept) * frequency / factor + kept * frequency
 }
 
 /// Rotates queries and keys.
