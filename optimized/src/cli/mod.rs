@@ -13,6 +13,7 @@ mod merge;
 mod plan;
 mod pretrain;
 mod progress;
+mod quantize;
 mod report;
 mod run;
 mod shape;
@@ -86,6 +87,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Turn a full-precision model into integer codes without training
+    Quantize(quantize::Quantize),
     /// Write a run as one HTML page: curves, layers, recipe, environment
     Report {
         /// The run's folder
@@ -133,6 +136,7 @@ fn run(command: Command) -> Result<ExitCode> {
             let options = merge::MergeOptions { run, checkpoint, out, json };
             return merge::merge(&options, on);
         }
+        Command::Quantize(arguments) => return quantize::quantize(&arguments),
         Command::Report { run, out } => report::report(&run, out)?,
         Command::Generate(arguments) => generate::generate(&arguments)?,
         Command::Inspect { model, json } => inspect::inspect(model.as_deref(), json)?,
