@@ -316,7 +316,7 @@ mod tests {
     /// More rows than a task and more columns than a tile, in blocks that divide neither.
     #[test]
     fn one_thread_and_two_give_the_same_bits() {
-        let (rows, columns) = (35, 600);
+        let (rows, columns): (usize, usize) = (35, 600);
         let weight: Vec<f32> =
             (0..rows * columns).map(|i| ((i * 7919) % 1009) as f32 / 1009.0 - 0.5).collect();
         let hessian: Vec<f64> = (0..columns * columns)
