@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::error::{Error, Result};
 use crate::train::{OptimizerSettings, Schedule, TrainingSettings};
 
-pub use compare::{CompareRecipe, Making, Row, RowRecipe};
+pub use compare::{CompareRecipe, GptqSettings, Making, Row, RowRecipe};
 pub use data::{DataFormat, DataSettings};
 pub use method::{
     L4qSettings, LoraSettings, LrQatSettings, MethodSettings, PeqaSettings, QaLoraSettings,

@@ -137,6 +137,9 @@ method = { name = "qat_lora", rank = 2 }
 name = "QA-LoRA"
 method = { name = "qa_lora", rank = 2 }
 [[row]]
+name = "GPTQ"
+method = { name = "gptq", windows = 2, block_size = 32 }
+[[row]]
 name = "QLoRA"
 method = { name = "qlora", rank = 2 }
 "#,
@@ -144,12 +147,13 @@ method = { name = "qlora", rank = 2 }
     let table = place.compare();
     let rows = table["rows"].as_array().unwrap();
     let deployed: Vec<&Value> = rows.iter().map(|row| &row["deployment"]).collect();
-    assert_eq!(deployed, ["as_trained", "same_function", "rounded_anew"]);
+    assert_eq!(deployed, ["as_trained", "same_function", "untrained", "rounded_anew"]);
     let apart = |row: &Value| {
         let of = |field: &str| number(&row[field][0]["mean_nll"]);
         (of("perplexity") - of("trained_perplexity")).abs()
     };
-    assert!(apart(&rows[1]) < 1e-4 && apart(&rows[2]) > 1e-3, "{table}");
+    assert!(apart(&rows[1]) < 1e-4 && apart(&rows[3]) > 1e-3, "{table}");
+    assert_eq!(number(&rows[2]["linear_bits_per_weight"]), 3.0 + 35.0 / 32.0);
     // An update of rank 2 beside 128 x 128 weights and wider ones.
     let beside = number(&rows[0]["linear_bits_per_weight"]);
     assert!(beside > 5.5 && beside < 6.5, "{beside}");

@@ -121,6 +121,8 @@ impl Plan {
                 digest: depends.digest(&row)?,
                 row,
                 model: recipe.model.path.clone(),
+                train: recipe.data.train.clone(),
+                seed: recipe.training.seed,
                 eval: recipe.data.eval.clone(),
                 context: recipe.data.context,
                 eval_windows: recipe.eval_windows,
@@ -220,6 +222,7 @@ struct Depends {
     device: String,
     base: String,
     train: Vec<PathBuf>,
+    seed: u64,
     eval: Vec<String>,
     context: usize,
     eval_windows: Option<usize>,
@@ -238,6 +241,7 @@ impl Depends {
             device: device.to_owned(),
             base: waiting("checking the base model", || base.fingerprint())?,
             train: train.map(|sha256| sha256.map(PathBuf::from)).collect::<Result<_>>()?,
+            seed: recipe.training.seed,
             eval: data.eval.iter().map(text).collect::<Result<_>>()?,
             context: data.context,
             eval_windows: recipe.eval_windows,
@@ -252,10 +256,13 @@ impl Depends {
             recipe.data.train = self.train.clone();
             recipe.checkpoints = CheckpointSettings::default();
         }
+        // What a trained row depends on beside these stands in its recipe.
+        let calibration = matches!(row.making, Making::Gptq(_)).then_some((&self.train, self.seed));
         let Self { version, device, base, eval, context, eval_windows, .. } = self;
         let all = serde_json::json!({
             "version": version, "device": device, "base": base, "eval": eval,
-            "context": context, "eval_windows": eval_windows, "row": row,
+            "context": context, "eval_windows": eval_windows, "calibration": calibration,
+            "row": row,
         });
         Ok(sha256(all.to_string().as_bytes()))
     }

@@ -19,6 +19,7 @@ use plumbline::methods::{CodeTensors, IntoCodes, LinearMethod};
 use plumbline::model::Llama;
 use plumbline::recipe::{self, MethodSettings, TrainRecipe};
 use plumbline::train::{Checkpoints, RECIPE};
+use plumbline_reference::spec::Bits;
 
 use super::device::{DeviceOption, Opened};
 use super::progress::waiting;
@@ -196,24 +197,11 @@ impl<B: Backend> Merge<'_, B> {
         {
             return Ok(refuse("the merged model", "the trained one", difference));
         }
-        let MergedModel { model: merged, linears } = merged;
-        let Some((bits, group_size)) = method.grid() else { bail!("the method has no codes") };
-        let (quant_method, zero_point) = ("plumbline".to_owned(), Codes::<B, M>::ZERO_POINT);
-        let quantization = QuantizationConfig { quant_method, bits, group_size, zero_point };
-        new_folder(self.out, |folder| save_merged(folder, &merged, &linears, &quantization, base))?;
-        // What was written, read again by the loader that serves it.
-        let probe = probe(base);
-        let difference = match ModelFolder::open(self.out)?.load(self.backend.clone())? {
-            LoadedModel::Merged(model) => first_difference(&logits, &model, &probe)?,
-            LoadedModel::Affine(model) => first_difference(&logits, &model, &probe)?,
-            LoadedModel::Dense(_) => {
-                bail!("{}: does not read as a merged model", self.out.display())
-            }
-        };
-        if let Some(difference) = difference {
+        let Some(grid) = method.grid() else { bail!("the method has no codes") };
+        if let Some(difference) = write_and_reload(self.out, &merged, grid, base, &logits)? {
             return Ok(refuse("the model as reloaded", "the merged one", difference));
         }
-        self.report(proof, linears.len(), logits.len(), apart);
+        self.report(proof, merged.linears.len(), logits.len(), apart);
         Ok(ExitCode::SUCCESS)
     }
 
@@ -249,7 +237,32 @@ impl<B: Backend> Merge<'_, B> {
     }
 }
 
-fn logits<B: Backend, L: LinearMethod<B>>(model: &Llama<B, L>, probe: &[i32]) -> Result<Vec<f32>> {
+/// Writes a model in codes and reads it again with the loader that serves it: where its logits of
+/// the [`probe`] first differ from those it had.
+pub fn write_and_reload<B: Backend, T: CodeTensors + StoredCodes>(
+    out: &Path,
+    merged: &MergedModel<B, T>,
+    (bits, group_size): (Bits, Option<usize>),
+    base: &ModelFolder,
+    logits: &[f32],
+) -> Result<Option<Difference>> {
+    let (quant_method, zero_point) = ("plumbline".to_owned(), T::ZERO_POINT);
+    let quantization = QuantizationConfig { quant_method, bits, group_size, zero_point };
+    let MergedModel { model, linears } = merged;
+    new_folder(out, |folder| save_merged(folder, model, linears, &quantization, base))?;
+    let (backend, probe) = (model.shared_backend(), probe(base));
+    Ok(match ModelFolder::open(out)?.load(backend)? {
+        LoadedModel::Merged(model) => first_difference(logits, &model, &probe)?,
+        LoadedModel::Affine(model) => first_difference(logits, &model, &probe)?,
+        LoadedModel::Dense(_) => bail!("{}: does not read as a merged model", out.display()),
+    })
+}
+
+/// Logits of the ids of a [`probe`].
+pub fn logits<B: Backend, L: LinearMethod<B>>(
+    model: &Llama<B, L>,
+    probe: &[i32],
+) -> Result<Vec<f32>> {
     let mut workspace = model.evaluation_workspace(probe.len())?;
     Ok(model.logits(1, probe, &mut workspace)?)
 }

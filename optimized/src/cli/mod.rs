@@ -15,6 +15,7 @@ mod merge;
 mod plan;
 mod pretrain;
 mod progress;
+mod quantize;
 mod report;
 mod run;
 mod shape;
@@ -98,6 +99,8 @@ enum Command {
         #[command(flatten)]
         on: device::DeviceOption,
     },
+    /// Turn a full-precision model into integer codes without training
+    Quantize(quantize::Quantize),
     /// Write a run as one HTML page: curves, layers, recipe, environment
     Report {
         /// The run's folder
@@ -147,6 +150,7 @@ fn run(command: Command) -> Result<ExitCode> {
         }
         Command::Compare(command) => return compare::compare(&command),
         Command::CompareRow { row, on } => return compare::row(&row, on),
+        Command::Quantize(arguments) => return quantize::quantize(&arguments),
         Command::Report { run, out } => report::report(&run, out)?,
         Command::Generate(arguments) => generate::generate(&arguments)?,
         Command::Inspect { model, json } => inspect::inspect(model.as_deref(), json)?,

@@ -2,15 +2,16 @@
 
 use std::path::PathBuf;
 
-use plumbline_reference::spec::Bits;
+use plumbline_reference::spec::{Bits, QuantSpec};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use super::{
-    CheckpointSettings, DataSettings, EarlyStopping, MethodSettings, ModelSource, OutputSettings,
-    PeqaSettings, TrainRecipe,
+    CheckpointSettings, DataFormat, DataSettings, EarlyStopping, MethodSettings, ModelSource,
+    OutputSettings, PeqaSettings, TrainRecipe,
 };
 use crate::error::{Error, Result};
+use crate::ptq::{GptqOptions, PtqSettings};
 use crate::train::{OptimizerSettings, Schedule, TrainingSettings};
 
 /// `plumbline compare`: what the rows share, and the rows.
@@ -61,6 +62,61 @@ pub struct RowRecipe {
     pub bits: Option<Vec<Bits>>,
 }
 
+/// A row's `method.name = "gptq"`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GptqSettings {
+    /// Width of a code.
+    pub bits: Bits,
+    /// Consecutive inputs that share a scale; absent for one group per row.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group_size: Option<usize>,
+    /// Windows of the training text that the inputs of layers are measured on.
+    #[serde(default = "GptqSettings::published_windows")]
+    pub windows: usize,
+    /// Zero point in the middle of the codes, or where the range puts it.
+    #[serde(default)]
+    pub symmetric: bool,
+    /// Part of the mean of the Hessian's diagonal that is added to the diagonal.
+    #[serde(default = "GptqSettings::published_damping")]
+    pub damping: f64,
+    /// Columns whose updates reach the columns behind them together.
+    #[serde(default = "GptqSettings::published_block_size")]
+    pub block_size: usize,
+    /// Whether the inputs that matter most are rounded first.
+    #[serde(default)]
+    pub act_order: bool,
+}
+
+impl GptqSettings {
+    fn published_windows() -> usize {
+        128
+    }
+
+    fn published_damping() -> f64 {
+        GptqOptions::default().damping
+    }
+
+    fn published_block_size() -> usize {
+        GptqOptions::default().block_size
+    }
+
+    /// Method and grid.
+    ///
+    /// # Errors
+    /// `Invalid` or `Spec` naming the field.
+    pub fn ptq(&self) -> Result<PtqSettings> {
+        let Self { bits, group_size, windows, symmetric, damping, block_size, act_order } = *self;
+        if windows == 0 {
+            return Err(Error::Invalid("method.windows is 0, expected at least 1".into()));
+        }
+        let options = GptqOptions { symmetric, damping, block_size, act_order };
+        // What is impossible is so at every width of a layer.
+        options.spec(QuantSpec::new(bits, None, 1)?)?;
+        Ok(PtqSettings::Gptq { bits, group_size, options })
+    }
+}
+
 /// How the model of a row is made.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -69,6 +125,8 @@ pub enum Making {
     FullPrecision,
     /// Rounding to nearest, which is what PEQA starts from.
     Rtn(PeqaSettings),
+    /// GPTQ, which is calibrated on the training text.
+    Gptq(GptqSettings),
     /// A training run.
     Trained(Box<TrainRecipe>),
 }
@@ -157,7 +215,7 @@ impl CompareRecipe {
             let group_size = self.group_size.map(|size| Value::Integer(size as i64));
             method.extend(group_size.map(|size| ("group_size".into(), size)));
         }
-        let is_trained = !["full_precision", "rtn"].contains(&name);
+        let is_trained = !["full_precision", "rtn", "gptq"].contains(&name);
         if !is_trained && !row.optimizer.is_empty() {
             return Err(refused(row, format!("optimizer is given, and {name} trains nothing")));
         }
@@ -173,6 +231,15 @@ impl CompareRecipe {
                 let settings: PeqaSettings = method.try_into().map_err(unusable)?;
                 settings.rtn().map_err(|error| refused(row, error))?;
                 Ok(Making::Rtn(settings))
+            }
+            "gptq" if self.data.format != DataFormat::Text => {
+                Err(refused(row, "gptq is calibrated on text, and data.format is not text"))
+            }
+            "gptq" => {
+                method.remove("name");
+                let settings: GptqSettings = method.try_into().map_err(unusable)?;
+                settings.ptq().map_err(|error| refused(row, error))?;
+                Ok(Making::Gptq(settings))
             }
             _ => {
                 let settings: MethodSettings = method.try_into().map_err(unusable)?;
@@ -218,6 +285,7 @@ impl Row {
         match &self.making {
             Making::FullPrecision => "full_precision",
             Making::Rtn(_) => "rtn",
+            Making::Gptq(_) => "gptq",
             Making::Trained(recipe) => recipe.method.name(),
         }
     }
@@ -297,6 +365,8 @@ mod tests {
                 "row \"A\": method: unknown field `rank`",
             ),
             (row("method = { name = \"rtn\", bits = 3 }"), "method.bits is that of the whole"),
+            (row("method = { name = \"gptq\", windows = 0 }"), "row \"A\": method.windows is 0"),
+            (row("method = { name = \"gptq\", damping = -1.0 }"), "row \"A\": damping"),
             (row("method.name = \"rtn\"\noptimizer.beta1 = 0.5"), "rtn trains nothing"),
             (row("method.name = \"full_precision\"\nbits = [4]"), "full_precision has no codes"),
             (

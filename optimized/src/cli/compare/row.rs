@@ -10,16 +10,18 @@ use anyhow::{Context, Result, bail};
 use plumbline::backend::Backend;
 use plumbline::checkpoint::{ModelFolder, write_file};
 use plumbline::eval::perplexity;
-use plumbline::finetune::{MergedModel, Method, Start, merge, method_model};
+use plumbline::finetune::{MergedModel, Method};
 use plumbline::methods::{CodeTensors, IntoCodes, LinearMethod};
 use plumbline::model::{Llama, Projection};
-use plumbline::recipe::{Making, MethodSettings, PeqaSettings, Row, TrainRecipe};
+use plumbline::ptq::{Calibration, PtqSettings, quantize_watched};
+use plumbline::recipe::{Making, MethodSettings, Row, TrainRecipe};
 use plumbline::report::comparison::{
     Deployment, Environment, PeakMemory, RowResult, TextResult, TrainingResult,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::super::data::encode_files;
 use super::super::device::{DeviceOption, Opened};
 use super::super::fit::End;
 use super::super::memory::Meter;
@@ -39,6 +41,10 @@ pub struct Task {
     pub row: Row,
     /// Of what; absent for the model inside the program.
     pub model: Option<PathBuf>,
+    /// What a trained row is trained on, and GPTQ calibrated.
+    pub train: Vec<PathBuf>,
+    /// Seed of the order of the data.
+    pub seed: u64,
     /// What it is measured on.
     pub eval: Vec<PathBuf>,
     /// Tokens of a window.
@@ -116,7 +122,16 @@ impl<B: Backend> Work<'_, B> {
     fn make(&self) -> Result<Outcome> {
         match &self.task.row.making {
             Making::FullPrecision => self.full_precision(),
-            Making::Rtn(settings) => self.round_to_nearest(settings),
+            Making::Rtn(settings) => {
+                let (bits, group_size, rtn) = (settings.bits, settings.group_size, settings.rtn()?);
+                self.quantized(&PtqSettings::Rtn { bits, group_size, rtn }, || {
+                    Ok(Calibration::none())
+                })
+            }
+            Making::Gptq(settings) => {
+                let calibration = || self.calibration(settings.windows);
+                self.quantized(&settings.ptq()?, calibration)
+            }
             Making::Trained(recipe) => match &recipe.method {
                 MethodSettings::L4q(settings) => self.merged(recipe, settings),
                 MethodSettings::LrQat(settings) => self.merged(recipe, settings),
@@ -139,16 +154,30 @@ impl<B: Backend> Work<'_, B> {
         self.untrained(&model, linear_bits, seconds, peak_memory)
     }
 
-    /// The codes that PEQA starts from.
-    fn round_to_nearest(&self, settings: &PeqaSettings) -> Result<Outcome> {
+    /// Quantized without training.
+    fn quantized(
+        &self,
+        settings: &PtqSettings,
+        calibration: impl FnOnce() -> Result<Calibration>,
+    ) -> Result<Outcome> {
+        let calibration = calibration()?;
         let began = Instant::now();
-        let make = || {
-            let start = Start::Fresh(0);
-            merge(method_model(self.backend.clone(), &self.base, settings, start)?)
-        };
-        let MergedModel { model, linears } = waiting("rounding to nearest", make)?;
+        let layers = Projection::all(self.base.config()).len();
+        let mut bar = Progress::new(settings.name(), layers as u64);
+        let progress = |done| bar.at(done as u64, String::new);
+        let backend = self.backend.clone();
+        let MergedModel { model, linears } =
+            quantize_watched(backend, &self.base, settings, &calibration, progress)?;
+        drop(bar);
         let (seconds, peak_memory) = (began.elapsed().as_secs_f64(), self.peak());
         self.untrained(&model, bits_of(&linears), seconds, peak_memory)
+    }
+
+    fn calibration(&self, windows: usize) -> Result<Calibration> {
+        let Task { train, context, seed, .. } = &self.task;
+        let tokenizer = self.base.tokenizer()?;
+        let tokens = encode_files(train, &tokenizer, self.base.config().vocab_size)?;
+        Ok(Calibration::of_text(tokens, windows, *context, *seed)?)
     }
 
     fn untrained<L: LinearMethod<B>>(
