@@ -240,7 +240,8 @@ pub fn logit_difference(
     }))
 }
 
-fn build<B: Backend, L: LinearMethod<B>>(
+/// A model whose linear layers are made of the weights of a full-precision one, in its order.
+pub(crate) fn build<B: Backend, L: LinearMethod<B>>(
     backend: Arc<B>,
     base: &ModelFolder,
     mut layer: impl FnMut(usize, &Projection, FrozenWeight<Cpu>) -> Result<L>,

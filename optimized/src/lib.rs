@@ -14,6 +14,7 @@ pub mod generate;
 pub mod methods;
 pub mod model;
 pub mod ops;
+pub mod ptq;
 pub mod recipe;
 pub mod report;
 pub mod train;

@@ -1,5 +1,6 @@
 //! Recipes: one TOML file says everything about a run. Unknown fields are refused.
 
+mod compare;
 mod data;
 mod method;
 
@@ -13,6 +14,7 @@ use serde_json::Value;
 use crate::error::{Error, Result};
 use crate::train::{OptimizerSettings, Schedule, TrainingSettings};
 
+pub use compare::{CompareRecipe, GptqSettings, Making, Row, RowRecipe};
 pub use data::{DataFormat, DataSettings};
 pub use method::{
     L4qSettings, LoraSettings, LrQatSettings, MethodSettings, PeqaSettings, QaLoraSettings,

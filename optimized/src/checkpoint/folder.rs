@@ -347,6 +347,22 @@ impl ModelFolder {
         specs(&self.config, bits, group_size)
     }
 
+    /// Bits that the tensors of the model have in its files: those of linear layers, and the others.
+    ///
+    /// # Errors
+    /// `File` for a tensor that is missing.
+    pub fn stored_bits(&self) -> Result<(u64, u64)> {
+        let linears: BTreeSet<String> =
+            Projection::all(&self.config).into_iter().map(|linear| linear.name).collect();
+        let (mut of_linears, mut of_others) = (0, 0);
+        for name in self.expected_shapes()?.keys() {
+            let bits = 8 * self.file(name)?.tensors()[name].bytes();
+            let layer = name.rsplit_once('.').map_or("", |(layer, _)| layer);
+            *if linears.contains(layer) { &mut of_linears } else { &mut of_others } += bits;
+        }
+        Ok((of_linears, of_others))
+    }
+
     /// SHA-256 over names, types, shapes and bytes of all tensors: an adapter remembers what it was
     /// trained on.
     ///

@@ -65,6 +65,11 @@ impl TensorInfo {
     pub(super) fn new(storage: Storage, shape: Vec<usize>, range: Range<u64>) -> Self {
         Self { storage, shape, range }
     }
+
+    /// Bytes of the tensor in its file.
+    pub fn bytes(&self) -> u64 {
+        self.range.end - self.range.start
+    }
 }
 
 /// An opened file of tensors.

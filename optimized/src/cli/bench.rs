@@ -18,6 +18,7 @@ use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 
 use super::device::{DeviceOption, Opened};
+use super::memory::Meter;
 use super::progress::waiting;
 use super::shape::{RecomputeOption, Shape, ShapeOption, Sizes};
 
@@ -49,33 +50,6 @@ pub struct Step {
     json: bool,
 }
 
-/// Asks for the memory in use, in bytes: on a GPU its driver, else the process's high-water mark.
-struct Meter {
-    read: Box<dyn Fn() -> Result<u64>>,
-    before: u64,
-    what: &'static str,
-}
-
-impl Meter {
-    fn new(what: &'static str, before: u64, read: impl Fn() -> Result<u64> + 'static) -> Self {
-        Self { read: Box::new(read), before, what }
-    }
-
-    /// Since it was made.
-    fn bytes(&self) -> Result<u64> {
-        Ok((self.read)()?.saturating_sub(self.before))
-    }
-}
-
-/// A number of `/proc/self/status`, in bytes.
-fn own_memory(field: &str) -> Result<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
-    let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
-    let Some(kib) = kib else { anyhow::bail!("the system does not tell {field} of a process") };
-    Ok(kib << 10)
-}
-
 /// What is measured on: its name, its speed where it is known, and its memory.
 struct Place {
     name: String,
@@ -88,23 +62,19 @@ pub fn bench(command: Bench) -> Result<()> {
     let Bench::Step(step) = command;
     ensure!(step.steps > 0, "--steps is 0, expected at least 1");
     let shape = step.shape.resolve()?;
-    match step.on.open()? {
+    let opened = step.on.open()?;
+    let meter = Meter::from_now(&opened)?;
+    match opened {
         Opened::Cpu(backend) => {
-            let meter =
-                Meter::new("peak of the process", own_memory("VmRSS")?, || own_memory("VmHWM"));
             on(backend, &step, &shape, Place { name: "cpu".into(), speed: None, meter })
         }
         Opened::Cuda(backend) => {
             let gpu: &Gpu = backend.launcher();
-            let (name, before) = (gpu.driver_name()?, gpu.used_bytes()?);
+            let name = gpu.driver_name()?;
             let speed = DeviceSpeed::of_driver(&name);
-            let asked = backend.clone();
-            let meter = Meter::new("driver", before, move || Ok(asked.launcher().used_bytes()?));
             on(backend, &step, &shape, Place { name, speed, meter })
         }
         Opened::CudaHost(backend) => {
-            let asked = backend.clone();
-            let meter = Meter::new("buffers", 0, move || Ok(asked.launcher().bytes()));
             on(backend, &step, &shape, Place { name: "cuda-host".into(), speed: None, meter })
         }
     }

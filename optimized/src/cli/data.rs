@@ -46,7 +46,11 @@ pub fn training_data(
 }
 
 /// Token ids of several texts, each encoded alone, one after the other.
-fn encode_files(paths: &[PathBuf], tokenizer: &Tokenizer, vocab_size: usize) -> Result<Vec<i32>> {
+pub fn encode_files(
+    paths: &[PathBuf],
+    tokenizer: &Tokenizer,
+    vocab_size: usize,
+) -> Result<Vec<i32>> {
     let mut tokens = Vec::new();
     for path in paths {
         let of_text = tokenizer.encode(&read_text(path)?)?;

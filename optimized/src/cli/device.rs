@@ -1,5 +1,6 @@
 //! `--device`: which backend a command runs on.
 
+use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -80,6 +81,17 @@ impl FromStr for Device {
     }
 }
 
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(number) => write!(f, "cuda:{number}"),
+            Self::CudaHost => f.write_str("cuda-host"),
+        }
+    }
+}
+
 /// A backend that is there.
 pub enum Opened {
     /// The processor.
@@ -90,7 +102,27 @@ pub enum Opened {
     CudaHost(Arc<Cuda<Interpreter>>),
 }
 
+impl Opened {
+    /// The device's name as checkpoints have it.
+    pub fn name(&self, compute: ComputeOption) -> String {
+        match self {
+            Self::Cpu(_) => compute.device_name::<Cpu>(),
+            Self::Cuda(_) => compute.device_name::<Cuda<Gpu>>(),
+            Self::CudaHost(_) => compute.device_name::<Cuda<Interpreter>>(),
+        }
+    }
+}
+
 impl DeviceOption {
+    /// The arguments that ask for the same.
+    pub fn arguments(self) -> [String; 4] {
+        let compute = match self.compute {
+            ComputeOption::F32 => "f32",
+            ComputeOption::Bf16 => "bf16",
+        };
+        ["--device".into(), self.device.to_string(), "--compute".into(), compute.into()]
+    }
+
     /// Opens the device. There is no falling back: what was asked for is used, or it is an error.
     pub fn open(self) -> Result<Opened> {
         let device = match self.device {

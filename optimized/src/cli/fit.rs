@@ -60,12 +60,12 @@ impl End {
 }
 
 /// A run in its folder.
-pub struct Run<'a> {
+pub struct Run {
     folder: RunFolder,
     /// What the next checkpoint will say.
     pub state: TrainingState,
     timetable: Timetable,
-    texts: &'a [EvalText],
+    texts: Vec<EvalText>,
     interrupt: Interrupt,
     progress: Progress,
 }
@@ -87,14 +87,14 @@ struct EvalRecord<'a> {
     result: Perplexity,
 }
 
-impl<'a> Run<'a> {
+impl Run {
     /// Goes on from the newest checkpoint of the folder that is whole, or begins where there is
     /// none.
     pub fn begin<B: Backend, L: LinearMethod<B>>(
         mut folder: RunFolder,
         state: TrainingState,
         timetable: Timetable,
-        texts: &'a [EvalText],
+        texts: Vec<EvalText>,
         (model, trainer): (&mut Llama<B, L>, &mut Trainer<B>),
     ) -> Result<Self> {
         let mut state = state;
@@ -198,7 +198,7 @@ impl<'a> Run<'a> {
     ) -> Result<bool> {
         let (mut sum, mut predicted) = (0.0, 0);
         let mut scalars = Vec::new();
-        for text in self.texts {
+        for text in &self.texts {
             let result = perplexity(model, &text.tokens, self.timetable.context, |_| {})?;
             self.folder.metrics.write_json(&EvalRecord { step, text: &text.name, result })?;
             let line = format!("step {step}: perplexity of {} {:.3}", text.name, result.perplexity);

@@ -15,10 +15,11 @@ use plumbline::finetune::{
     Difference, MergedModel, Method, Start, first_difference, logit_difference, merge as to_codes,
     method_model,
 };
-use plumbline::methods::{IntoCodes, LinearMethod};
+use plumbline::methods::{CodeTensors, IntoCodes, LinearMethod};
 use plumbline::model::Llama;
 use plumbline::recipe::{self, MethodSettings, TrainRecipe};
 use plumbline::train::{Checkpoints, RECIPE};
+use plumbline_reference::spec::Bits;
 
 use super::device::{DeviceOption, Opened};
 use super::progress::waiting;
@@ -106,13 +107,14 @@ fn merge_on<B: Backend>(backend: Arc<B>, options: &MergeOptions) -> Result<ExitC
     }
     let merge = Merge { backend, out, json: *json, base, path, checkpoint };
     let method = &recipe.method;
+    let proof = Proof::of(method);
     match method {
-        MethodSettings::L4q(settings) => merge.run(settings, Proof::Bits),
-        MethodSettings::LrQat(settings) => merge.run(settings, Proof::Bits),
-        MethodSettings::Peqa(settings) => merge.run(settings, Proof::Bits),
-        MethodSettings::QaLora(settings) => merge.run(settings, Proof::Function),
-        MethodSettings::Qat(settings) => merge.run(settings, Proof::Bits),
-        MethodSettings::Qlora(settings) => merge.run(settings, Proof::None),
+        MethodSettings::L4q(settings) => merge.run(settings, proof),
+        MethodSettings::LrQat(settings) => merge.run(settings, proof),
+        MethodSettings::Peqa(settings) => merge.run(settings, proof),
+        MethodSettings::QaLora(settings) => merge.run(settings, proof),
+        MethodSettings::Qat(settings) => merge.run(settings, proof),
+        MethodSettings::Qlora(settings) => merge.run(settings, proof),
         MethodSettings::Lora(_) | MethodSettings::QatLora(_) => bail!(
             "{}: method.name is {}, which keeps its update beside the weight; merge is for \
              methods that end in codes",
@@ -124,13 +126,57 @@ fn merge_on<B: Backend>(backend: Arc<B>, options: &MergeOptions) -> Result<ExitC
 
 /// What merging a method keeps.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Proof {
+pub enum Proof {
     /// Every bit of the trained model's logits.
     Bits,
     /// The function, in other roundings: how far the logits are apart is reported.
     Function,
     /// Nothing: the merged weight is rounded anew, and how far the logits are apart is reported.
     None,
+}
+
+impl Proof {
+    /// What merging that method keeps.
+    pub fn of(method: &MethodSettings) -> Self {
+        match method {
+            MethodSettings::L4q(_)
+            | MethodSettings::LrQat(_)
+            | MethodSettings::Peqa(_)
+            | MethodSettings::Qat(_) => Self::Bits,
+            MethodSettings::QaLora(_) => Self::Function,
+            MethodSettings::Lora(_) | MethodSettings::QatLora(_) | MethodSettings::Qlora(_) => {
+                Self::None
+            }
+        }
+    }
+}
+
+/// A merged model beside the trained one.
+pub struct Merging<B: Backend, T: CodeTensors> {
+    /// The model and what it is made of.
+    pub merged: MergedModel<B, T>,
+    /// Its logits of the [`probe`].
+    pub logits: Vec<f32>,
+    /// Largest difference between the logits of the two.
+    pub apart: f32,
+    /// Where their bits first differ.
+    pub difference: Option<Difference>,
+}
+
+impl<B: Backend, T: CodeTensors> Merging<B, T> {
+    /// Merges, and compares the logits before and after.
+    pub fn new<L>(model: Llama<B, L>, base: &ModelFolder) -> Result<Self>
+    where
+        L: IntoCodes<B, Tensors = T>,
+    {
+        let probe = probe(base);
+        let trained = logits(&model, &probe)?;
+        let merged = waiting("merging", || to_codes(model))?;
+        let logits = logits(&merged.model, &probe)?;
+        let difference = logit_difference(&trained, &logits, base.config().vocab_size)?;
+        let apart = largest_difference(&trained, &logits);
+        Ok(Self { merged, logits, apart, difference })
+    }
 }
 
 /// What a method's layers leave.
@@ -145,33 +191,17 @@ impl<B: Backend> Merge<'_, B> {
         let (start, base) = (Start::Checkpoint(&self.checkpoint), &self.base);
         let loaded = || method_model(self.backend.clone(), base, method, start);
         let model = waiting("loading the trained model", loaded)?;
-        let probe = probe(base);
-        let trained = logits(&model, &probe)?;
-        let MergedModel { model: merged, linears } = waiting("merging", || to_codes(model))?;
-        let merged_logits = logits(&merged, &probe)?;
-        let apart = largest_difference(&trained, &merged_logits);
-        let vocab_size = base.config().vocab_size;
+        let Merging { merged, logits, apart, difference } = Merging::new(model, base)?;
         if proof == Proof::Bits
-            && let Some(difference) = logit_difference(&trained, &merged_logits, vocab_size)?
+            && let Some(difference) = difference
         {
             return Ok(refuse("the merged model", "the trained one", difference));
         }
-        let Some((bits, group_size)) = method.grid() else { bail!("the method has no codes") };
-        let (quant_method, zero_point) = ("plumbline".to_owned(), Codes::<B, M>::ZERO_POINT);
-        let quantization = QuantizationConfig { quant_method, bits, group_size, zero_point };
-        new_folder(self.out, |folder| save_merged(folder, &merged, &linears, &quantization, base))?;
-        // What was written, read again by the loader that serves it.
-        let difference = match ModelFolder::open(self.out)?.load(self.backend.clone())? {
-            LoadedModel::Merged(model) => first_difference(&merged_logits, &model, &probe)?,
-            LoadedModel::Affine(model) => first_difference(&merged_logits, &model, &probe)?,
-            LoadedModel::Dense(_) => {
-                bail!("{}: does not read as a merged model", self.out.display())
-            }
-        };
-        if let Some(difference) = difference {
+        let Some(grid) = method.grid() else { bail!("the method has no codes") };
+        if let Some(difference) = write_and_reload(self.out, &merged, grid, base, &logits)? {
             return Ok(refuse("the model as reloaded", "the merged one", difference));
         }
-        self.report(proof, linears.len(), trained.len(), apart);
+        self.report(proof, merged.linears.len(), logits.len(), apart);
         Ok(ExitCode::SUCCESS)
     }
 
@@ -207,7 +237,32 @@ impl<B: Backend> Merge<'_, B> {
     }
 }
 
-fn logits<B: Backend, L: LinearMethod<B>>(model: &Llama<B, L>, probe: &[i32]) -> Result<Vec<f32>> {
+/// Writes a model in codes and reads it again with the loader that serves it: where its logits of
+/// the [`probe`] first differ from those it had.
+pub fn write_and_reload<B: Backend, T: CodeTensors + StoredCodes>(
+    out: &Path,
+    merged: &MergedModel<B, T>,
+    (bits, group_size): (Bits, Option<usize>),
+    base: &ModelFolder,
+    logits: &[f32],
+) -> Result<Option<Difference>> {
+    let (quant_method, zero_point) = ("plumbline".to_owned(), T::ZERO_POINT);
+    let quantization = QuantizationConfig { quant_method, bits, group_size, zero_point };
+    let MergedModel { model, linears } = merged;
+    new_folder(out, |folder| save_merged(folder, model, linears, &quantization, base))?;
+    let (backend, probe) = (model.shared_backend(), probe(base));
+    Ok(match ModelFolder::open(out)?.load(backend)? {
+        LoadedModel::Merged(model) => first_difference(logits, &model, &probe)?,
+        LoadedModel::Affine(model) => first_difference(logits, &model, &probe)?,
+        LoadedModel::Dense(_) => bail!("{}: does not read as a merged model", out.display()),
+    })
+}
+
+/// Logits of the ids of a [`probe`].
+pub fn logits<B: Backend, L: LinearMethod<B>>(
+    model: &Llama<B, L>,
+    probe: &[i32],
+) -> Result<Vec<f32>> {
     let mut workspace = model.evaluation_workspace(probe.len())?;
     Ok(model.logits(1, probe, &mut workspace)?)
 }
@@ -216,7 +271,8 @@ fn largest_difference(left: &[f32], right: &[f32]) -> f32 {
     left.iter().zip(right).map(|(left, right)| (left - right).abs()).fold(0.0, f32::max)
 }
 
-fn refuse(what: &str, other: &str, difference: Difference) -> ExitCode {
+/// Says where two models differ that must not: exit code 1.
+pub fn refuse(what: &str, other: &str, difference: Difference) -> ExitCode {
     let Difference { position, token, left, right } = difference;
     eprintln!(
         "{what} differs from {other}: position {position}, token {token}: \

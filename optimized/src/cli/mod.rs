@@ -1,6 +1,7 @@
 //! The command line: parses, calls, prints.
 
 mod bench;
+mod compare;
 mod data;
 mod demo;
 mod device;
@@ -9,10 +10,12 @@ mod fit;
 mod generate;
 mod inspect;
 mod interrupt;
+mod memory;
 mod merge;
 mod plan;
 mod pretrain;
 mod progress;
+mod quantize;
 mod report;
 mod run;
 mod shape;
@@ -86,6 +89,18 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Make, measure and tabulate several methods on one model; finished rows stay
+    Compare(compare::CompareCommand),
+    /// One row of a comparison, which `compare` runs in a process of its own
+    #[command(hide = true)]
+    CompareRow {
+        /// The row's folder
+        row: PathBuf,
+        #[command(flatten)]
+        on: device::DeviceOption,
+    },
+    /// Turn a full-precision model into integer codes without training
+    Quantize(quantize::Quantize),
     /// Write a run as one HTML page: curves, layers, recipe, environment
     Report {
         /// The run's folder
@@ -133,6 +148,9 @@ fn run(command: Command) -> Result<ExitCode> {
             let options = merge::MergeOptions { run, checkpoint, out, json };
             return merge::merge(&options, on);
         }
+        Command::Compare(command) => return compare::compare(&command),
+        Command::CompareRow { row, on } => return compare::row(&row, on),
+        Command::Quantize(arguments) => return quantize::quantize(&arguments),
         Command::Report { run, out } => report::report(&run, out)?,
         Command::Generate(arguments) => generate::generate(&arguments)?,
         Command::Inspect { model, json } => inspect::inspect(model.as_deref(), json)?,

@@ -101,7 +101,7 @@ fn pretrain_on<B: Backend>(
         checkpoints: recipe.checkpoints,
         early_stopping: recipe.early_stopping,
     };
-    let mut run = Run::begin(folder, state, timetable, &eval, (&mut model, &mut trainer))?;
+    let mut run = Run::begin(folder, state, timetable, eval, (&mut model, &mut trainer))?;
     let end = run.fit(&mut model, &mut trainer)?;
     if let End::Interrupted(_) = end {
         run.report(end, false);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use plumbline::backend::Backend;
-use plumbline::checkpoint::{ModelFolder, TrainingState, write_file};
+use plumbline::checkpoint::{ModelFolder, Tokenizer, TrainingState, write_file};
 use plumbline::finetune::{Method, Start, method_model};
 use plumbline::methods::LinearMethod;
 use plumbline::model::Llama;
@@ -46,12 +46,17 @@ pub struct TrainOptions {
 }
 
 /// Everything a run needs, read and checked before anything is written.
-struct Prepared {
-    recipe: TrainRecipe,
-    place: Place,
-    base: ModelFolder,
-    data: TrainingData,
-    eval: Vec<EvalText>,
+pub struct Prepared {
+    /// With absolute paths.
+    pub recipe: TrainRecipe,
+    /// Whether the run is new.
+    pub place: Place,
+    /// What is fine-tuned.
+    pub base: ModelFolder,
+    /// What it is trained on.
+    pub data: TrainingData,
+    /// What it is measured on.
+    pub eval: Vec<EvalText>,
 }
 
 fn prepare(path: &Path, options: TrainOptions) -> Result<Prepared> {
@@ -67,23 +72,36 @@ fn prepare(path: &Path, options: TrainOptions) -> Result<Prepared> {
     } else {
         Place::find(&recipe.output.dir, &recipe, options.resume)?
     };
-    let base = open_model(recipe.model.path.as_deref())?;
-    let context = recipe.data.context;
+    Prepared::read(recipe, place, &file)
+}
+
+impl Prepared {
+    /// Reads what a checked recipe names; messages name its file.
+    pub fn read(recipe: TrainRecipe, place: Place, file: &Path) -> Result<Self> {
+        let base = open_model(recipe.model.path.as_deref())?;
+        check_context(recipe.data.context, &base).with_context(|| file.display().to_string())?;
+        let tokenizer = base.tokenizer()?;
+        let data = training_data(&recipe, &base, &tokenizer)
+            .with_context(|| file.display().to_string())?;
+        let eval = recipe.data.eval.iter().map(|text| eval_text(text, &base, &tokenizer));
+        let eval = eval.collect::<Result<_>>()?;
+        Ok(Self { recipe, place, base, data, eval })
+    }
+}
+
+/// That windows have a length that the model knows.
+pub fn check_context(context: usize, base: &ModelFolder) -> Result<()> {
     if context < 2 {
-        bail!("{}: data.context is {context}, expected at least 2", file.display());
+        bail!("data.context is {context}, expected at least 2");
     }
-    let allowed = base.config().check_length(context);
-    allowed.with_context(|| format!("{}: data.context is {context}", file.display()))?;
-    let tokenizer = base.tokenizer()?;
-    let data =
-        training_data(&recipe, &base, &tokenizer).with_context(|| file.display().to_string())?;
-    let mut eval = Vec::new();
-    for text in &recipe.data.eval {
-        let read = EvalText::read(text, &tokenizer)?;
-        check_vocabulary(&read.tokens, base.config().vocab_size, text)?;
-        eval.push(read);
-    }
-    Ok(Prepared { recipe, place, base, data, eval })
+    base.config().check_length(context).with_context(|| format!("data.context is {context}"))
+}
+
+/// A text to be evaluated, of tokens that the model has.
+pub fn eval_text(text: &Path, base: &ModelFolder, tokenizer: &Tokenizer) -> Result<EvalText> {
+    let read = EvalText::read(text, tokenizer)?;
+    check_vocabulary(&read.tokens, base.config().vocab_size, text)?;
+    Ok(read)
 }
 
 /// Every field that can be judged without reading a model or a text.
@@ -138,36 +156,60 @@ fn run<B: Backend, M: Method>(
     method: &M,
     options: TrainOptions,
 ) -> Result<ExitCode> {
-    let Prepared { recipe, place, base, data, eval } = prepared;
-    let found = data.report().cloned();
-    let start = Start::Fresh(recipe.training.seed);
-    let mut model = waiting(LOADING, || method_model(backend, &base, method, start))?;
-    let (context, data_sha256) = (recipe.data.context, data.fingerprint());
-    let settings = recipe.training.clone();
-    let schedule = recipe.schedule;
-    let mut trainer =
-        Trainer::new(&mut model, data, context, settings, &recipe.optimizer, schedule)?;
-    let fingerprint = base.fingerprint()?;
-    let folder = place.open(&recipe.output.dir, &recipe)?;
-    let device = options.on.compute.device_name::<B>();
-    let state = TrainingState::new(device, fingerprint, data_sha256, folder.recipe_sha256()?);
-    let timetable = Timetable {
-        steps: recipe.training.steps,
-        eval_every: recipe.training.eval_every,
-        eval_start: true,
-        context,
-        checkpoints: recipe.checkpoints,
-        early_stopping: recipe.early_stopping,
-    };
-    if let Some(found) = found {
-        let text = serde_json::to_string_pretty(&found)?;
-        write_file(&folder.path().join("data.json"), text.as_bytes())?;
-    }
-    let mut run = Run::begin(folder, state, timetable, &eval, (&mut model, &mut trainer))?;
+    let Begun { mut model, mut trainer, mut run } =
+        Begun::new(backend, prepared, method, options.on)?;
     let end = run.fit(&mut model, &mut trainer)?;
     run.report(end, options.json);
     warn_of_floored_scales(&model)?;
     Ok(end.exit_code())
+}
+
+/// A run that stands where its last checkpoint does, or at its beginning.
+pub struct Begun<B: Backend, L> {
+    /// What is trained.
+    pub model: Llama<B, L>,
+    /// What trains it.
+    pub trainer: Trainer<B>,
+    /// The folder and the loop.
+    pub run: Run,
+}
+
+impl<B: Backend, L: LinearMethod<B>> Begun<B, L> {
+    /// Makes the model and opens the folder.
+    pub fn new<M: Method<Layer<B> = L>>(
+        backend: Arc<B>,
+        prepared: Prepared,
+        method: &M,
+        on: DeviceOption,
+    ) -> Result<Self> {
+        let Prepared { recipe, place, base, data, eval } = prepared;
+        let found = data.report().cloned();
+        let start = Start::Fresh(recipe.training.seed);
+        let mut model = waiting(LOADING, || method_model(backend, &base, method, start))?;
+        let (context, data_sha256) = (recipe.data.context, data.fingerprint());
+        let settings = recipe.training.clone();
+        let schedule = recipe.schedule;
+        let mut trainer =
+            Trainer::new(&mut model, data, context, settings, &recipe.optimizer, schedule)?;
+        let fingerprint = base.fingerprint()?;
+        let folder = place.open(&recipe.output.dir, &recipe)?;
+        let device = on.compute.device_name::<B>();
+        let state = TrainingState::new(device, fingerprint, data_sha256, folder.recipe_sha256()?);
+        let timetable = Timetable {
+            steps: recipe.training.steps,
+            eval_every: recipe.training.eval_every,
+            eval_start: true,
+            context,
+            checkpoints: recipe.checkpoints,
+            early_stopping: recipe.early_stopping,
+        };
+        if let Some(found) = found {
+            let text = serde_json::to_string_pretty(&found)?;
+            write_file(&folder.path().join("data.json"), text.as_bytes())?;
+        }
+        let run = Run::begin(folder, state, timetable, eval, (&mut model, &mut trainer))?;
+        Ok(Self { model, trainer, run })
+    }
 }
 
 fn warn_of_floored_scales<B: Backend, L: LinearMethod<B>>(model: &Llama<B, L>) -> Result<()> {

@@ -472,7 +472,7 @@ impl<B: Backend, L: LinearMethod<B>> Llama<B, L> {
         self.backend.embedding(shape, ids, &self.embed_tokens.value, output)
     }
 
-    fn check_fits(&self, batch: &Batch<'_>, workspace: &Workspace<B>) -> Result<()> {
+    pub(super) fn check_fits(&self, batch: &Batch<'_>, workspace: &Workspace<B>) -> Result<()> {
         let Batch { batch, tokens, documents, .. } = *batch;
         let tokens = tokens.len();
         if batch == 0 || tokens == 0 || !tokens.is_multiple_of(batch) {

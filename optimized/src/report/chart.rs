@@ -1,4 +1,4 @@
-//! Line charts as SVG inside a page: axes, a grid, one line per series.
+//! Line charts as SVG, inside a page or alone in a file: axes, a grid, one line per series.
 
 use std::fmt::Write as _;
 
@@ -29,26 +29,42 @@ struct Bucket {
     high: f64,
 }
 
-/// A chart, or nothing where no series has a point.
-pub fn chart(title: &str, unit: &str, series: &[Series]) -> String {
-    let lines: Vec<(&str, Vec<Bucket>)> =
-        series.iter().map(|one| (one.name.as_str(), buckets(&one.points))).collect();
+/// A line as it is drawn.
+type Line<'a> = (&'a str, Vec<Bucket>);
+
+fn lines(series: &[Series]) -> Vec<Line<'_>> {
+    series.iter().map(|one| (one.name.as_str(), buckets(&one.points))).collect()
+}
+
+/// Grid and lines; whether there is a point to draw.
+fn draw(out: &mut String, lines: &[Line<'_>]) -> bool {
     let all = || lines.iter().flat_map(|(_, buckets)| buckets);
     if all().next().is_none() {
-        return String::new();
+        return false;
     }
     let x = Axis::over(all().flat_map(|bucket| [bucket.x]), LEFT, WIDTH - RIGHT);
     let y = Axis::over(all().flat_map(|bucket| [bucket.low, bucket.high]), HEIGHT - BOTTOM, TOP);
+    grid(out, &x, &y);
+    for (index, (name, buckets)) in lines.iter().enumerate() {
+        line(out, index, name, buckets, (&x, &y));
+    }
+    true
+}
+
+/// A chart, or nothing where no series has a point.
+pub fn chart(title: &str, unit: &str, series: &[Series]) -> String {
+    let lines = lines(series);
+    let mut drawn = String::new();
+    if !draw(&mut drawn, &lines) {
+        return drawn;
+    }
     let mut out = format!(
         "<figure><figcaption>{} <span>{}</span></figcaption>\n<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" \
          role=\"img\" aria-label=\"{0}\">\n",
         escaped(title),
         escaped(unit),
     );
-    grid(&mut out, &x, &y);
-    for (index, (name, buckets)) in lines.iter().enumerate() {
-        line(&mut out, index, name, buckets, (&x, &y));
-    }
+    out.push_str(&drawn);
     out.push_str("</svg>\n");
     if lines.len() > 1 {
         out.push_str("<p class=\"legend\">");
@@ -61,8 +77,75 @@ pub fn chart(title: &str, unit: &str, series: &[Series]) -> String {
     out
 }
 
-/// Colours of the page's style sheet.
-const COLOURS: usize = 6;
+/// The colours of the page's style sheet, for a picture that has none.
+const PALETTE: [&str; COLOURS] = [
+    "#2563eb", "#d97706", "#059669", "#db2777", "#7c3aed", "#64748b", "#dc2626", "#0891b2",
+    "#65a30d", "#92400e",
+];
+const COLOURS: usize = 10;
+
+/// A chart of a picture.
+pub struct Picture {
+    /// Stands above it.
+    pub title: String,
+    /// Stands beside the title.
+    pub unit: String,
+    /// Its lines.
+    pub series: Vec<Series>,
+}
+
+/// Charts below each other, each with its legend, as one SVG file that needs nothing beside it.
+pub fn picture(charts: &[Picture]) -> String {
+    const TITLE: f64 = 26.0;
+    const NAME: f64 = 18.0;
+    const NAMES_A_ROW: usize = 4;
+    let (mut body, mut top) = (String::new(), 0.0);
+    for Picture { title, unit, series } in charts {
+        let (title, unit) = (escaped(title), escaped(unit));
+        _ = writeln!(
+            body,
+            "<text x=\"8\" y=\"{:.0}\" class=\"title\">{title} ({unit})</text>\n\
+             <g transform=\"translate(0 {:.0})\">",
+            top + NAME,
+            top + TITLE
+        );
+        draw(&mut body, &lines(series));
+        body.push_str("</g>\n");
+        top += TITLE + HEIGHT;
+        for (index, one) in series.iter().enumerate() {
+            let (row, column) = (index / NAMES_A_ROW, index % NAMES_A_ROW);
+            let x = LEFT + column as f64 * (WIDTH - LEFT - RIGHT) / NAMES_A_ROW as f64;
+            let y = top + NAME * row as f64;
+            let (colour, name) = (PALETTE[index % COLOURS], escaped(&one.name));
+            _ = writeln!(
+                body,
+                "<rect x=\"{x:.0}\" y=\"{y:.0}\" width=\"10\" height=\"10\" fill=\"{colour}\"/>\
+                 <text x=\"{:.0}\" y=\"{:.0}\">{name}</text>",
+                x + 15.0,
+                y + 9.0
+            );
+        }
+        top += NAME * (series.len().div_ceil(NAMES_A_ROW) + 1) as f64;
+    }
+    let mut style = String::from(
+        "text { font: 11px sans-serif; fill: #334155; } .title { font-weight: bold; }\n\
+         .end { text-anchor: end; } .middle { text-anchor: middle; }\n\
+         line { stroke: #cbd5e1; stroke-width: .6; } polyline { fill: none; stroke-width: 1.6; }\n\
+         polygon { opacity: .2; }\n",
+    );
+    for (index, colour) in PALETTE.iter().enumerate() {
+        _ = writeln!(
+            style,
+            "polyline.s{index} {{ stroke: {colour}; }} \
+             polygon.s{index}, circle.s{index} {{ fill: {colour}; }}"
+        );
+    }
+    format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {top:.0}\" \
+         width=\"{WIDTH}\" height=\"{top:.0}\">\n<style>\n{style}</style>\n\
+         <rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n{body}</svg>\n"
+    )
+}
 
 fn buckets(points: &[(f64, f64)]) -> Vec<Bucket> {
     let finite: Vec<(f64, f64)> =
@@ -228,5 +311,22 @@ mod tests {
         let drawn = chart("loss", "nats", &one);
         assert!(drawn.contains("polygon") && drawn.contains("a&lt;b") && !drawn.contains("NaN"));
         assert_eq!(chart("empty", "", &[Series { name: String::new(), points: vec![] }]), "");
+    }
+
+    #[test]
+    fn a_picture_has_the_colours_of_the_page_and_the_names_of_its_lines() {
+        let css = include_str!("page.css");
+        for (index, colour) in PALETTE.iter().enumerate() {
+            assert!(css.contains(&format!("--c{index}: {colour};")), "{colour}");
+            assert!(css.contains(&format!("polyline.s{index} {{ stroke: var(--c{index}); }}")));
+        }
+        let series =
+            |name: &str| Series { name: name.into(), points: vec![(2.0, 3.0), (4.0, 1.0)] };
+        let all = (0..11).map(|index| series(&format!("R&D {index}"))).collect();
+        let drawn = picture(&[Picture { title: "loss".into(), unit: "nats".into(), series: all }]);
+        assert!(drawn.starts_with("<svg xmlns=") && drawn.ends_with("</svg>\n"));
+        assert_eq!(drawn.matches("<polyline").count(), 11);
+        // Name of a line, and of its points' tooltips.
+        assert!(drawn.contains("<text x=\"79\" y=\"275\">R&amp;D 0</text>"), "{drawn}");
     }
 }

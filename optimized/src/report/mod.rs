@@ -1,6 +1,8 @@
-//! `report.html`: a run on one page that needs nothing beside it.
+//! What is told of runs: one run on a page that needs nothing beside it, `report.html`, and several
+//! methods in one table.
 
 mod chart;
+pub mod comparison;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
