@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use plumbline::backend::Backend;
+use plumbline::cpu::Cpu;
 use plumbline::methods::Dense;
 use plumbline::model::{Batch, IGNORE, Llama, Recompute};
 use plumbline::ops::fake_quantize::FakeQuantizeArgs;
@@ -71,6 +72,8 @@ impl<B: Backend> Optimized<B> {
             "affine.quantize" => |call| call.affine_quantize(),
             "affine.dequantize" => |call| call.affine_dequantize(),
             "rtn.quantize" => |call| call.rtn(),
+            // On the host whatever the device: the cpu answers for it.
+            "gptq.quantize" if B::NAME == Cpu::NAME => |call| call.gptq(),
             "nf4.quantize" => |call| call.nf4(),
             "pack" => |call| call.pack(),
             "unpack" => |call| call.unpack(),

@@ -1,7 +1,9 @@
 //! Unsigned grids, by the crate's own operations.
 
 use plumbline::backend::Backend;
+use plumbline::methods::AffineTensors;
 use plumbline::ops::affine::{AffineGrid, PackedCodes, packed_bits};
+use plumbline::ptq::gptq_quantize;
 use plumbline_reference::spec::QuantSpec;
 
 use super::{Call, Refused};
@@ -74,5 +76,26 @@ impl<B: Backend> Call<'_, B> {
             ("zero_point", self.download(&zero_point, &groups)?),
             ("output", self.download(&output, &shape)?),
         ]))
+    }
+
+    pub(super) fn gptq(&self) -> Result<Tensors, Refused> {
+        let shape: [usize; 2] = self.request.sizes("weight")?;
+        let spec = params::gptq(&self.request.params, shape[1])?;
+        let hessian: Vec<f64> = self.host("hessian")?.into_iter().map(f64::from).collect();
+        let quantized = gptq_quantize(&self.host("weight")?, &hessian, &spec)?;
+        let AffineTensors { codes, scale, zero_point, .. } = quantized.tensors;
+        let groups = vec![shape[0], spec.quant.groups()];
+        let mut outputs = crate::ops::tensors([
+            ("codes", Tensor::new(shape.to_vec(), Data::U8(codes))?),
+            ("scale", Tensor::new(groups.clone(), Data::F32(scale))?),
+            ("zero_point", Tensor::new(groups, Data::F32(zero_point))?),
+            ("output", Tensor::new(shape.to_vec(), Data::F32(quantized.output))?),
+        ]);
+        if spec.act_order && !spec.static_groups {
+            let index = quantized.group_index.iter().map(|group| *group as i32).collect();
+            let index = Tensor::new(vec![shape[1]], Data::I32(index))?;
+            outputs.insert("group_index".to_owned(), index);
+        }
+        Ok(outputs)
     }
 }
