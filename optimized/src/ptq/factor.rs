@@ -38,7 +38,8 @@ fn root(matrix: &mut [f64], n: usize) -> Option<()> {
         let first = end.saturating_sub(BLOCK);
         let (width, behind) = (end - first, n - end);
         // The columns behind are done: what they take off the block, row by row.
-        let panel: Vec<f64> = (first..end).flat_map(|j| &matrix[j * n + end..][..behind]).copied().collect();
+        let panel: Vec<f64> =
+            (first..end).flat_map(|j| &matrix[j * n + end..][..behind]).copied().collect();
         matrix[..end * n].par_chunks_mut(n).for_each(|row| {
             let (row, done) = row.split_at_mut(end);
             vectorized(
@@ -121,7 +122,9 @@ mod tests {
         let x = |t: usize, i: usize| ((t * 31 + i * 17 + t * i * 7) % 23) as f64 / 8.0 - 1.25;
         let product = |i: usize, k: usize| -> f64 { (0..2 * n).map(|t| x(t, i) * x(t, k)).sum() };
         (0..n * n)
-            .map(|index| product(index / n, index % n) + if index / n == index % n { 1.0 } else { 0.0 })
+            .map(|index| {
+                product(index / n, index % n) + if index / n == index % n { 1.0 } else { 0.0 }
+            })
             .collect()
     }
 

@@ -89,11 +89,7 @@ fn length(tensor: &'static str, actual: usize, expected: usize) -> Result<()> {
 
 /// The factor of Eq. (Q20b), rows and columns in the order in which inputs are rounded, and that
 /// order. Weights of inputs that never occur become zero.
-fn factor(
-    hessian: &[f64],
-    weight: &mut [f32],
-    spec: &GptqSpec,
-) -> Result<(Vec<f32>, Vec<usize>)> {
+fn factor(hessian: &[f64], weight: &mut [f32], spec: &GptqSpec) -> Result<(Vec<f32>, Vec<usize>)> {
     let columns = spec.quant.in_features();
     if let Some(index) = hessian.iter().position(|h| !h.is_finite()) {
         let value = hessian[index] as f32;
@@ -125,7 +121,7 @@ fn factor(
     match factor_of_inverse(damped, columns) {
         Some(upper) => Ok((upper, order)),
         None => Err(Error::Invalid(format!(
-            "gptq: the Hessian is not positive definite with damping {}",
+            "gptq: hessian is not positive definite with damping {}",
             spec.damping()
         ))),
     }

@@ -230,8 +230,8 @@ impl<P: FnMut(usize)> InOrder<P> {
         for (place, (linear, layer)) in layers.filter(|(place, _)| input.places().contains(place)) {
             let spec = self.specs[block * projections.len() + place];
             let weight = layer.weight.to_host(&*backend)?;
-            let quantized = gptq_quantize(&weight, hessian, &spec)
-                .map_err(|error| of_layer(linear, &error))?;
+            let quantized =
+                gptq_quantize(&weight, hessian, &spec).map_err(|error| of_layer(linear, &error))?;
             backend.write(&quantized.output, &mut layer.weight.value)?;
             self.linears.insert(linear.name.clone(), quantized.tensors);
             (self.progress)(self.linears.len());
