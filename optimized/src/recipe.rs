@@ -1,6 +1,7 @@
 //! Recipes: one TOML file says everything about a run. Unknown fields are refused.
 
 mod data;
+mod frozen_codes;
 mod method;
 
 use std::path::{Path, PathBuf};
@@ -14,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::train::{OptimizerSettings, Schedule, TrainingSettings};
 
 pub use data::{DataFormat, DataSettings};
+pub use frozen_codes::{FrozenBase, GptqBase};
 pub use method::{
     L4qSettings, LoraSettings, LrQatSettings, MethodSettings, PeqaSettings, QaLoraSettings,
     QatLoraSettings, QatSettings, QloraSettings,
