@@ -5,6 +5,7 @@ mod atomic;
 mod folder;
 mod gguf;
 mod hash;
+mod packed;
 mod reader;
 mod save;
 mod tokenizer;
