@@ -26,7 +26,7 @@ pub enum Frozen<B: Backend> {
     /// Read from the run's folder.
     Stored { codes: FrozenCodes, fingerprint: String },
     /// Made for a run that has none yet.
-    Made { settings: PtqSettings, model: MergedModel<B, AffineTensors> },
+    Made { settings: PtqSettings, model: Box<MergedModel<B, AffineTensors>> },
 }
 
 impl<B: Backend> Frozen<B> {
@@ -48,7 +48,7 @@ impl<B: Backend> Frozen<B> {
         let mut bar = Progress::new(settings.name(), layers as u64);
         let progress = |done| bar.at(done as u64, String::new);
         let model = quantize_watched(backend, base, &settings, &calibration, progress)?;
-        Ok(Self::Made { settings, model })
+        Ok(Self::Made { settings, model: Box::new(model) })
     }
 
     /// Those that layers begin with.
@@ -69,7 +69,7 @@ impl<B: Backend> Frozen<B> {
             Self::Made { settings, model } => {
                 let path = run.join(FOLDER);
                 let quantization = stated::<AffineTensors>(settings.grid());
-                let MergedModel { model, linears } = &model;
+                let MergedModel { model, linears } = &*model;
                 new_folder(&path, |folder| {
                     save_merged(folder, model, linears, &quantization, base)
                 })?;

@@ -116,9 +116,9 @@ fn checked_groups(
 }
 
 /// A field that must say what is supported.
-fn supported<T: PartialEq>(field: &str, said: Option<T>, which: &[T]) -> Result<T, String>
+fn supported<T>(field: &str, said: Option<T>, which: &[T]) -> Result<T, String>
 where
-    T: Copy + std::fmt::Display,
+    T: Copy + PartialEq + std::fmt::Display,
 {
     let list = || which.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     match said {
