@@ -14,7 +14,7 @@ use crate::backend::Backend;
 use crate::checkpoint::{Checkpoint, ModelFolder};
 use crate::cpu::Cpu;
 use crate::error::{Error, Result};
-use crate::methods::{CodeTensors, IntoCodes, LinearMethod, Merged, MergedTensors};
+use crate::methods::{AffineTensors, CodeTensors, IntoCodes, LinearMethod, Merged, MergedTensors};
 use crate::model::{Llama, Projection};
 use crate::ops::fake_quantize::FakeQuantizeArgs;
 use crate::ops::random_weights::RandomWeightsArgs;
@@ -39,6 +39,8 @@ pub struct LayerStart<'a> {
     pub index: usize,
     /// Weight of the base model, `[out, in]`, in the type that it is stored in.
     pub weight: FrozenWeight<Cpu>,
+    /// Codes that were made of the whole model, where the method does not make them here.
+    pub codes: Option<&'a AffineTensors>,
     /// Fresh or from a checkpoint.
     pub start: Start<'a>,
 }
@@ -67,12 +69,30 @@ pub fn method_model<B: Backend, M: Method>(
     method: &M,
     start: Start<'_>,
 ) -> Result<Llama<B, M::Layer<B>>> {
+    method_model_on(backend, base, None, method, start)
+}
+
+/// Codes of the linear layers of a model, by name, that a method freezes.
+pub type FrozenCodes = BTreeMap<String, AffineTensors>;
+
+/// The same on codes that were made beforehand, for a method that freezes such codes.
+///
+/// # Errors
+/// As [`method_model`]; `Invalid` naming a layer whose codes are missing or of another grid.
+pub fn method_model_on<B: Backend, M: Method>(
+    backend: Arc<B>,
+    base: &ModelFolder,
+    codes: Option<&FrozenCodes>,
+    method: &M,
+    start: Start<'_>,
+) -> Result<Llama<B, M::Layer<B>>> {
     if let Some((bits, group_size)) = method.grid() {
         base.specs(bits, group_size)?;
     }
     let device = backend.clone();
     build(backend, base, |index, linear, weight| {
-        method.layer(&*device, LayerStart { linear, index, weight, start })
+        let codes = codes.and_then(|codes| codes.get(&linear.name));
+        method.layer(&*device, LayerStart { linear, index, weight, codes, start })
     })
 }
 
@@ -129,7 +149,8 @@ pub fn random_model<B: Backend, M: Method>(
             let weight = random(linear.out_features * linear.in_features, deviation)?;
             let weight = FrozenWeight::rounded(weight, stored);
             let start = Start::Fresh(seed);
-            let made = method.layer(&*device, LayerStart { linear, index, weight, start });
+            let at = LayerStart { linear, index, weight, codes: None, start };
+            let made = method.layer(&*device, at);
             index += 1;
             made
         },

@@ -2,6 +2,7 @@
 
 mod compare;
 mod data;
+mod frozen_codes;
 mod method;
 
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ use crate::train::{OptimizerSettings, Schedule, TrainingSettings};
 
 pub use compare::{CompareRecipe, GptqSettings, Making, Row, RowRecipe};
 pub use data::{DataFormat, DataSettings};
+pub use frozen_codes::{FrozenBase, GptqBase};
 pub use method::{
     L4qSettings, LoraSettings, LrQatSettings, MethodSettings, PeqaSettings, QaLoraSettings,
     QatLoraSettings, QatSettings, QloraSettings,

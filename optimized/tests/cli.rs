@@ -68,6 +68,7 @@ fn every_method_is_a_recipe_and_merges_where_it_can() {
         ("name = \"qat\"\nbits = 4\ngroup_size = 16\nquantizer = \"lsq\"", Some(true)),
         ("name = \"peqa\"\nbits = 4\nrange = \"lp\"\nrange_p = 2.0\nrange_steps = 10", Some(true)),
         (qa_lora, Some(false)),
+        ("name = \"peqa\"\nbits = 3\nbase = \"gptq\"\ngptq.windows = 2", Some(true)),
         ("name = \"qat_lora\"\nbits = 4\ngroup_size = 16\nrank = 2", None),
         ("name = \"lora\"\nrank = 2", None),
     ] {
@@ -359,7 +360,7 @@ fn a_model_that_is_not_llama_is_refused_by_field() {
         ("model_type", serde_json::json!("gpt2"), "gpt2"),
         ("rope_scaling", serde_json::json!({"rope_type": "yarn"}), "rope_type is yarn"),
         ("rope_scaling", serde_json::json!({"rope_type": "llama3"}), "factor is missing"),
-        ("quantization_config", serde_json::json!({"quant_method": "gptq"}), "gptq"),
+        ("quantization_config", serde_json::json!({"quant_method": "awq"}), "awq"),
         ("num_attention_heads", serde_json::json!(0), "0"),
         ("hidden_size", serde_json::json!("wide"), "wide"),
     ];

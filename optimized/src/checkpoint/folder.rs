@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::gguf;
 use super::hash::hex;
+use super::packed::Packed;
 use super::reader::TensorFile;
 use super::tokenizer::Tokenizer;
 use crate::backend::Backend;
@@ -40,6 +41,8 @@ pub struct ModelFolder {
     path: PathBuf,
     config: LlamaConfig,
     quantization: Option<QuantizationConfig>,
+    /// How another program packed the linear layers, where one did.
+    packed: Option<Packed>,
     /// Which file holds which tensor.
     files: BTreeMap<String, Arc<TensorFile>>,
     /// The text of `tokenizer.json`, or why there is none.
@@ -73,7 +76,7 @@ impl ModelFolder {
             let files = by_tensor(Arc::new(TensorFile::gguf(path, &model)?));
             let config =
                 LlamaConfig::from_value(&model.config).map_err(|error| Error::file(path, error))?;
-            return Self::checked(path, config, None, files, model.tokenizer);
+            return Self::checked(path, config, Linears::Plain, files, model.tokenizer);
         }
         let config_path = path.join("config.json");
         let config =
@@ -119,18 +122,24 @@ impl ModelFolder {
         let config_path = path.join("config.json");
         let config = LlamaConfig::from_json(config_text)
             .map_err(|error| Error::file(&config_path, error))?;
-        let quantization = quantization(&config_path, config_text)?;
-        Self::checked(path, config, quantization, files, tokenizer)
+        let linears = linears(&config_path, config_text)?;
+        Self::checked(path, config, linears, files, tokenizer)
     }
 
     fn checked(
         path: &Path,
         config: LlamaConfig,
-        quantization: Option<QuantizationConfig>,
+        linears: Linears,
         files: BTreeMap<String, Arc<TensorFile>>,
         tokenizer: std::result::Result<Vec<u8>, String>,
     ) -> Result<Self> {
-        let folder = Self { path: path.to_path_buf(), config, quantization, files, tokenizer };
+        let (quantization, packed) = match linears {
+            Linears::Plain => (None, None),
+            Linears::Merged(quantization) => (Some(quantization), None),
+            Linears::Packed(packed) => (None, Some(packed)),
+        };
+        let path = path.to_path_buf();
+        let folder = Self { path, config, quantization, packed, files, tokenizer };
         folder.check_tensors()?;
         Ok(folder)
     }
@@ -157,6 +166,14 @@ impl ModelFolder {
 
     fn expected_shapes(&self) -> Result<BTreeMap<String, Vec<usize>>> {
         let mut shapes = tensor_shapes(&self.config);
+        if let Some(packed) = &self.packed {
+            for linear in Projection::all(&self.config) {
+                shapes.remove(&format!("{}.weight", linear.name));
+                let found = |name: &str| Some(&*self.files.get(name)?.tensors()[name].shape);
+                let expected = packed.tensors(&linear, found);
+                shapes.extend(expected.map_err(|reason| Error::file(&self.path, reason))?);
+            }
+        }
         let Some(quantization) = &self.quantization else { return Ok(shapes) };
         let specs = specs(&self.config, quantization.bits, quantization.group_size)?;
         for (linear, spec) in Projection::all(&self.config).into_iter().zip(specs) {
@@ -184,6 +201,12 @@ impl ModelFolder {
     /// Bits and groups of a merged model.
     pub fn quantization(&self) -> Option<&QuantizationConfig> {
         self.quantization.as_ref()
+    }
+
+    /// Whose packed integers the linear layers are, and how wide, where another program quantized
+    /// them. They are dequantized as they are read.
+    pub fn packed(&self) -> Option<(&'static str, u32)> {
+        self.packed.as_ref().map(|packed| (packed.name(), packed.bits()))
     }
 
     /// Files, each once, in the order of their names.
@@ -218,7 +241,8 @@ impl ModelFolder {
         self.file(name)?.floats(name, shape)
     }
 
-    /// The weight of a linear layer, `[out, in]`, in the type that the file has it in.
+    /// The weight of a linear layer, `[out, in]`, in the type that the file has it in; packed
+    /// integers are dequantized in f32.
     ///
     /// # Errors
     /// `File` naming tensor and file, also when the folder holds codes.
@@ -228,6 +252,9 @@ impl ModelFolder {
             return Err(Error::file(&self.path, reason));
         }
         let name = format!("{}.weight", linear.name);
+        if let Some(packed) = self.packed.as_ref().filter(|_| !self.has(&name)) {
+            return packed.weight(self, linear).map(FrozenWeight::F32);
+        }
         self.file(&name)?.weight(&name, &[linear.out_features, linear.in_features])
     }
 
@@ -378,6 +405,26 @@ impl ModelFolder {
         Ok(hex(hash))
     }
 
+    /// Whether there is such a tensor.
+    pub(super) fn has(&self, tensor: &str) -> bool {
+        self.files.contains_key(tensor)
+    }
+
+    /// The shape of a tensor.
+    pub(super) fn shape(&self, name: &str) -> Result<&[usize]> {
+        Ok(&self.file(name)?.tensors()[name].shape)
+    }
+
+    /// An I32 tensor, bit for bit.
+    pub(super) fn words(&self, name: &str, shape: &[usize]) -> Result<Vec<u32>> {
+        self.file(name)?.words(name, shape)
+    }
+
+    /// A list of I64 or I32 numbers.
+    pub(super) fn integers(&self, name: &str) -> Result<Vec<i64>> {
+        self.file(name)?.integers(name)
+    }
+
     fn file(&self, tensor: &str) -> Result<&TensorFile> {
         let missing = || Error::file(&self.path, format!("has no tensor {tensor}"));
         self.files.get(tensor).map(|file| &**file).ok_or_else(missing)
@@ -412,23 +459,39 @@ fn open_shards(folder: &Path, index_path: &Path) -> Result<BTreeMap<String, Arc<
     Ok(files)
 }
 
-/// The quantization that `config.json` states, refused unless it is this program's own.
-fn quantization(path: &Path, text: &str) -> Result<Option<QuantizationConfig>> {
+/// What a folder has of its linear layers.
+enum Linears {
+    /// Their weights.
+    Plain,
+    /// Codes that this program wrote.
+    Merged(QuantizationConfig),
+    /// Packed integers of another program.
+    Packed(Packed),
+}
+
+/// What `config.json` states of the linear layers, refused where it cannot be read.
+fn linears(path: &Path, text: &str) -> Result<Linears> {
     #[derive(Deserialize)]
     struct Stated {
         quantization_config: Option<serde_json::Value>,
     }
     let stated: Stated = serde_json::from_str(text).map_err(|error| Error::file(path, error))?;
     let Some(value) = stated.quantization_config.filter(|value| !value.is_null()) else {
-        return Ok(None);
+        return Ok(Linears::Plain);
     };
+    if let Some(packed) = Packed::read(&value).map_err(|reason| Error::file(path, reason))? {
+        return Ok(Linears::Packed(packed));
+    }
     let method = value.get("quant_method").and_then(|method| method.as_str()).unwrap_or("absent");
     if method != "plumbline" {
-        let reason = format!("quantization_config.quant_method is {method}, supported: plumbline");
+        let reason = format!(
+            "quantization_config.quant_method is {method}, supported: \
+                              plumbline, gptq, compressed-tensors"
+        );
         return Err(Error::file(path, reason));
     }
     serde_json::from_value(value)
-        .map(Some)
+        .map(Linears::Merged)
         .map_err(|error| Error::file(path, format!("quantization_config: {error}")))
 }
 

@@ -6,6 +6,7 @@ mod folder;
 mod gguf;
 mod hash;
 mod mapped;
+mod packed;
 mod reader;
 mod save;
 mod tokenizer;

@@ -222,6 +222,36 @@ impl TensorFile {
         Ok(self.bytes_of(name, shape, Dtype::U8)?.to_vec())
     }
 
+    /// An I32 tensor of the expected shape, bit for bit.
+    ///
+    /// # Errors
+    /// `File` naming tensor, shape or type.
+    pub(super) fn words(&self, name: &str, shape: &[usize]) -> Result<Vec<u32>> {
+        let bytes = self.bytes_of(name, shape, Dtype::I32)?;
+        Ok(bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+    }
+
+    /// An I64 or I32 tensor of any shape.
+    ///
+    /// # Errors
+    /// `File` naming the tensor and its type.
+    pub(super) fn integers(&self, name: &str) -> Result<Vec<i64>> {
+        let bytes = self.raw(name)?;
+        match self.tensors[name].storage {
+            Storage::Safetensors(Dtype::I64) => {
+                let (numbers, _) = bytes.as_chunks();
+                Ok(numbers.iter().map(|number| i64::from_le_bytes(*number)).collect())
+            }
+            Storage::Safetensors(Dtype::I32) => {
+                let (numbers, _) = bytes.as_chunks();
+                Ok(numbers.iter().map(|number| i32::from_le_bytes(*number).into()).collect())
+            }
+            other => {
+                Err(Error::file(&self.path, format!("tensor {name} is {other}, expected I64")))
+            }
+        }
+    }
+
     fn bytes_of(&self, name: &str, shape: &[usize], dtype: Dtype) -> Result<Bytes<'_>> {
         let info = self.expect(name, shape)?;
         if info.storage != Storage::Safetensors(dtype) {

@@ -49,7 +49,10 @@ pub fn inspect(model: Option<&Path>, json: bool) -> Result<()> {
             let group = quantization.group_size.map_or("a row".into(), |size| size.to_string());
             println!("  merged: {} bits, groups of {group}", quantization.bits.count());
         }
-        None => println!("  full precision"),
+        None => match folder.packed() {
+            Some((name, bits)) => println!("  {name}: {bits} bits, dequantized where it is read"),
+            None => println!("  full precision"),
+        },
     }
     for file in folder.files() {
         let values: usize =

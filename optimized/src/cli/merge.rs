@@ -12,8 +12,8 @@ use plumbline::checkpoint::{
     open_checkpoint, save_merged,
 };
 use plumbline::finetune::{
-    Difference, MergedModel, Method, Start, first_difference, logit_difference, merge as to_codes,
-    method_model,
+    Difference, FrozenCodes, MergedModel, Method, Start, first_difference, logit_difference,
+    merge as to_codes, method_model_on,
 };
 use plumbline::methods::{CodeTensors, IntoCodes, LinearMethod};
 use plumbline::model::Llama;
@@ -22,6 +22,7 @@ use plumbline::train::{Checkpoints, RECIPE};
 use plumbline_reference::spec::Bits;
 
 use super::device::{DeviceOption, Opened};
+use super::frozen;
 use super::progress::waiting;
 use super::source::open_model;
 
@@ -46,6 +47,7 @@ struct Merge<'a, B> {
     out: &'a Path,
     json: bool,
     base: ModelFolder,
+    codes: Option<FrozenCodes>,
     path: PathBuf,
     checkpoint: Checkpoint,
 }
@@ -97,6 +99,7 @@ fn merge_on<B: Backend>(backend: Arc<B>, options: &MergeOptions) -> Result<ExitC
     let path = find_checkpoint(run, &options.checkpoint)?;
     let checkpoint = open_checkpoint(&path)?;
     let fingerprint = waiting("checking the base model", || base.fingerprint())?;
+    let (codes, fingerprint) = frozen::of_run(run, &recipe.method, fingerprint)?;
     if fingerprint != checkpoint.state.base_sha256 {
         bail!(
             "{}: trained on a base with fingerprint {}, {} has {fingerprint}",
@@ -105,7 +108,7 @@ fn merge_on<B: Backend>(backend: Arc<B>, options: &MergeOptions) -> Result<ExitC
             base.path().display()
         );
     }
-    let merge = Merge { backend, out, json: *json, base, path, checkpoint };
+    let merge = Merge { backend, out, json: *json, base, codes, path, checkpoint };
     let method = &recipe.method;
     let proof = Proof::of(method);
     match method {
@@ -189,7 +192,8 @@ impl<B: Backend> Merge<'_, B> {
         Codes<B, M>: StoredCodes,
     {
         let (start, base) = (Start::Checkpoint(&self.checkpoint), &self.base);
-        let loaded = || method_model(self.backend.clone(), base, method, start);
+        let codes = self.codes.as_ref();
+        let loaded = || method_model_on(self.backend.clone(), base, codes, method, start);
         let model = waiting("loading the trained model", loaded)?;
         let Merging { merged, logits, apart, difference } = Merging::new(model, base)?;
         if proof == Proof::Bits
@@ -242,12 +246,11 @@ impl<B: Backend> Merge<'_, B> {
 pub fn write_and_reload<B: Backend, T: CodeTensors + StoredCodes>(
     out: &Path,
     merged: &MergedModel<B, T>,
-    (bits, group_size): (Bits, Option<usize>),
+    grid: (Bits, Option<usize>),
     base: &ModelFolder,
     logits: &[f32],
 ) -> Result<Option<Difference>> {
-    let (quant_method, zero_point) = ("plumbline".to_owned(), T::ZERO_POINT);
-    let quantization = QuantizationConfig { quant_method, bits, group_size, zero_point };
+    let quantization = stated::<T>(grid);
     let MergedModel { model, linears } = merged;
     new_folder(out, |folder| save_merged(folder, model, linears, &quantization, base))?;
     let (backend, probe) = (model.shared_backend(), probe(base));
@@ -256,6 +259,12 @@ pub fn write_and_reload<B: Backend, T: CodeTensors + StoredCodes>(
         LoadedModel::Affine(model) => first_difference(logits, &model, &probe)?,
         LoadedModel::Dense(_) => bail!("{}: does not read as a merged model", out.display()),
     })
+}
+
+/// What the configuration of a model in codes says of them.
+pub fn stated<T: StoredCodes>((bits, group_size): (Bits, Option<usize>)) -> QuantizationConfig {
+    let (quant_method, zero_point) = ("plumbline".to_owned(), T::ZERO_POINT);
+    QuantizationConfig { quant_method, bits, group_size, zero_point }
 }
 
 /// Logits of the ids of a [`probe`].

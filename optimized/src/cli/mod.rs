@@ -7,6 +7,7 @@ mod demo;
 mod device;
 mod eval;
 mod fit;
+mod frozen;
 mod generate;
 mod inspect;
 mod interrupt;

@@ -68,7 +68,8 @@ struct GptqArguments {
     /// gptq: windows of the text, 128 by default
     #[arg(long)]
     windows: Option<usize>,
-    /// gptq: tokens of a window; by default 2048, or what the model was trained for where that is less
+    /// gptq: tokens of a window; by default 2048, or what the model was trained for if that is
+    /// less
     #[arg(long)]
     context: Option<usize>,
     /// gptq: which windows, 0 by default

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use plumbline::backend::Backend;
 use plumbline::checkpoint::{ModelFolder, Tokenizer, TrainingState, write_file};
-use plumbline::finetune::{Method, Start, method_model};
+use plumbline::finetune::{Method, Start, method_model_on};
 use plumbline::methods::LinearMethod;
 use plumbline::model::Llama;
 use plumbline::recipe::{self, MethodSettings, TrainRecipe, resolve};
@@ -16,6 +16,7 @@ use plumbline::train::{Trainer, TrainingData};
 use super::data::training_data;
 use super::device::{DeviceOption, Opened};
 use super::fit::{Run, Timetable};
+use super::frozen::Frozen;
 use super::progress::waiting;
 use super::run::{EvalText, Place, recipe_file};
 use super::source::open_model;
@@ -31,6 +32,7 @@ pub fn read_recipe(path: &Path) -> Result<TrainRecipe> {
         *model = resolve(folder, model)?;
     }
     recipe.output.dir = resolve(folder, &recipe.output.dir)?;
+    recipe.method.resolve();
     Ok(recipe)
 }
 
@@ -182,10 +184,13 @@ impl<B: Backend, L: LinearMethod<B>> Begun<B, L> {
         method: &M,
         on: DeviceOption,
     ) -> Result<Self> {
-        let Prepared { recipe, place, base, data, eval } = prepared;
+        let Prepared { recipe, place, base, mut data, eval } = prepared;
         let found = data.report().cloned();
         let start = Start::Fresh(recipe.training.seed);
-        let mut model = waiting(LOADING, || method_model(backend, &base, method, start))?;
+        let run_path = &recipe.output.dir;
+        let frozen = Frozen::find(backend.clone(), run_path, &recipe.method, &base, &mut data)?;
+        let loaded = || method_model_on(backend, &base, frozen.codes(), method, start);
+        let mut model = waiting(LOADING, loaded)?;
         let (context, data_sha256) = (recipe.data.context, data.fingerprint());
         let settings = recipe.training.clone();
         let schedule = recipe.schedule;
@@ -193,6 +198,7 @@ impl<B: Backend, L: LinearMethod<B>> Begun<B, L> {
             Trainer::new(&mut model, data, context, settings, &recipe.optimizer, schedule)?;
         let fingerprint = base.fingerprint()?;
         let folder = place.open(&recipe.output.dir, &recipe)?;
+        let fingerprint = frozen.keep(folder.path(), &base, fingerprint)?;
         let device = on.compute.device_name::<B>();
         let state = TrainingState::new(device, fingerprint, data_sha256, folder.recipe_sha256()?);
         let timetable = Timetable {

@@ -1,6 +1,6 @@
 //! What a layer of each method is, fresh and from a checkpoint.
 
-use plumbline_reference::spec::{Bits, InnerScale, QatQuantizer, QuantSpec};
+use plumbline_reference::spec::{Bits, InnerScale, QatQuantizer, QuantSpec, RtnSpec};
 
 use super::{LayerStart, Start};
 use crate::backend::Backend;
@@ -13,8 +13,8 @@ use crate::methods::{
 use crate::model::Projection;
 use crate::ops::widen::{FrozenWeight, WeightType};
 use crate::recipe::{
-    L4qSettings, LoraSettings, LrQatSettings, PeqaSettings, QaLoraSettings, QatLoraSettings,
-    QatSettings, QloraSettings,
+    FrozenBase, L4qSettings, LoraSettings, LrQatSettings, PeqaSettings, QaLoraSettings,
+    QatLoraSettings, QatSettings, QloraSettings,
 };
 
 /// A method as a recipe states it.
@@ -51,6 +51,30 @@ impl LayerStart<'_> {
     /// The weight as floats, for a layer that does not keep it.
     fn take_floats(&mut self) -> Vec<f32> {
         std::mem::replace(&mut self.weight, FrozenWeight::F32(Vec::new())).into_floats()
+    }
+
+    /// The codes that a method freezes: rounded to nearest here, or made beforehand.
+    fn frozen_codes<B: Backend>(
+        &mut self,
+        backend: &B,
+        spec: QuantSpec,
+        base: FrozenBase,
+        rtn: RtnSpec,
+    ) -> Result<AffineTensors> {
+        let rows = self.linear.out_features;
+        match (base, self.codes) {
+            (FrozenBase::Rtn, _) => {
+                AffineTensors::round_to_nearest(backend, &self.take_floats(), rows, spec, rtn)
+            }
+            (FrozenBase::Gptq, Some(codes)) if (codes.spec, codes.out_features) == (spec, rows) => {
+                Ok(codes.clone())
+            }
+            (FrozenBase::Gptq, codes) => {
+                let found = if codes.is_some() { "codes of another grid" } else { "no codes" };
+                let name = &self.linear.name;
+                Err(Error::Invalid(format!("{name}: method.base is gptq, and it has {found}")))
+            }
+        }
     }
 
     fn spec(&self, method: &impl Method) -> Result<QuantSpec> {
@@ -246,12 +270,11 @@ impl Method for PeqaSettings {
         Ok(peqa_cost(spec_of(self, linear)?, linear.out_features))
     }
 
-    /// Codes and zero points are a function of the base model, so they are made again.
+    /// Codes and zero points are a function of the base model, so they are made again, or kept
+    /// beside the run.
     fn layer<B: Backend>(&self, backend: &B, mut at: LayerStart<'_>) -> Result<Peqa<B>> {
-        let (spec, rows) = (at.spec(self)?, at.linear.out_features);
-        let weight = at.take_floats();
-        let mut tensors =
-            AffineTensors::round_to_nearest(backend, &weight, rows, spec, self.rtn()?)?;
+        let spec = at.spec(self)?;
+        let mut tensors = at.frozen_codes(backend, spec, self.base, self.rtn()?)?;
         if let Some(scale) = at.saved("scale", at.groups(spec))? {
             tensors.scale = scale;
         }
@@ -271,9 +294,8 @@ impl Method for QaLoraSettings {
     }
 
     fn layer<B: Backend>(&self, backend: &B, mut at: LayerStart<'_>) -> Result<QaLora<B>> {
-        let (spec, rows) = (at.spec(self)?, at.linear.out_features);
-        let weight = at.take_floats();
-        let base = AffineTensors::round_to_nearest(backend, &weight, rows, spec, self.rtn()?)?;
+        let spec = at.spec(self)?;
+        let base = at.frozen_codes(backend, spec, self.base, self.rtn()?)?;
         let options = self.options()?;
         match at.factors(self.rank, spec.groups())? {
             None => QaLora::new(backend, &base, options, &mut at.random()),

@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::model::Batch;
-use crate::train::TokenWindows;
+use crate::train::{TokenWindows, TrainingData};
 
 /// Windows of tokens. None is padded.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -34,6 +34,20 @@ impl Calibration {
         let (tokens, _) = text.batch(0, windows);
         let window = |tokens: &[i32]| CalibrationWindow { tokens: tokens.into(), documents: None };
         Ok(Self { windows: tokens.chunks(context).map(window).collect() })
+    }
+
+    /// The first `windows` windows that a training reads.
+    ///
+    /// # Errors
+    /// `Io`; `File` for a file that is no longer what it was.
+    pub fn of_training(data: &mut TrainingData, windows: usize) -> Result<Self> {
+        let sequences = data.batch(0, windows)?;
+        let window = |(tokens, documents): (&[i32], &[i32])| {
+            let several = documents.iter().any(|begin| *begin != 0);
+            let documents = several.then(|| documents.to_vec());
+            CalibrationWindow { tokens: tokens.to_vec(), documents }
+        };
+        Ok(Self { windows: sequences.unpadded().map(window).collect() })
     }
 
     /// Tokens of all windows.

@@ -121,7 +121,7 @@ fn factor(hessian: &[f64], weight: &mut [f32], spec: &GptqSpec) -> Result<(Vec<f
     match factor_of_inverse(damped, columns) {
         Some(upper) => Ok((upper, order)),
         None => Err(Error::Invalid(format!(
-            "gptq: the Hessian is not positive definite with damping {}",
+            "gptq: hessian is not positive definite with damping {}",
             spec.damping()
         ))),
     }

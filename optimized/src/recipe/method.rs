@@ -7,6 +7,7 @@ use plumbline_reference::spec::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::frozen_codes::{FrozenBase, GptqBase};
 use crate::error::{Error, Result};
 use crate::methods::refuse_offset;
 
@@ -161,6 +162,12 @@ pub struct PeqaSettings {
     /// The scale where `symmetric`.
     #[serde(default)]
     pub convention: SymmetricScale,
+    /// What makes the frozen codes.
+    #[serde(default)]
+    pub base: FrozenBase,
+    /// What GPTQ is told, with `base = "gptq"`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gptq: Option<GptqBase>,
 }
 
 /// `[method] name = "qa_lora"`.
@@ -198,6 +205,12 @@ pub struct QaLoraSettings {
     /// The scale where `symmetric`.
     #[serde(default)]
     pub convention: SymmetricScale,
+    /// What makes the frozen codes.
+    #[serde(default)]
+    pub base: FrozenBase,
+    /// What GPTQ is told, with `base = "gptq"`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gptq: Option<GptqBase>,
 }
 
 /// `[method] name = "qlora"`. The grid is the one that `plumbline merge` rounds to.
@@ -387,9 +400,9 @@ impl MethodSettings {
                 settings.spec(QuantSpec::new(settings.bits, None, 1)?)?;
                 check_update(settings.rank, settings.lora_scaling)
             }
-            Self::Peqa(settings) => settings.rtn().map(|_| ()),
+            Self::Peqa(_) => self.gptq_base().map(|_| ()),
             Self::QaLora(settings) => {
-                settings.rtn()?;
+                self.gptq_base()?;
                 settings.group_pool()?;
                 check_update(settings.rank, settings.lora_scaling)
             }

@@ -1,5 +1,7 @@
 //! What a training step computes on, and where it comes from.
 
+use std::collections::BTreeMap;
+
 use super::data::TokenWindows;
 use super::samples::{DataReport, Samples};
 use crate::error::Result;
@@ -14,13 +16,16 @@ pub struct Sequences {
     targets: Vec<i32>,
     /// For each token the place in its sequence where its document begins.
     documents: Vec<i32>,
+    /// Tokens that fill each sequence that is filled, by its number.
+    padding: BTreeMap<usize, usize>,
 }
 
 impl Sequences {
     /// Room for `sequences` sequences of `length` tokens.
     pub fn new(sequences: usize, length: usize) -> Self {
         let room = || Vec::with_capacity(sequences * length);
-        Self { sequences, length, tokens: room(), targets: room(), documents: room() }
+        let padding = BTreeMap::new();
+        Self { sequences, length, tokens: room(), targets: room(), documents: room(), padding }
     }
 
     /// Appends a document to the sequence at hand.
@@ -43,11 +48,21 @@ impl Sequences {
             return;
         }
         let missing = self.length - self.tokens.len() % self.length;
+        self.padding.insert(self.tokens.len() / self.length, missing);
         self.add_document(&vec![0; missing], &vec![IGNORE; missing]);
     }
 
     fn is_between(&self) -> bool {
         self.tokens.len().is_multiple_of(self.length)
+    }
+
+    /// Tokens and their documents' places of each sequence, without what fills it.
+    pub fn unpadded(&self) -> impl Iterator<Item = (&[i32], &[i32])> {
+        let each = self.tokens.chunks(self.length).zip(self.documents.chunks(self.length));
+        each.enumerate().map(|(number, (tokens, documents))| {
+            let used = tokens.len() - self.padding.get(&number).unwrap_or(&0);
+            (&tokens[..used], &documents[..used])
+        })
     }
 
     /// How many targets count.
@@ -122,5 +137,26 @@ impl TrainingData {
             Self::Text(text) => text.windows_per_epoch(),
             Self::Samples(samples) => samples.windows_per_epoch(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_fills_a_sequence_is_known() {
+        let mut sequences = Sequences::new(3, 4);
+        sequences.add_document(&[5, 6], &[6, IGNORE]);
+        sequences.add_document(&[7], &[IGNORE]);
+        sequences.end_sequence();
+        sequences.add_document(&[1, 2, 3, 0], &[2, 3, 0, IGNORE]);
+        sequences.end_sequence();
+        sequences.add_document(&[0], &[IGNORE]);
+        sequences.end_sequence();
+        let unpadded: Vec<_> = sequences.unpadded().collect();
+        let expected: [(&[i32], &[i32]); 3] =
+            [(&[5, 6, 7], &[0, 0, 2]), (&[1, 2, 3, 0], &[0; 4]), (&[0], &[0])];
+        assert_eq!(unpadded, expected);
     }
 }

@@ -3,7 +3,8 @@
 
 use plumbline::checkpoint::ModelFolder;
 use plumbline::recipe::{
-    L4qSettings, LrQatSettings, PeqaSettings, QaLoraSettings, QatSettings, QloraSettings,
+    FrozenBase, L4qSettings, LrQatSettings, PeqaSettings, QaLoraSettings, QatSettings,
+    QloraSettings,
 };
 use plumbline_reference::spec::{
     Bits, Downcast, GradScale, LrQatDialect, LrQatMask, Pool, QaLoraDialect, QatQuantizer,
@@ -62,6 +63,8 @@ pub fn peqa(bits: u32) -> PeqaSettings {
         range_p: None,
         range_steps: None,
         convention: SymmetricScale::Paper,
+        base: FrozenBase::Rtn,
+        gptq: None,
     }
 }
 
@@ -90,6 +93,8 @@ pub fn qa_lora(bits: u32, pool: Pool) -> QaLoraSettings {
         range_p: None,
         range_steps: None,
         convention: SymmetricScale::Paper,
+        base: FrozenBase::Rtn,
+        gptq: None,
     }
 }
 

@@ -83,11 +83,45 @@ fn every_method_goes_on_to_the_same_bits() {
          inner_scale = \"live\"",
         "name = \"peqa\"\nbits = 4",
         "name = \"qa_lora\"\nbits = 4\ngroup_size = 16\nrank = 2",
+        GPTQ_BASE,
         "name = \"qat\"\nbits = 4\ngroup_size = 16\nquantizer = \"lsq_plus\"",
         "name = \"qat_lora\"\nbits = 4\ngroup_size = 16\nrank = 2",
     ] {
         resumes(method, "cpu");
     }
+}
+
+/// Codes that are made of the whole model and kept in the run's folder.
+const GPTQ_BASE: &str =
+    "name = \"qa_lora\"\nbits = 3\ngroup_size = 16\nrank = 2\nbase = \"gptq\"\ngptq.windows = 3";
+
+#[test]
+fn codes_that_were_lost_are_made_again_and_others_are_refused() {
+    let place = Place::new();
+    let at = place.path();
+    let of_method = |recipe: String| eventful(&recipe).replace(L4Q, GPTQ_BASE);
+    place.recipe(of_method);
+    trained(&place, &[]);
+    place.recipe(|recipe| into(&of_method(recipe), "cut"));
+    trained(&place, &[]);
+    let codes = |run: &str| at.join(run).join("base/model.safetensors");
+    let made = fs::read(codes("run")).unwrap();
+    cut_short(&at.join("cut"), 2);
+    fs::remove_dir_all(at.join("cut/base")).unwrap();
+    trained(&place, &["--resume"]);
+    assert_same_run(&at.join("run"), &at.join("cut"));
+    assert!(fs::read(codes("cut")).unwrap() == made);
+    let merge = |run: &str, out: &str| plumbline(at, &["merge", run, "--out", out, "--json"]);
+    json(&merge("cut", "merged"));
+
+    let mut other = made;
+    *other.last_mut().unwrap() ^= 1;
+    fs::write(codes("cut"), other).unwrap();
+    refused(&merge("cut", "none"), &["trained on a base with fingerprint"]);
+    refused(
+        &plumbline(at, &["train", "recipe.toml", "--resume"]),
+        &["trained with a base model of fingerprint"],
+    );
 }
 
 #[test]
