@@ -17,13 +17,13 @@ def frequencies(head_dim, theta, scaling):
     kind = (scaling or {}).get("rope_type", "default")
     if kind == "default":
         return base
-    slow = base / scaling["factor"]
     if kind == "linear":
-        return slow
+        return base / scaling["factor"]
     assert kind == "llama3", kind
     turns = scaling["original_max_position_embeddings"] * base / (2 * math.pi)
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    return torch.lerp(slow, base, ((turns - low) / (high - low)).clamp(0, 1))
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return (1 - kept) * base / scaling["factor"] + kept * base
 
 
 def rope(x, theta, first_position=0, scaling=None):
