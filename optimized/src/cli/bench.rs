@@ -8,6 +8,7 @@ use plumbline::cuda::Gpu;
 use plumbline::finetune::{Method, random_model};
 use plumbline::methods::{LayerCost, LinearMethod};
 use plumbline::model::{DeviceSpeed, Llama, Plan, Recompute, StepWork};
+use plumbline::ops::adamw::StateType;
 use plumbline::recipe::MethodSettings;
 use plumbline::train::{
     Observer, OptimizerSettings, Schedule, ScheduleKind, StepRecord, TokenWindows, Trainer,
@@ -169,8 +170,9 @@ impl Run<'_> {
             model.linears().iter().map(|(_, layer)| layer.cost()).collect();
         let recompute: Recompute = self.step.recompute.into();
         let tokens = self.shape.sizes.tokens();
-        let plan = Plan::new(&mut model, tokens, recompute, 1);
-        let work = StepWork::new(config, &layers, (tokens, context), recompute, operand_bytes);
+        let plan = Plan::new(&mut model, tokens, recompute, 1, StateType::F32);
+        let sizes = (tokens, context);
+        let work = StepWork::new(config, &layers, sizes, recompute, operand_bytes, StateType::F32);
         let settings = TrainingSettings {
             steps: self.step.warmup + self.step.steps,
             micro_batch: batch,

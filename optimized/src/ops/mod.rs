@@ -5,6 +5,7 @@ pub mod adamw;
 pub mod add;
 pub mod affine;
 pub mod attention;
+pub(crate) mod counter;
 pub mod cross_entropy;
 pub mod embedding;
 pub mod fake_quantize;

@@ -105,7 +105,8 @@ impl<B: Backend> Trainer<B> {
         let tokens = settings.micro_batch * context;
         let OptimizerSettings { on_nonfinite, learning_rate, .. } = *optimizer;
         let mut optimizer = Optimizer::new(optimizer)?;
-        let plan = Plan::new(model, tokens, settings.recompute, settings.accumulation);
+        let (recompute, state) = (settings.recompute, optimizer.state());
+        let plan = Plan::new(model, tokens, recompute, settings.accumulation, state);
         let mut allocate = || {
             let workspace = model.training_workspace(tokens, settings.recompute)?;
             optimizer.reserve(model, settings.accumulation).map(|()| workspace)

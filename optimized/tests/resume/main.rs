@@ -55,9 +55,14 @@ const L4Q: &str = "name = \"l4q\"\nbits = 4\ngroup_size = 16\nrank = 2";
 
 /// Trains once through, and once cut short after step 2.
 fn resumes(method: &str, device: &str) {
+    resumes_with(method, device, |recipe| recipe);
+}
+
+/// The same with something else in the recipe.
+fn resumes_with(method: &str, device: &str, change: impl Fn(String) -> String) {
     let place = Place::new();
     let at = place.path();
-    let of_method = |recipe: String| eventful(&recipe).replace(L4Q, method);
+    let of_method = |recipe: String| change(eventful(&recipe).replace(L4Q, method));
     place.recipe(of_method);
     let whole = trained(&place, &["--device", device]);
     place.recipe(|recipe| into(&of_method(recipe), "cut"));
@@ -93,6 +98,16 @@ fn every_method_goes_on_to_the_same_bits() {
 #[test]
 fn the_kernels_of_a_gpu_go_on_to_the_same_bits() {
     resumes(L4Q, "cuda-host");
+}
+
+/// The moments are on disk in the type that they are kept in, and go on from it.
+#[test]
+fn moments_in_bf16_go_on_to_the_same_bits() {
+    for device in ["cpu", "cuda-host"] {
+        resumes_with(L4Q, device, |recipe| {
+            recipe.replace("learning_rate = 1e-2", "learning_rate = 1e-2\nstate = \"bf16\"")
+        });
+    }
 }
 
 #[test]
