@@ -1,6 +1,7 @@
 //! Recipes: one TOML file says everything about a run. Unknown fields are refused.
 
 mod data;
+mod layers;
 mod method;
 
 use std::path::{Path, PathBuf};
@@ -14,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::train::{OptimizerSettings, Schedule, TrainingSettings};
 
 pub use data::{DataFormat, DataSettings};
+pub use layers::{GridOverride, MethodRecipe};
 pub use method::{
     L4qSettings, LoraSettings, LrQatSettings, MethodSettings, PeqaSettings, QaLoraSettings,
     QatLoraSettings, QatSettings, QloraSettings,
@@ -28,8 +30,8 @@ pub struct TrainRecipe {
     pub model: ModelSource,
     /// What it is trained on.
     pub data: DataSettings,
-    /// How its linear layers are trained.
-    pub method: MethodSettings,
+    /// How its linear layers are trained, and which.
+    pub method: MethodRecipe,
     /// The loop.
     pub training: TrainingSettings,
     /// Rates, decay and clipping.

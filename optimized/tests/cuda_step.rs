@@ -17,7 +17,9 @@ use plumbline::ops::adamw::StateType;
 use plumbline::ops::cross_entropy::CrossEntropyArgs;
 use plumbline::ops::fake_quantize::{FakeQuantize, FakeQuantizeArgs};
 use plumbline::ops::widen::{WeightType, WeightView};
-use plumbline::recipe::{LoraSettings, QatLoraSettings};
+use plumbline::recipe::{
+    GridOverride, LoraSettings, MethodRecipe, MethodSettings, QatLoraSettings,
+};
 use plumbline::train::{
     Observer, Optimizer, OptimizerSettings, Schedule, StepRecord, TokenWindows, Trainer,
     TrainingSettings, new_model,
@@ -171,6 +173,12 @@ fn a_plan_of_settings_alone_is_what_the_device_holds() {
     planned(&qa_lora(4, Pool::Mean));
     planned(&qat(4, QatQuantizer::LsqPlus));
     planned(&qat(4, QatQuantizer::Lsq));
+    let choice = MethodRecipe {
+        targets: Some(vec!["self_attn.*".into(), "down_proj".into()]),
+        overrides: vec![GridOverride { pattern: "q_proj".into(), bits: None, group_size: Some(0) }],
+        ..MethodSettings::L4q(l4q(4)).into()
+    };
+    planned(&choice.on(&l4q(4)));
 }
 
 #[test]

@@ -16,7 +16,7 @@ use super::tokenizer::Tokenizer;
 use crate::backend::Backend;
 use crate::cpu::Cpu;
 use crate::error::{Error, Result};
-use crate::methods::{Affine, AffineTensors, Dense, Merged, MergedTensors};
+use crate::methods::{Affine, AffineTensors, Dense, Frozen, Merged, MergedTensors, Targeted};
 use crate::model::{Llama, Projection, tensor_shapes};
 use crate::ops::widen::FrozenWeight;
 
@@ -32,6 +32,53 @@ pub struct QuantizationConfig {
     /// Codes are unsigned and groups have a zero point in place of an offset; absent means not.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub zero_point: bool,
+    /// Linear layers with another grid, by name; absent where there are none.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub layers: BTreeMap<String, LayerGrid>,
+    /// Linear layers that are a weight as they were; absent where there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unquantized: Vec<String>,
+}
+
+/// Bits and groups of one layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LayerGrid {
+    /// Width of a code.
+    pub bits: Bits,
+    /// Consecutive inputs that share a scale; null for one group per row.
+    pub group_size: Option<usize>,
+}
+
+impl QuantizationConfig {
+    /// A model on the grid `(bits, group_size)` but for the layers whose own is another, or `None`.
+    pub fn new(
+        (bits, group_size): (Bits, Option<usize>),
+        zero_point: bool,
+        grids: impl IntoIterator<Item = (String, Option<(Bits, Option<usize>)>)>,
+    ) -> Self {
+        let (mut layers, mut unquantized) = (BTreeMap::new(), Vec::new());
+        for (name, grid) in grids {
+            match grid {
+                None => unquantized.push(name),
+                Some(grid) if grid == (bits, group_size) => {}
+                Some((bits, group_size)) => {
+                    layers.insert(name, LayerGrid { bits, group_size });
+                }
+            }
+        }
+        let quant_method = "plumbline".to_owned();
+        Self { quant_method, bits, group_size, zero_point, layers, unquantized }
+    }
+
+    /// Bits and groups of a layer; `None` for one that is a weight as it was.
+    pub fn grid_of(&self, name: &str) -> Option<(Bits, Option<usize>)> {
+        if self.unquantized.iter().any(|one| one == name) {
+            return None;
+        }
+        let own = self.layers.get(name).map(|grid| (grid.bits, grid.group_size));
+        Some(own.unwrap_or((self.bits, self.group_size)))
+    }
 }
 
 /// An opened model folder: everything checked but the values, which are read tensor by tensor.
@@ -51,9 +98,9 @@ pub enum LoadedModel<B: Backend> {
     /// Full precision.
     Dense(Llama<B, Dense<B>>),
     /// Signed codes with an offset.
-    Merged(Llama<B, Merged<B>>),
+    Merged(Llama<B, Targeted<B, Merged<B>>>),
     /// Unsigned codes with a zero point.
-    Affine(Llama<B, Affine<B>>),
+    Affine(Llama<B, Targeted<B, Affine<B>>>),
 }
 
 #[derive(Deserialize)]
@@ -158,8 +205,10 @@ impl ModelFolder {
     fn expected_shapes(&self) -> Result<BTreeMap<String, Vec<usize>>> {
         let mut shapes = tensor_shapes(&self.config);
         let Some(quantization) = &self.quantization else { return Ok(shapes) };
-        let specs = specs(&self.config, quantization.bits, quantization.group_size)?;
+        self.check_names(quantization)?;
+        let specs = specs_of(&self.config, |linear| quantization.grid_of(&linear.name))?;
         for (linear, spec) in Projection::all(&self.config).into_iter().zip(specs) {
+            let Some(spec) = spec else { continue };
             shapes.remove(&format!("{}.weight", linear.name));
             let codes = vec![linear.out_features, linear.in_features];
             let grid = vec![linear.out_features, spec.groups()];
@@ -169,6 +218,23 @@ impl ModelFolder {
             shapes.insert(format!("{}.{shift}", linear.name), grid);
         }
         Ok(shapes)
+    }
+
+    /// That the layers which `config.json` singles out exist.
+    fn check_names(&self, quantization: &QuantizationConfig) -> Result<()> {
+        let all: BTreeSet<String> =
+            Projection::all(&self.config).into_iter().map(|linear| linear.name).collect();
+        let fields = [
+            ("layers", quantization.layers.keys().find(|name| !all.contains(*name))),
+            ("unquantized", quantization.unquantized.iter().find(|name| !all.contains(*name))),
+        ];
+        match fields.into_iter().find_map(|(field, name)| Some((field, name?))) {
+            Some((field, name)) => {
+                let reason = format!("quantization_config.{field}: {name} is no linear layer");
+                Err(Error::file(self.path.join("config.json"), reason))
+            }
+            None => Ok(()),
+        }
     }
 
     /// Where the folder is.
@@ -221,9 +287,9 @@ impl ModelFolder {
     /// The weight of a linear layer, `[out, in]`, in the type that the file has it in.
     ///
     /// # Errors
-    /// `File` naming tensor and file, also when the folder holds codes.
+    /// `File` naming tensor and file, also when the folder holds codes of it.
     pub fn weight(&self, linear: &Projection) -> Result<FrozenWeight<Cpu>> {
-        if self.quantization.is_some() {
+        if self.grid_of(linear).is_some() {
             let reason = "holds a merged model; training starts from a full-precision one";
             return Err(Error::file(&self.path, reason));
         }
@@ -231,16 +297,27 @@ impl ModelFolder {
         self.file(&name)?.weight(&name, &[linear.out_features, linear.in_features])
     }
 
+    /// Bits and groups of a layer that is codes here.
+    fn grid_of(&self, linear: &Projection) -> Option<(Bits, Option<usize>)> {
+        self.quantization.as_ref()?.grid_of(&linear.name)
+    }
+
+    /// The same for the width of the layer.
+    fn spec_of(&self, linear: &Projection) -> Result<QuantSpec> {
+        let Some((bits, group_size)) = self.grid_of(linear) else {
+            let reason = format!("does not hold codes of {}", linear.name);
+            return Err(Error::file(&self.path, reason));
+        };
+        Ok(QuantSpec::new(bits, group_size, linear.in_features)?)
+    }
+
     /// Codes and grid of a merged linear layer.
     ///
     /// # Errors
     /// `File` naming tensor and file; a code outside its range or a scale that is not positive.
     pub fn merged(&self, linear: &Projection) -> Result<MergedTensors> {
-        let Some(quantization) = &self.quantization else {
-            return Err(Error::file(&self.path, "does not hold a merged model"));
-        };
         let (out_features, width) = (linear.out_features, linear.in_features);
-        let spec = QuantSpec::new(quantization.bits, quantization.group_size, width)?;
+        let spec = self.spec_of(linear)?;
         let name = |tensor: &str| format!("{}.{tensor}", linear.name);
         let grid = [out_features, spec.groups()];
         let codes_name = name("codes");
@@ -266,11 +343,8 @@ impl ModelFolder {
     /// # Errors
     /// As [`ModelFolder::merged`].
     pub fn affine(&self, linear: &Projection) -> Result<AffineTensors> {
-        let Some(quantization) = &self.quantization else {
-            return Err(Error::file(&self.path, "does not hold a merged model"));
-        };
         let (out_features, width) = (linear.out_features, linear.in_features);
-        let spec = QuantSpec::new(quantization.bits, quantization.group_size, width)?;
+        let spec = self.spec_of(linear)?;
         let name = |tensor: &str| format!("{}.{tensor}", linear.name);
         let grid = [out_features, spec.groups()];
         let file = self.file(&name("codes"))?;
@@ -310,14 +384,32 @@ impl ModelFolder {
         if let Some(quantization) = &self.quantization {
             let device = backend.clone();
             if quantization.zero_point {
-                let linear = |linear: &Projection| Affine::new(&*device, &self.affine(linear)?);
+                let linear = |linear: &Projection| {
+                    self.targeted(&*device, linear, || Affine::new(&*device, &self.affine(linear)?))
+                };
                 let model = Llama::build(backend, config, false, tensor, linear)?;
                 return Ok(LoadedModel::Affine(model));
             }
-            let linear = |linear: &Projection| Merged::new(&*device, &self.merged(linear)?);
+            let linear = |linear: &Projection| {
+                self.targeted(&*device, linear, || Merged::new(&*device, &self.merged(linear)?))
+            };
             return Ok(LoadedModel::Merged(Llama::build(backend, config, false, tensor, linear)?));
         }
         self.load_dense(backend, false).map(LoadedModel::Dense)
+    }
+
+    /// A layer of a merged model: of its codes, or of its weight where there are none.
+    fn targeted<B: Backend, L>(
+        &self,
+        backend: &B,
+        linear: &Projection,
+        codes: impl FnOnce() -> Result<L>,
+    ) -> Result<Targeted<B, L>> {
+        if self.grid_of(linear).is_some() {
+            return codes().map(Targeted::Method);
+        }
+        let shape = (linear.out_features, linear.in_features);
+        Ok(Targeted::Frozen(Frozen::new(backend, &self.weight(linear)?, shape)?))
     }
 
     /// The full-precision model, trained or frozen.
@@ -417,18 +509,39 @@ fn quantization(path: &Path, text: &str) -> Result<Option<QuantizationConfig>> {
 }
 
 fn specs(config: &LlamaConfig, bits: Bits, group_size: Option<usize>) -> Result<Vec<QuantSpec>> {
+    let specs = specs_of(config, |_| Some((bits, group_size)))?;
+    Ok(specs.into_iter().map(|spec| spec.expect("every layer was given a grid")).collect())
+}
+
+/// Bits and groups of every linear layer where `grid_of` gives each its own, or none.
+///
+/// # Errors
+/// `Invalid` listing every layer that its group size does not divide.
+pub(crate) fn specs_of(
+    config: &LlamaConfig,
+    grid_of: impl Fn(&Projection) -> Option<(Bits, Option<usize>)>,
+) -> Result<Vec<Option<QuantSpec>>> {
     let mut specs = Vec::new();
-    let mut refused = Vec::new();
+    let mut refused: BTreeMap<Option<usize>, Vec<String>> = BTreeMap::new();
     for linear in Projection::all(config) {
+        let Some((bits, group_size)) = grid_of(&linear) else {
+            specs.push(None);
+            continue;
+        };
         match QuantSpec::new(bits, group_size, linear.in_features) {
-            Ok(spec) => specs.push(spec),
-            Err(_) => refused.push(format!("{} ({} inputs)", linear.name, linear.in_features)),
+            Ok(spec) => specs.push(Some(spec)),
+            Err(_) => {
+                let layer = format!("{} ({} inputs)", linear.name, linear.in_features);
+                refused.entry(group_size).or_default().push(layer);
+            }
         }
     }
     if refused.is_empty() {
         return Ok(specs);
     }
-    let group_size = group_size.map_or("null".to_owned(), |size| size.to_string());
-    let layers = refused.join(", ");
-    Err(Error::Invalid(format!("group_size {group_size} does not divide the inputs of {layers}")))
+    let told = refused.into_iter().map(|(group_size, layers)| {
+        let group_size = group_size.map_or("null".to_owned(), |size| size.to_string());
+        format!("group_size {group_size} does not divide the inputs of {}", layers.join(", "))
+    });
+    Err(Error::Invalid(told.collect::<Vec<_>>().join("; ")))
 }

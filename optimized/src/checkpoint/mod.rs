@@ -11,7 +11,8 @@ mod tokenizer;
 mod training;
 
 pub use atomic::{new_folder, remove_folder, remove_unfinished, write_file};
-pub use folder::{LoadedModel, ModelFolder, QuantizationConfig};
+pub(crate) use folder::specs_of;
+pub use folder::{LayerGrid, LoadedModel, ModelFolder, QuantizationConfig};
 pub use gguf::BlockType;
 pub(crate) use hash::hex;
 pub use hash::{sha256, sha256_file};

@@ -113,15 +113,16 @@ pub fn bench(command: Bench) -> Result<()> {
 
 fn on<B: Backend>(backend: Arc<B>, step: &Step, shape: &Shape, place: Place) -> Result<()> {
     let run = Run { step, shape, place: &place };
-    let report = match &shape.method {
-        MethodSettings::L4q(settings) => run.measure(backend, settings),
-        MethodSettings::Lora(settings) => run.measure(backend, settings),
-        MethodSettings::LrQat(settings) => run.measure(backend, settings),
-        MethodSettings::Peqa(settings) => run.measure(backend, settings),
-        MethodSettings::QaLora(settings) => run.measure(backend, settings),
-        MethodSettings::Qat(settings) => run.measure(backend, settings),
-        MethodSettings::QatLora(settings) => run.measure(backend, settings),
-        MethodSettings::Qlora(settings) => run.measure(backend, settings),
+    let method = &shape.method;
+    let report = match &method.settings {
+        MethodSettings::L4q(settings) => run.measure(backend, &method.on(settings)),
+        MethodSettings::Lora(settings) => run.measure(backend, &method.on(settings)),
+        MethodSettings::LrQat(settings) => run.measure(backend, &method.on(settings)),
+        MethodSettings::Peqa(settings) => run.measure(backend, &method.on(settings)),
+        MethodSettings::QaLora(settings) => run.measure(backend, &method.on(settings)),
+        MethodSettings::Qat(settings) => run.measure(backend, &method.on(settings)),
+        MethodSettings::QatLora(settings) => run.measure(backend, &method.on(settings)),
+        MethodSettings::Qlora(settings) => run.measure(backend, &method.on(settings)),
     }?;
     if step.json {
         println!("{}", report.to_json(&run));
@@ -261,7 +262,7 @@ impl Report {
             shape.name,
             config.num_hidden_layers,
             shape.all_blocks,
-            shape.method.name(),
+            shape.method.settings.name(),
             sizes.batch,
             sizes.context,
             place.name,

@@ -16,7 +16,7 @@ use plumbline::finetune::{
     method_model,
 };
 use plumbline::methods::{IntoCodes, LinearMethod};
-use plumbline::model::Llama;
+use plumbline::model::{Llama, Projection};
 use plumbline::recipe::{self, MethodSettings, TrainRecipe};
 use plumbline::train::{Checkpoints, RECIPE};
 
@@ -106,18 +106,18 @@ fn merge_on<B: Backend>(backend: Arc<B>, options: &MergeOptions) -> Result<ExitC
     }
     let merge = Merge { backend, out, json: *json, base, path, checkpoint };
     let method = &recipe.method;
-    match method {
-        MethodSettings::L4q(settings) => merge.run(settings, Proof::Bits),
-        MethodSettings::LrQat(settings) => merge.run(settings, Proof::Bits),
-        MethodSettings::Peqa(settings) => merge.run(settings, Proof::Bits),
-        MethodSettings::QaLora(settings) => merge.run(settings, Proof::Function),
-        MethodSettings::Qat(settings) => merge.run(settings, Proof::Bits),
-        MethodSettings::Qlora(settings) => merge.run(settings, Proof::None),
+    match &method.settings {
+        MethodSettings::L4q(settings) => merge.run(&method.on(settings), Proof::Bits),
+        MethodSettings::LrQat(settings) => merge.run(&method.on(settings), Proof::Bits),
+        MethodSettings::Peqa(settings) => merge.run(&method.on(settings), Proof::Bits),
+        MethodSettings::QaLora(settings) => merge.run(&method.on(settings), Proof::Function),
+        MethodSettings::Qat(settings) => merge.run(&method.on(settings), Proof::Bits),
+        MethodSettings::Qlora(settings) => merge.run(&method.on(settings), Proof::None),
         MethodSettings::Lora(_) | MethodSettings::QatLora(_) => bail!(
             "{}: method.name is {}, which keeps its update beside the weight; merge is for \
              methods that end in codes",
             recipe_path.display(),
-            method.name()
+            method.settings.name()
         ),
     }
 }
@@ -156,9 +156,13 @@ impl<B: Backend> Merge<'_, B> {
         {
             return Ok(refuse("the merged model", "the trained one", difference));
         }
-        let Some((bits, group_size)) = method.grid() else { bail!("the method has no codes") };
-        let (quant_method, zero_point) = ("plumbline".to_owned(), Codes::<B, M>::ZERO_POINT);
-        let quantization = QuantizationConfig { quant_method, bits, group_size, zero_point };
+        let Some(grid) = method.grid() else { bail!("the method has no codes") };
+        let grids = Projection::all(base.config()).into_iter().map(|linear| {
+            let grid = method.grid_of(&linear);
+            (linear.name, grid)
+        });
+        let quantization = QuantizationConfig::new(grid, Codes::<B, M>::ZERO_POINT, grids);
+        let merged_layers = Projection::all(base.config()).len() - quantization.unquantized.len();
         new_folder(self.out, |folder| save_merged(folder, &merged, &linears, &quantization, base))?;
         // What was written, read again by the loader that serves it.
         let difference = match ModelFolder::open(self.out)?.load(self.backend.clone())? {
@@ -171,7 +175,7 @@ impl<B: Backend> Merge<'_, B> {
         if let Some(difference) = difference {
             return Ok(refuse("the model as reloaded", "the merged one", difference));
         }
-        self.report(proof, linears.len(), trained.len(), apart);
+        self.report(proof, merged_layers, trained.len(), apart);
         Ok(ExitCode::SUCCESS)
     }
 

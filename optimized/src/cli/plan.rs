@@ -79,15 +79,16 @@ fn costs<M: Method>(shape: &Shape, method: &M) -> Result<Vec<LayerCost>> {
 
 /// The linear layers under the method that was asked for.
 fn layers(shape: &Shape) -> Result<Vec<LayerCost>> {
-    match &shape.method {
-        MethodSettings::L4q(settings) => costs(shape, settings),
-        MethodSettings::Lora(settings) => costs(shape, settings),
-        MethodSettings::LrQat(settings) => costs(shape, settings),
-        MethodSettings::Peqa(settings) => costs(shape, settings),
-        MethodSettings::QaLora(settings) => costs(shape, settings),
-        MethodSettings::Qat(settings) => costs(shape, settings),
-        MethodSettings::QatLora(settings) => costs(shape, settings),
-        MethodSettings::Qlora(settings) => costs(shape, settings),
+    let method = &shape.method;
+    match &method.settings {
+        MethodSettings::L4q(settings) => costs(shape, &method.on(settings)),
+        MethodSettings::Lora(settings) => costs(shape, &method.on(settings)),
+        MethodSettings::LrQat(settings) => costs(shape, &method.on(settings)),
+        MethodSettings::Peqa(settings) => costs(shape, &method.on(settings)),
+        MethodSettings::QaLora(settings) => costs(shape, &method.on(settings)),
+        MethodSettings::Qat(settings) => costs(shape, &method.on(settings)),
+        MethodSettings::QatLora(settings) => costs(shape, &method.on(settings)),
+        MethodSettings::Qlora(settings) => costs(shape, &method.on(settings)),
     }
 }
 
@@ -181,7 +182,7 @@ impl Answer {
         println!(
             "{name}, {} blocks, {}, {} x {} tokens in a micro-batch",
             config.num_hidden_layers,
-            method.name(),
+            method.settings.name(),
             sizes.batch,
             sizes.context
         );

@@ -68,6 +68,7 @@ fn prepare(path: &Path, options: TrainOptions) -> Result<Prepared> {
         Place::find(&recipe.output.dir, &recipe, options.resume)?
     };
     let base = open_model(recipe.model.path.as_deref())?;
+    recipe.method.check_layers(base.config()).with_context(|| file.display().to_string())?;
     let (context, longest) = (recipe.data.context, base.config().max_position_embeddings);
     if !(2..=longest).contains(&context) {
         bail!("{}: data.context is {context}, expected 2 to {longest}", file.display());
@@ -118,15 +119,16 @@ pub fn train(path: &Path, options: TrainOptions) -> Result<ExitCode> {
 
 fn train_on<B: Backend>(backend: Arc<B>, path: &Path, options: TrainOptions) -> Result<ExitCode> {
     let prepared = prepare(path, options)?;
-    match &prepared.recipe.method.clone() {
-        MethodSettings::L4q(settings) => run(backend, prepared, settings, options),
-        MethodSettings::Lora(settings) => run(backend, prepared, settings, options),
-        MethodSettings::LrQat(settings) => run(backend, prepared, settings, options),
-        MethodSettings::Peqa(settings) => run(backend, prepared, settings, options),
-        MethodSettings::QaLora(settings) => run(backend, prepared, settings, options),
-        MethodSettings::Qat(settings) => run(backend, prepared, settings, options),
-        MethodSettings::QatLora(settings) => run(backend, prepared, settings, options),
-        MethodSettings::Qlora(settings) => run(backend, prepared, settings, options),
+    let method = prepared.recipe.method.clone();
+    match &method.settings {
+        MethodSettings::L4q(settings) => run(backend, prepared, &method.on(settings), options),
+        MethodSettings::Lora(settings) => run(backend, prepared, &method.on(settings), options),
+        MethodSettings::LrQat(settings) => run(backend, prepared, &method.on(settings), options),
+        MethodSettings::Peqa(settings) => run(backend, prepared, &method.on(settings), options),
+        MethodSettings::QaLora(settings) => run(backend, prepared, &method.on(settings), options),
+        MethodSettings::Qat(settings) => run(backend, prepared, &method.on(settings), options),
+        MethodSettings::QatLora(settings) => run(backend, prepared, &method.on(settings), options),
+        MethodSettings::Qlora(settings) => run(backend, prepared, &method.on(settings), options),
     }
 }
 

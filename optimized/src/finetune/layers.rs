@@ -25,6 +25,11 @@ pub trait Method {
     /// Bits and groups, where there are codes.
     fn grid(&self) -> Option<(Bits, Option<usize>)>;
 
+    /// Those of one layer, where it has codes.
+    fn grid_of(&self, _linear: &Projection) -> Option<(Bits, Option<usize>)> {
+        self.grid()
+    }
+
     /// What a layer of that place and size costs on a checkpoint that is stored so.
     ///
     /// # Errors
