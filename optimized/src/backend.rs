@@ -143,6 +143,7 @@ pub trait Backend:
     + ops::affine::Affine
     + ops::attention::Attention
     + ops::cross_entropy::CrossEntropy
+    + ops::dropout::Dropout
     + ops::embedding::Embedding
     + ops::fake_quantize::FakeQuantize
     + ops::fake_quantize_backward::FakeQuantizeBackward

@@ -18,7 +18,8 @@ use plumbline::ops::cross_entropy::CrossEntropyArgs;
 use plumbline::ops::fake_quantize::{FakeQuantize, FakeQuantizeArgs};
 use plumbline::ops::widen::{WeightType, WeightView};
 use plumbline::recipe::{
-    GridOverride, LoraSettings, MethodRecipe, MethodSettings, QatLoraSettings,
+    GridOverride, L4qSettings, LoraSettings, LrQatSettings, MethodRecipe, MethodSettings,
+    QaLoraSettings, QatLoraSettings, QatSettings,
 };
 use plumbline::train::{
     Observer, Optimizer, OptimizerSettings, Schedule, StepRecord, TokenWindows, Trainer,
@@ -164,7 +165,7 @@ fn planned_on<M: Method>(method: &M, stored: WeightType) {
 fn a_plan_of_settings_alone_is_what_the_device_holds() {
     planned(&l4q(4));
     planned(&QatLoraSettings(l4q(3)));
-    planned(&LoraSettings { rank: 5, lora_scaling: 2.0 });
+    planned(&LoraSettings { rank: 5, lora_scaling: 2.0, dropout: 0.0 });
     for downcast in [Downcast::Int, Downcast::Fixed8, Downcast::Bf16, Downcast::F32] {
         planned(&lr_qat(4, downcast, "frozen"));
     }
@@ -173,6 +174,13 @@ fn a_plan_of_settings_alone_is_what_the_device_holds() {
     planned(&qa_lora(4, Pool::Mean));
     planned(&qat(4, QatQuantizer::LsqPlus));
     planned(&qat(4, QatQuantizer::Lsq));
+    planned(&L4qSettings { train_scale: false, ..l4q(4) });
+    planned(&L4qSettings { lora_warmup_steps: 2, ..l4q(4) });
+    planned(&LrQatSettings { train_scale: false, ..lr_qat(4, Downcast::Int, "frozen") });
+    planned(&QatSettings { train_scale: false, ..qat(4, QatQuantizer::LsqPlus) });
+    planned(&QatLoraSettings(L4qSettings { train_scale: false, dropout: 0.1, ..l4q(3) }));
+    planned(&QaLoraSettings { dropout: 0.1, ..qa_lora(4, Pool::Mean) });
+    planned(&LoraSettings { rank: 5, lora_scaling: 2.0, dropout: 0.1 });
     let choice = MethodRecipe {
         targets: Some(vec!["self_attn.*".into(), "down_proj".into()]),
         overrides: vec![GridOverride { pattern: "q_proj".into(), bits: None, group_size: Some(0) }],

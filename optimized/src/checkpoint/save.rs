@@ -8,7 +8,8 @@ use plumbline_reference::spec::LlamaConfig;
 use safetensors::tensor::{Dtype, TensorView};
 
 use super::atomic::write_file;
-use super::folder::{ModelFolder, QuantizationConfig};
+use super::folder::ModelFolder;
+use super::quantization::QuantizationConfig;
 use crate::backend::Backend;
 use crate::cpu::Cpu;
 use crate::error::{Error, Result};

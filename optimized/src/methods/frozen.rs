@@ -5,7 +5,7 @@ use crate::backend::Backend;
 use crate::cpu::Cpu;
 use crate::error::Result;
 use crate::ops::linear::LinearArgs;
-use crate::ops::widen::{FrozenWeight, WeightType};
+use crate::ops::widen::{FrozenWeight, WeightType, WeightView};
 
 /// `y = x @ weight^T`, nothing of it trained. Eq. (N1).
 pub struct Frozen<B: Backend> {
@@ -47,6 +47,11 @@ impl<B: Backend> Frozen<B> {
     /// What the weight is stored in.
     pub(super) fn stored(&self) -> WeightType {
         self.weight.stored()
+    }
+
+    /// For the operations that read it.
+    pub(super) fn view(&self) -> WeightView<'_, B> {
+        self.weight.view()
     }
 
     /// The weight on the host.

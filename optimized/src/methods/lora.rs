@@ -5,8 +5,8 @@ use rand::Rng;
 
 use super::low_rank_path::LowRankPath;
 use super::{
-    BackwardCall, Frozen, LayerCost, LinearMethod, Scratch, ScratchNeed, Trainable, Update,
-    frozen_cost, kaiming_uniform,
+    AdapterDropout, BackwardCall, Frozen, LayerCost, LinearMethod, Scratch, ScratchNeed, Trainable,
+    Update, frozen_cost, kaiming_uniform,
 };
 use crate::backend::Backend;
 use crate::cpu::Cpu;
@@ -86,11 +86,18 @@ impl<B: Backend> Lora<B> {
             path: LowRankPath::new(backend, shape, options, lora_a, lora_b)?,
         })
     }
+
+    /// Drops some of what the adapter reads, in training.
+    #[must_use]
+    pub fn with_dropout(mut self, dropout: AdapterDropout) -> Self {
+        self.path.drop_inputs(dropout);
+        self
+    }
 }
 
 impl<B: Backend> LinearMethod<B> for Lora<B> {
     fn cost(&self) -> LayerCost {
-        self.path.options().cost(self.base.shape(), self.base.stored())
+        self.path.cost(self.path.options().cost(self.base.shape(), self.base.stored()))
     }
 
     fn forward(
@@ -102,7 +109,7 @@ impl<B: Backend> LinearMethod<B> for Lora<B> {
         scratch: &mut Scratch<B>,
     ) -> Result<()> {
         self.base.forward(backend, tokens, x, y, scratch)?;
-        self.path.add_forward(backend, tokens, x, y, &mut scratch.low_rank)
+        self.path.add_forward(backend, tokens, x, y, &mut scratch.path)
     }
 
     fn backward(
@@ -114,7 +121,7 @@ impl<B: Backend> LinearMethod<B> for Lora<B> {
         let BackwardCall { tokens, x, d_y, d_x, write } = call;
         self.base.backward(backend, BackwardCall::new(tokens, x, d_y, d_x, write), scratch)?;
         let call = BackwardCall::new(tokens, x, d_y, d_x, Write::Add);
-        self.path.backward(backend, call, &mut scratch.low_rank, &mut scratch.d_low_rank)
+        self.path.backward(backend, call, &mut scratch.path)
     }
 
     fn trainable(&mut self) -> Vec<Trainable<'_, B>> {

@@ -65,6 +65,13 @@ impl<B: Backend, L: LinearMethod<B>> LinearMethod<B> for Targeted<B, L> {
         }
     }
 
+    fn at_update(&mut self, backend: &B, updates: u64) -> Result<()> {
+        match self {
+            Self::Method(layer) => layer.at_update(backend, updates),
+            Self::Frozen(_) => Ok(()),
+        }
+    }
+
     fn trainable(&mut self) -> Vec<Trainable<'_, B>> {
         match self {
             Self::Method(layer) => layer.trainable(),

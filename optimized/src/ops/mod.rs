@@ -7,6 +7,7 @@ pub mod affine;
 pub mod attention;
 pub(crate) mod counter;
 pub mod cross_entropy;
+pub mod dropout;
 pub mod embedding;
 pub mod fake_quantize;
 pub mod fake_quantize_backward;

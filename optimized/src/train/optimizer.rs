@@ -331,7 +331,7 @@ impl<B: Backend> Optimizer<B> {
         }
         backend.clip(*slots, self.settings.max_grad_norm, sums)?;
         let args = AdamWArgs { spec: self.spec, state: self.settings.state };
-        let step = self.step + 1;
+        let done = self.step;
         let mut moments: BTreeMap<&str, &mut Moments<B>> =
             self.moments.iter_mut().map(|(name, moments)| (name.as_str(), moments)).collect();
         let mut trained = model.trainable();
@@ -343,7 +343,7 @@ impl<B: Backend> Optimizer<B> {
                 AdamWTensor {
                     name: &tensor.name,
                     len: tensor.len,
-                    step,
+                    step: done.saturating_sub(tensor.since) + 1,
                     learning_rate: learning_rate * rate_factor,
                     weight_decay,
                     parameter: &mut *tensor.value,

@@ -31,6 +31,9 @@ pub fn l4q(bits: u32) -> L4qSettings {
         init_p: None,
         init_steps: None,
         grad_scale: GradScale::None,
+        train_scale: true,
+        lora_warmup_steps: 0,
+        dropout: 0.0,
     }
 }
 
@@ -50,6 +53,8 @@ pub fn lr_qat(bits: u32, downcast: Downcast, inner_scale: &str) -> LrQatSettings
         init: "min_max".into(),
         init_p: None,
         init_steps: None,
+        train_scale: true,
+        dropout: 0.0,
     }
 }
 
@@ -74,6 +79,7 @@ pub fn qat(bits: u32, quantizer: QatQuantizer) -> QatSettings {
         init_p: None,
         init_steps: None,
         grad_scale: GradScale::None,
+        train_scale: true,
     }
 }
 
@@ -90,6 +96,7 @@ pub fn qa_lora(bits: u32, pool: Pool) -> QaLoraSettings {
         range_p: None,
         range_steps: None,
         convention: SymmetricScale::Paper,
+        dropout: 0.0,
     }
 }
 
@@ -106,5 +113,6 @@ pub fn qlora(bits: u32) -> QloraSettings {
         range_p: None,
         range_steps: None,
         convention: SymmetricScale::Paper,
+        dropout: 0.0,
     }
 }

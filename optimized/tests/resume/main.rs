@@ -110,6 +110,20 @@ fn moments_in_bf16_go_on_to_the_same_bits() {
     }
 }
 
+/// Cut within the warm-up, at its end, and after it.
+#[test]
+fn a_warm_up_goes_on_to_the_same_bits() {
+    for steps in [1, 2, 3] {
+        resumes(&format!("{L4Q}\nlora_warmup_steps = {steps}"), "cpu");
+    }
+}
+
+#[test]
+fn dropout_and_frozen_grids_go_on_to_the_same_bits() {
+    resumes("name = \"lora\"\nrank = 2\ndropout = 0.3", "cpu");
+    resumes(&format!("{L4Q}\ntrain_scale = false"), "cpu");
+}
+
 #[test]
 fn a_pretraining_run_goes_on_to_the_same_model() {
     let place = Place::new();
