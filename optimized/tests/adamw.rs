@@ -134,9 +134,12 @@ fn a_step_of_many_tensors_has_the_bits_of_the_cpu() {
 fn a_factor_that_is_not_finite_leaves_everything_as_it_is() {
     for state in STATES {
         for factor in [f64::NAN, f64::INFINITY, 1e300] {
-            let expected = [floats(0, 9), vec![0.0; 9], vec![0.0; 9]];
-            assert_eq!(stepped(&Cpu, &[9], [factor; 3], state), [expected.clone()]);
-            assert_eq!(stepped(&cuda(), &[9], [factor; 3], state), [expected]);
+            for actual in [
+                stepped(&Cpu, &[9], [factor; 3], state),
+                stepped(&cuda(), &[9], [factor; 3], state),
+            ] {
+                assert_eq!(actual, [[floats(0, 9), vec![0.0; 9], vec![0.0; 9]]]);
+            }
         }
     }
 }

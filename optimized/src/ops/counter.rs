@@ -35,8 +35,9 @@ mod tests {
     fn names_and_numbers_have_keys_of_their_own() {
         let names = ["", "a", "b", "ab", "ba", "model.layers.0.mlp.up_proj.lora_a"];
         let mut keys: Vec<u64> = names.iter().map(|name| key_of_name(name)).collect();
-        keys.extend((0..100).map(|number| subkey(keys[5], number)));
-        keys.extend((0..100).map(|place| random_word(keys[5], place)));
+        let last = keys[5];
+        keys.extend((0..100).map(|number| subkey(last, number)));
+        keys.extend((0..100).map(|place| random_word(last, place)));
         let distinct: std::collections::BTreeSet<_> = keys.iter().collect();
         assert_eq!(distinct.len(), keys.len());
     }
