@@ -99,6 +99,9 @@ fn loss_and_every_gradient_agree_with_the_reference() {
             init_p: None,
             init_steps: None,
             grad_scale,
+            train_scale: true,
+            lora_warmup_steps: 0,
+            dropout: 0.0,
         };
         let mut model = method_model(Arc::new(Cpu), &folder, &settings, Start::Fresh(1)).unwrap();
         let trained = disturb(&mut model);

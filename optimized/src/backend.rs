@@ -15,7 +15,7 @@ pub trait Storage: Send + Sync {
     type Floats: Send + Sync;
     /// Codes, a byte each; where they are unsigned or packed, the byte counts and not its sign.
     type Codes: Send + Sync;
-    /// The bits of 16-bit floats, read by nothing but the operations that they are made for.
+    /// The bits of 16-bit floats, for nothing but the operations that they are made for.
     type Halves: Send + Sync;
     /// Token ids.
     type Tokens: Send + Sync;
@@ -98,6 +98,16 @@ pub trait Storage: Send + Sync {
     /// # Errors
     /// When the device has no room.
     fn upload_halves(&self, halves: &[u16]) -> Result<Self::Halves>;
+    /// The first `len` values.
+    ///
+    /// # Errors
+    /// When the buffer is shorter, or the device failed.
+    fn download_halves(&self, halves: &Self::Halves, len: usize) -> Result<Vec<u16>>;
+    /// Overwrites the first values of a buffer.
+    ///
+    /// # Errors
+    /// When the buffer is shorter than `halves`.
+    fn write_halves(&self, halves: &[u16], buffer: &mut Self::Halves) -> Result<()>;
     /// Copies token ids to the device.
     ///
     /// # Errors
@@ -133,6 +143,7 @@ pub trait Backend:
     + ops::affine::Affine
     + ops::attention::Attention
     + ops::cross_entropy::CrossEntropy
+    + ops::dropout::Dropout
     + ops::embedding::Embedding
     + ops::fake_quantize::FakeQuantize
     + ops::fake_quantize_backward::FakeQuantizeBackward

@@ -1,6 +1,7 @@
 //! From a model folder to a model in training, and from a trained model to codes.
 
 mod layers;
+mod targets;
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -11,7 +12,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use crate::backend::Backend;
-use crate::checkpoint::{Checkpoint, ModelFolder};
+use crate::checkpoint::{Checkpoint, ModelFolder, specs_of};
 use crate::cpu::Cpu;
 use crate::error::{Error, Result};
 use crate::methods::{AffineTensors, CodeTensors, IntoCodes, LinearMethod, Merged, MergedTensors};
@@ -21,6 +22,7 @@ use crate::ops::random_weights::RandomWeightsArgs;
 use crate::ops::widen::{FrozenWeight, WeightType, WeightView};
 
 pub use layers::Method;
+pub use targets::{OnGrid, Targets};
 
 /// Where the trained tensors start.
 #[derive(Clone, Copy)]
@@ -86,9 +88,7 @@ pub fn method_model_on<B: Backend, M: Method>(
     method: &M,
     start: Start<'_>,
 ) -> Result<Llama<B, M::Layer<B>>> {
-    if let Some((bits, group_size)) = method.grid() {
-        base.specs(bits, group_size)?;
-    }
+    specs_of(base.config(), |linear| method.grid_of(linear))?;
     let device = backend.clone();
     build(backend, base, |index, linear, weight| {
         let codes = codes.and_then(|codes| codes.get(&linear.name));

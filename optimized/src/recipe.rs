@@ -3,6 +3,7 @@
 mod compare;
 mod data;
 mod frozen_codes;
+mod layers;
 mod method;
 
 use std::path::{Path, PathBuf};
@@ -18,6 +19,7 @@ use crate::train::{OptimizerSettings, Schedule, TrainingSettings};
 pub use compare::{CompareRecipe, GptqSettings, Making, Row, RowRecipe};
 pub use data::{DataFormat, DataSettings};
 pub use frozen_codes::{FrozenBase, GptqBase};
+pub use layers::{GridOverride, MethodRecipe};
 pub use method::{
     L4qSettings, LoraSettings, LrQatSettings, MethodSettings, PeqaSettings, QaLoraSettings,
     QatLoraSettings, QatSettings, QloraSettings,
@@ -32,8 +34,8 @@ pub struct TrainRecipe {
     pub model: ModelSource,
     /// What it is trained on.
     pub data: DataSettings,
-    /// How its linear layers are trained.
-    pub method: MethodSettings,
+    /// How its linear layers are trained, and which.
+    pub method: MethodRecipe,
     /// The loop.
     pub training: TrainingSettings,
     /// Rates, decay and clipping.

@@ -13,10 +13,14 @@ use plumbline::error::{Error, Result};
 use plumbline::finetune::{Method, Start, method_model, random_model};
 use plumbline::methods::{L4q, LayerCost, LinearMethod};
 use plumbline::model::{Llama, Plan, Projection, Recompute, Run};
+use plumbline::ops::adamw::StateType;
 use plumbline::ops::cross_entropy::CrossEntropyArgs;
 use plumbline::ops::fake_quantize::{FakeQuantize, FakeQuantizeArgs};
 use plumbline::ops::widen::{WeightType, WeightView};
-use plumbline::recipe::{LoraSettings, QatLoraSettings};
+use plumbline::recipe::{
+    GridOverride, L4qSettings, LoraSettings, LrQatSettings, MethodRecipe, MethodSettings,
+    QaLoraSettings, QatLoraSettings, QatSettings,
+};
 use plumbline::train::{
     Observer, Optimizer, OptimizerSettings, Schedule, StepRecord, TokenWindows, Trainer,
     TrainingSettings, new_model,
@@ -77,7 +81,7 @@ impl<B: Backend, L> Observer<B, L> for Counts {
 /// Three steps: what each of them costs, and what the device holds beside the plan.
 fn counted<L: LinearMethod<Host>>(mut model: Llama<Host, L>, recompute: Recompute) -> Counts {
     let backend = model.shared_backend();
-    let plan = Plan::new(&mut model, CONTEXT, recompute, ACCUMULATION);
+    let plan = Plan::new(&mut model, CONTEXT, recompute, ACCUMULATION, StateType::F32);
     let mut trainer = trainer(&mut model, recompute).unwrap();
     // All that the trainer asks for is there before the first step, and all of it is in the plan.
     let status = 8;
@@ -142,9 +146,15 @@ fn planned_on<M: Method>(method: &M, stored: WeightType) {
         let trained: Vec<usize> = model.trainable().iter().map(|tensor| tensor.len).collect();
         assert_eq!(trained, costs.iter().flat_map(|cost| cost.trained.clone()).collect::<Vec<_>>());
         let accumulation = ACCUMULATION;
-        let run = Run { tokens: CONTEXT, recompute, accumulation, operand_bytes: 4 };
+        let run = Run {
+            tokens: CONTEXT,
+            recompute,
+            accumulation,
+            operand_bytes: 4,
+            state: StateType::F32,
+        };
         let plan = Plan::of_costs(&config, &costs, run);
-        assert_eq!(Plan::new(&mut model, CONTEXT, recompute, accumulation), plan);
+        assert_eq!(Plan::new(&mut model, CONTEXT, recompute, accumulation, StateType::F32), plan);
         let _trainer = trainer(&mut model, recompute).unwrap();
         let beside = (8 + backend.workspace_bytes()) as u64;
         assert_eq!(backend.launcher().bytes(), plan.total() as u64 + beside, "{plan}");
@@ -155,7 +165,7 @@ fn planned_on<M: Method>(method: &M, stored: WeightType) {
 fn a_plan_of_settings_alone_is_what_the_device_holds() {
     planned(&l4q(4));
     planned(&QatLoraSettings(l4q(3)));
-    planned(&LoraSettings { rank: 5, lora_scaling: 2.0 });
+    planned(&LoraSettings { rank: 5, lora_scaling: 2.0, dropout: 0.0 });
     for downcast in [Downcast::Int, Downcast::Fixed8, Downcast::Bf16, Downcast::F32] {
         planned(&lr_qat(4, downcast, "frozen"));
     }
@@ -164,6 +174,19 @@ fn a_plan_of_settings_alone_is_what_the_device_holds() {
     planned(&qa_lora(4, Pool::Mean));
     planned(&qat(4, QatQuantizer::LsqPlus));
     planned(&qat(4, QatQuantizer::Lsq));
+    planned(&L4qSettings { train_scale: false, ..l4q(4) });
+    planned(&L4qSettings { lora_warmup_steps: 2, ..l4q(4) });
+    planned(&LrQatSettings { train_scale: false, ..lr_qat(4, Downcast::Int, "frozen") });
+    planned(&QatSettings { train_scale: false, ..qat(4, QatQuantizer::LsqPlus) });
+    planned(&QatLoraSettings(L4qSettings { train_scale: false, dropout: 0.1, ..l4q(3) }));
+    planned(&QaLoraSettings { dropout: 0.1, ..qa_lora(4, Pool::Mean) });
+    planned(&LoraSettings { rank: 5, lora_scaling: 2.0, dropout: 0.1 });
+    let choice = MethodRecipe {
+        targets: Some(vec!["self_attn.*".into(), "down_proj".into()]),
+        overrides: vec![GridOverride { pattern: "q_proj".into(), bits: None, group_size: Some(0) }],
+        ..MethodSettings::L4q(l4q(4)).into()
+    };
+    planned(&choice.on(&l4q(4)));
 }
 
 #[test]
@@ -171,7 +194,7 @@ fn a_plan_counts_the_rounded_operand_of_a_bf16_product() {
     let (config, method) = (common::config(), l4q(4));
     let backend = Arc::new(Cuda::with_compute(Interpreter::new(), Compute::Bf16).unwrap());
     let mut model = random_model(backend.clone(), &config, &method, WeightType::Bf16, 3).unwrap();
-    let plan = Plan::new(&mut model, CONTEXT, Recompute::None, ACCUMULATION);
+    let plan = Plan::new(&mut model, CONTEXT, Recompute::None, ACCUMULATION, StateType::F32);
     let _trainer = trainer(&mut model, Recompute::None).unwrap();
     let beside = (8 + backend.workspace_bytes()) as u64;
     assert_eq!(backend.launcher().bytes(), plan.total() as u64 + beside, "{plan}");
@@ -267,7 +290,7 @@ fn what_a_kernel_complains_of_updates_nothing() {
 #[test]
 fn a_full_device_is_told_with_the_plan() {
     let mut model = begun(Arc::new(Cpu), &l4q(4));
-    let plan = Plan::new(&mut model, CONTEXT, Recompute::None, ACCUMULATION);
+    let plan = Plan::new(&mut model, CONTEXT, Recompute::None, ACCUMULATION, StateType::F32);
     let full = Error::Device { device: "cuda", reason: "cannot allocate 9 MiB".into() };
     let told = plan.explain(full).to_string();
     let lines: Vec<&str> = told.lines().collect();

@@ -6,34 +6,21 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use plumbline_reference::spec::{Bits, LlamaConfig, QuantSpec};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 use super::gguf;
 use super::hash::hex;
 use super::packed::Packed;
+use super::quantization::{QuantizationConfig, specs, specs_of};
 use super::reader::TensorFile;
 use super::tokenizer::Tokenizer;
 use crate::backend::Backend;
 use crate::cpu::Cpu;
 use crate::error::{Error, Result};
-use crate::methods::{Affine, AffineTensors, Dense, Merged, MergedTensors};
+use crate::methods::{Affine, AffineTensors, Dense, Frozen, Merged, MergedTensors, Targeted};
 use crate::model::{Llama, Projection, tensor_shapes};
 use crate::ops::widen::FrozenWeight;
-
-/// How `config.json` says that the linear layers are codes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct QuantizationConfig {
-    /// Always `plumbline`.
-    pub quant_method: String,
-    /// Width of a code.
-    pub bits: Bits,
-    /// Consecutive inputs that share a scale; null for one group per row.
-    pub group_size: Option<usize>,
-    /// Codes are unsigned and groups have a zero point in place of an offset; absent means not.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub zero_point: bool,
-}
 
 /// An opened model folder: everything checked but the values, which are read tensor by tensor.
 #[derive(Clone)]
@@ -54,9 +41,9 @@ pub enum LoadedModel<B: Backend> {
     /// Full precision.
     Dense(Llama<B, Dense<B>>),
     /// Signed codes with an offset.
-    Merged(Llama<B, Merged<B>>),
+    Merged(Llama<B, Targeted<B, Merged<B>>>),
     /// Unsigned codes with a zero point.
-    Affine(Llama<B, Affine<B>>),
+    Affine(Llama<B, Targeted<B, Affine<B>>>),
 }
 
 #[derive(Deserialize)]
@@ -175,8 +162,10 @@ impl ModelFolder {
             }
         }
         let Some(quantization) = &self.quantization else { return Ok(shapes) };
-        let specs = specs(&self.config, quantization.bits, quantization.group_size)?;
+        self.check_names(quantization)?;
+        let specs = specs_of(&self.config, |linear| quantization.grid_of(&linear.name))?;
         for (linear, spec) in Projection::all(&self.config).into_iter().zip(specs) {
+            let Some(spec) = spec else { continue };
             shapes.remove(&format!("{}.weight", linear.name));
             let codes = vec![linear.out_features, linear.in_features];
             let grid = vec![linear.out_features, spec.groups()];
@@ -186,6 +175,23 @@ impl ModelFolder {
             shapes.insert(format!("{}.{shift}", linear.name), grid);
         }
         Ok(shapes)
+    }
+
+    /// That the layers which `config.json` singles out exist.
+    fn check_names(&self, quantization: &QuantizationConfig) -> Result<()> {
+        let all: BTreeSet<String> =
+            Projection::all(&self.config).into_iter().map(|linear| linear.name).collect();
+        let fields = [
+            ("layers", quantization.layers.keys().find(|name| !all.contains(*name))),
+            ("unquantized", quantization.unquantized.iter().find(|name| !all.contains(*name))),
+        ];
+        match fields.into_iter().find_map(|(field, name)| Some((field, name?))) {
+            Some((field, name)) => {
+                let reason = format!("quantization_config.{field}: {name} is no linear layer");
+                Err(Error::file(self.path.join("config.json"), reason))
+            }
+            None => Ok(()),
+        }
     }
 
     /// Where the folder is.
@@ -245,9 +251,9 @@ impl ModelFolder {
     /// integers are dequantized in f32.
     ///
     /// # Errors
-    /// `File` naming tensor and file, also when the folder holds codes.
+    /// `File` naming tensor and file, also when the folder holds codes of it.
     pub fn weight(&self, linear: &Projection) -> Result<FrozenWeight<Cpu>> {
-        if self.quantization.is_some() {
+        if self.grid_of(linear).is_some() {
             let reason = "holds a merged model; training starts from a full-precision one";
             return Err(Error::file(&self.path, reason));
         }
@@ -258,16 +264,27 @@ impl ModelFolder {
         self.file(&name)?.weight(&name, &[linear.out_features, linear.in_features])
     }
 
+    /// Bits and groups of a layer that is codes here.
+    fn grid_of(&self, linear: &Projection) -> Option<(Bits, Option<usize>)> {
+        self.quantization.as_ref()?.grid_of(&linear.name)
+    }
+
+    /// The same for the width of the layer.
+    fn spec_of(&self, linear: &Projection) -> Result<QuantSpec> {
+        let Some((bits, group_size)) = self.grid_of(linear) else {
+            let reason = format!("does not hold codes of {}", linear.name);
+            return Err(Error::file(&self.path, reason));
+        };
+        Ok(QuantSpec::new(bits, group_size, linear.in_features)?)
+    }
+
     /// Codes and grid of a merged linear layer.
     ///
     /// # Errors
     /// `File` naming tensor and file; a code outside its range or a scale that is not positive.
     pub fn merged(&self, linear: &Projection) -> Result<MergedTensors> {
-        let Some(quantization) = &self.quantization else {
-            return Err(Error::file(&self.path, "does not hold a merged model"));
-        };
         let (out_features, width) = (linear.out_features, linear.in_features);
-        let spec = QuantSpec::new(quantization.bits, quantization.group_size, width)?;
+        let spec = self.spec_of(linear)?;
         let name = |tensor: &str| format!("{}.{tensor}", linear.name);
         let grid = [out_features, spec.groups()];
         let codes_name = name("codes");
@@ -293,11 +310,8 @@ impl ModelFolder {
     /// # Errors
     /// As [`ModelFolder::merged`].
     pub fn affine(&self, linear: &Projection) -> Result<AffineTensors> {
-        let Some(quantization) = &self.quantization else {
-            return Err(Error::file(&self.path, "does not hold a merged model"));
-        };
         let (out_features, width) = (linear.out_features, linear.in_features);
-        let spec = QuantSpec::new(quantization.bits, quantization.group_size, width)?;
+        let spec = self.spec_of(linear)?;
         let name = |tensor: &str| format!("{}.{tensor}", linear.name);
         let grid = [out_features, spec.groups()];
         let file = self.file(&name("codes"))?;
@@ -337,14 +351,32 @@ impl ModelFolder {
         if let Some(quantization) = &self.quantization {
             let device = backend.clone();
             if quantization.zero_point {
-                let linear = |linear: &Projection| Affine::new(&*device, &self.affine(linear)?);
+                let linear = |linear: &Projection| {
+                    self.targeted(&*device, linear, || Affine::new(&*device, &self.affine(linear)?))
+                };
                 let model = Llama::build(backend, config, false, tensor, linear)?;
                 return Ok(LoadedModel::Affine(model));
             }
-            let linear = |linear: &Projection| Merged::new(&*device, &self.merged(linear)?);
+            let linear = |linear: &Projection| {
+                self.targeted(&*device, linear, || Merged::new(&*device, &self.merged(linear)?))
+            };
             return Ok(LoadedModel::Merged(Llama::build(backend, config, false, tensor, linear)?));
         }
         self.load_dense(backend, false).map(LoadedModel::Dense)
+    }
+
+    /// A layer of a merged model: of its codes, or of its weight where there are none.
+    fn targeted<B: Backend, L>(
+        &self,
+        backend: &B,
+        linear: &Projection,
+        codes: impl FnOnce() -> Result<L>,
+    ) -> Result<Targeted<B, L>> {
+        if self.grid_of(linear).is_some() {
+            return codes().map(Targeted::Method);
+        }
+        let shape = (linear.out_features, linear.in_features);
+        Ok(Targeted::Frozen(Frozen::new(backend, &self.weight(linear)?, shape)?))
     }
 
     /// The full-precision model, trained or frozen.
@@ -493,21 +525,4 @@ fn linears(path: &Path, text: &str) -> Result<Linears> {
     serde_json::from_value(value)
         .map(Linears::Merged)
         .map_err(|error| Error::file(path, format!("quantization_config: {error}")))
-}
-
-fn specs(config: &LlamaConfig, bits: Bits, group_size: Option<usize>) -> Result<Vec<QuantSpec>> {
-    let mut specs = Vec::new();
-    let mut refused = Vec::new();
-    for linear in Projection::all(config) {
-        match QuantSpec::new(bits, group_size, linear.in_features) {
-            Ok(spec) => specs.push(spec),
-            Err(_) => refused.push(format!("{} ({} inputs)", linear.name, linear.in_features)),
-        }
-    }
-    if refused.is_empty() {
-        return Ok(specs);
-    }
-    let group_size = group_size.map_or("null".to_owned(), |size| size.to_string());
-    let layers = refused.join(", ");
-    Err(Error::Invalid(format!("group_size {group_size} does not divide the inputs of {layers}")))
 }

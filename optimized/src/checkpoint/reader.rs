@@ -196,11 +196,16 @@ impl TensorFile {
         }
     }
 
-    /// An F32 tensor of the expected shape, whatever its values are.
+    /// An F32 or BF16 tensor of the expected shape, whatever its values are.
     ///
     /// # Errors
     /// `File` naming tensor, shape or type.
     pub(super) fn bits(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        if self.expect(name, shape)?.storage == Storage::Safetensors(Dtype::BF16) {
+            let bytes = self.bytes_of(name, shape, Dtype::BF16)?;
+            let wide = |b: &[u8]| f32::from_le_bytes([0, 0, b[0], b[1]]);
+            return Ok(bytes.chunks_exact(2).map(wide).collect());
+        }
         let bytes = self.bytes_of(name, shape, Dtype::F32)?;
         Ok(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
     }

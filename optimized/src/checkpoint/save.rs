@@ -8,11 +8,16 @@ use plumbline_reference::spec::LlamaConfig;
 use safetensors::tensor::{Dtype, TensorView};
 
 use super::atomic::write_file;
-use super::folder::{ModelFolder, QuantizationConfig};
+use super::folder::ModelFolder;
+use super::quantization::QuantizationConfig;
 use crate::backend::Backend;
+use crate::cpu::Cpu;
 use crate::error::{Error, Result};
-use crate::methods::{AffineTensors, Dense, LinearMethod, MergedTensors, Parameter};
+use crate::methods::{
+    AffineTensors, Dense, LinearMethod, MergedTensors, Parameter, TargetedTensors,
+};
 use crate::model::{Llama, tensor_shapes};
+use crate::ops::widen::FrozenWeight;
 
 /// A tensor ready to be written: type, shape, little-endian bytes.
 pub type Stored = (Dtype, Vec<usize>, Vec<u8>);
@@ -115,17 +120,17 @@ pub trait StoredCodes {
     const ZERO_POINT: bool;
 
     /// Name, type, shape and bytes of each tensor.
-    fn tensors(&self) -> [(&'static str, Stored); 3];
+    fn tensors(&self) -> Vec<(&'static str, Stored)>;
 }
 
 impl StoredCodes for MergedTensors {
     const ZERO_POINT: bool = false;
 
-    fn tensors(&self) -> [(&'static str, Stored); 3] {
+    fn tensors(&self) -> Vec<(&'static str, Stored)> {
         let grid = [self.out_features, self.spec.groups()];
         let codes = self.codes.iter().map(|code| *code as u8).collect();
         let shape = vec![self.out_features, self.spec.in_features()];
-        [
+        vec![
             ("codes", (Dtype::I8, shape, codes)),
             ("scale", store(&self.scale, &grid, Precision::F32)),
             ("offset", store(&self.offset, &grid, Precision::F32)),
@@ -136,10 +141,10 @@ impl StoredCodes for MergedTensors {
 impl StoredCodes for AffineTensors {
     const ZERO_POINT: bool = true;
 
-    fn tensors(&self) -> [(&'static str, Stored); 3] {
+    fn tensors(&self) -> Vec<(&'static str, Stored)> {
         let grid = [self.out_features, self.spec.groups()];
         let shape = vec![self.out_features, self.spec.in_features()];
-        [
+        vec![
             ("codes", (Dtype::U8, shape, self.codes.clone())),
             ("scale", store(&self.scale, &grid, Precision::F32)),
             ("zero_point", store(&self.zero_point, &grid, Precision::F32)),
@@ -147,8 +152,32 @@ impl StoredCodes for AffineTensors {
     }
 }
 
+impl<T: StoredCodes> StoredCodes for TargetedTensors<T> {
+    const ZERO_POINT: bool = T::ZERO_POINT;
+
+    fn tensors(&self) -> Vec<(&'static str, Stored)> {
+        match self {
+            Self::Codes(codes) => codes.tensors(),
+            Self::Frozen { weight, shape } => {
+                vec![("weight", stored_weight(weight, &[shape.0, shape.1]))]
+            }
+        }
+    }
+}
+
+/// A weight in its own type.
+fn stored_weight(weight: &FrozenWeight<Cpu>, shape: &[usize]) -> Stored {
+    let bytes = |halves: &[u16]| halves.iter().flat_map(|half| half.to_le_bytes()).collect();
+    match weight {
+        FrozenWeight::F32(values) => store(values, shape, Precision::F32),
+        FrozenWeight::Bf16(halves) => (Dtype::BF16, shape.to_vec(), bytes(halves)),
+        FrozenWeight::F16(halves) => (Dtype::F16, shape.to_vec(), bytes(halves)),
+    }
+}
+
 /// Writes a merged model into an existing folder: codes as bytes, their grid as F32, and the base's
-/// embeddings and norms in F32, so that a reload has the merged model's bits.
+/// embeddings and norms in F32, so that a reload has the merged model's bits; layers that no method
+/// was on as the base has them.
 ///
 /// # Errors
 /// `Io` naming the file.
@@ -161,8 +190,8 @@ pub fn save_merged<B: Backend, L: LinearMethod<B>, T: StoredCodes>(
 ) -> Result<()> {
     let mut tensors = base_tensors(model, Precision::F32)?;
     for (name, merged) in linears {
-        let of_layer =
-            merged.tensors().map(|(tensor, stored)| (format!("{name}.{tensor}"), stored));
+        let named = |(tensor, stored)| (format!("{name}.{tensor}"), stored);
+        let of_layer = merged.tensors().into_iter().map(named);
         tensors.extend(of_layer);
     }
     let metadata = [("format", "plumbline-merged-1")];

@@ -13,6 +13,7 @@ use super::reader::TensorFile;
 use super::save::{Precision, Stored, store, write_safetensors};
 use crate::error::{Error, Result};
 use crate::model::NamedTensor;
+use crate::ops::adamw::StateType;
 use crate::train::{Evaluations, HostMoments, Position};
 
 const FORMAT: &str = "plumbline-checkpoint-1";
@@ -75,21 +76,21 @@ pub struct Checkpoint {
     moments: TensorFile,
 }
 
-/// Writes a checkpoint as a new folder.
+/// Writes a checkpoint as a new folder; the moments in the type that the optimizer keeps them in.
 ///
 /// # Errors
 /// `File` when the folder exists; `Io`.
 pub fn save_checkpoint(
     folder: &Path,
     tensors: Vec<NamedTensor>,
-    moments: &BTreeMap<String, HostMoments>,
+    (moments, moment_type): (&BTreeMap<String, HostMoments>, StateType),
     state: &TrainingState,
 ) -> Result<()> {
     let mut values = BTreeMap::new();
     for NamedTensor { name, shape, values: of_tensor } in tensors {
         values.insert(name, store(&of_tensor, &shape, Precision::F32));
     }
-    let moments = stored_moments(moments);
+    let moments = stored_moments(moments, moment_type);
     new_folder(folder, |folder| {
         let metadata = [("format", FORMAT)];
         write_safetensors(&folder.join(TENSORS), &values, &metadata)?;
@@ -100,11 +101,18 @@ pub fn save_checkpoint(
     })
 }
 
-fn stored_moments(moments: &BTreeMap<String, HostMoments>) -> BTreeMap<String, Stored> {
+fn stored_moments(
+    moments: &BTreeMap<String, HostMoments>,
+    moment_type: StateType,
+) -> BTreeMap<String, Stored> {
+    let precision = match moment_type {
+        StateType::F32 => Precision::F32,
+        StateType::Bf16 => Precision::Bf16,
+    };
     let mut stored = BTreeMap::new();
     for (name, HostMoments { first, second }) in moments {
         for (which, values) in [(FIRST, first), (SECOND, second)] {
-            let tensor = store(values, &[values.len()], Precision::F32);
+            let tensor = store(values, &[values.len()], precision);
             stored.insert(format!("{name}.{which}"), tensor);
         }
     }
@@ -191,7 +199,7 @@ mod tests {
         let [base, data, recipe] = ["b", "d", "r"].map(|letter| letter.repeat(64));
         let mut state = TrainingState::new("cpu".into(), base, data, recipe);
         state.position = Position { step: 7, seconds: 0.1 + 0.2, ..Position::default() };
-        save_checkpoint(folder, vec![tensor], &moments, &state).unwrap();
+        save_checkpoint(folder, vec![tensor], (&moments, StateType::F32), &state).unwrap();
         state
     }
 

@@ -8,6 +8,7 @@ use plumbline::cuda::Gpu;
 use plumbline::finetune::{Method, random_model};
 use plumbline::methods::{LayerCost, LinearMethod};
 use plumbline::model::{DeviceSpeed, Llama, Plan, Recompute, StepWork};
+use plumbline::ops::adamw::StateType;
 use plumbline::recipe::MethodSettings;
 use plumbline::train::{
     Observer, OptimizerSettings, Schedule, ScheduleKind, StepRecord, TokenWindows, Trainer,
@@ -82,15 +83,16 @@ pub fn bench(command: Bench) -> Result<()> {
 
 fn on<B: Backend>(backend: Arc<B>, step: &Step, shape: &Shape, place: Place) -> Result<()> {
     let run = Run { step, shape, place: &place };
-    let report = match &shape.method {
-        MethodSettings::L4q(settings) => run.measure(backend, settings),
-        MethodSettings::Lora(settings) => run.measure(backend, settings),
-        MethodSettings::LrQat(settings) => run.measure(backend, settings),
-        MethodSettings::Peqa(settings) => run.measure(backend, settings),
-        MethodSettings::QaLora(settings) => run.measure(backend, settings),
-        MethodSettings::Qat(settings) => run.measure(backend, settings),
-        MethodSettings::QatLora(settings) => run.measure(backend, settings),
-        MethodSettings::Qlora(settings) => run.measure(backend, settings),
+    let method = &shape.method;
+    let report = match &method.settings {
+        MethodSettings::L4q(settings) => run.measure(backend, &method.on(settings)),
+        MethodSettings::Lora(settings) => run.measure(backend, &method.on(settings)),
+        MethodSettings::LrQat(settings) => run.measure(backend, &method.on(settings)),
+        MethodSettings::Peqa(settings) => run.measure(backend, &method.on(settings)),
+        MethodSettings::QaLora(settings) => run.measure(backend, &method.on(settings)),
+        MethodSettings::Qat(settings) => run.measure(backend, &method.on(settings)),
+        MethodSettings::QatLora(settings) => run.measure(backend, &method.on(settings)),
+        MethodSettings::Qlora(settings) => run.measure(backend, &method.on(settings)),
     }?;
     if step.json {
         println!("{}", report.to_json(&run));
@@ -139,8 +141,9 @@ impl Run<'_> {
             model.linears().iter().map(|(_, layer)| layer.cost()).collect();
         let recompute: Recompute = self.step.recompute.into();
         let tokens = self.shape.sizes.tokens();
-        let plan = Plan::new(&mut model, tokens, recompute, 1);
-        let work = StepWork::new(config, &layers, (tokens, context), recompute, operand_bytes);
+        let plan = Plan::new(&mut model, tokens, recompute, 1, StateType::F32);
+        let sizes = (tokens, context);
+        let work = StepWork::new(config, &layers, sizes, recompute, operand_bytes, StateType::F32);
         let settings = TrainingSettings {
             steps: self.step.warmup + self.step.steps,
             micro_batch: batch,
@@ -229,7 +232,7 @@ impl Report {
             shape.name,
             config.num_hidden_layers,
             shape.all_blocks,
-            shape.method.name(),
+            shape.method.settings.name(),
             sizes.batch,
             sizes.context,
             place.name,

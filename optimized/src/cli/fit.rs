@@ -240,7 +240,8 @@ impl Run {
         self.state.logs = self.folder.sync()?;
         let path = self.folder.checkpoints.path(self.state.position.step);
         let moments = trainer.optimizer().moments(model.backend())?;
-        save_checkpoint(&path, model.trained_values()?, &moments, &self.state)?;
+        let moments = (&moments, trainer.optimizer().state());
+        save_checkpoint(&path, model.trained_values()?, moments, &self.state)?;
         let best = self.state.evaluations.best.map(|best| best.step);
         Ok(self.folder.checkpoints.prune(self.timetable.checkpoints.keep, best)?)
     }

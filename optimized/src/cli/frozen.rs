@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use plumbline::backend::Backend;
-use plumbline::checkpoint::{ModelFolder, new_folder, save_merged, sha256};
+use plumbline::checkpoint::{
+    ModelFolder, QuantizationConfig, StoredCodes, new_folder, save_merged, sha256,
+};
 use plumbline::finetune::{FrozenCodes, MergedModel};
 use plumbline::methods::AffineTensors;
 use plumbline::model::Projection;
@@ -13,7 +15,6 @@ use plumbline::ptq::{Calibration, PtqSettings, quantize_watched};
 use plumbline::recipe::MethodSettings;
 use plumbline::train::TrainingData;
 
-use super::merge::stated;
 use super::progress::Progress;
 
 /// The folder of the codes in that of a run.
@@ -68,7 +69,8 @@ impl<B: Backend> Frozen<B> {
             Self::Stored { fingerprint, .. } => fingerprint,
             Self::Made { settings, model } => {
                 let path = run.join(FOLDER);
-                let quantization = stated::<AffineTensors>(settings.grid());
+                let quantization =
+                    QuantizationConfig::new(settings.grid(), AffineTensors::ZERO_POINT, []);
                 let MergedModel { model, linears } = &*model;
                 new_folder(&path, |folder| {
                     save_merged(folder, model, linears, &quantization, base)

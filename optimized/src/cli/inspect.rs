@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::Result;
-use plumbline::checkpoint::ModelFolder;
+use plumbline::checkpoint::{LayerGrid, ModelFolder};
 use plumbline::model::Projection;
 use plumbline_reference::spec::{LlamaConfig, RopeScaling};
 
@@ -48,6 +48,13 @@ pub fn inspect(model: Option<&Path>, json: bool) -> Result<()> {
         Some(quantization) => {
             let group = quantization.group_size.map_or("a row".into(), |size| size.to_string());
             println!("  merged: {} bits, groups of {group}", quantization.bits.count());
+            for (name, LayerGrid { bits, group_size }) in &quantization.layers {
+                let group = group_size.map_or("a row".into(), |size| size.to_string());
+                println!("    {name}: {} bits, groups of {group}", bits.count());
+            }
+            for name in &quantization.unquantized {
+                println!("    {name}: full precision");
+            }
         }
         None => match folder.packed() {
             Some((name, bits)) => println!("  {name}: {bits} bits, dequantized where it is read"),
@@ -62,9 +69,10 @@ pub fn inspect(model: Option<&Path>, json: bool) -> Result<()> {
             println!("    {name} {} {:?}", info.storage, info.shape);
         }
     }
-    if folder.quantization().is_some() {
+    if let Some(quantization) = folder.quantization() {
         println!("  code use per layer (share of codes at the ends of the range):");
-        for linear in Projection::all(config) {
+        let has_codes = |linear: &Projection| quantization.grid_of(&linear.name).is_some();
+        for linear in Projection::all(config).into_iter().filter(has_codes) {
             let (low, high) = ends(&folder, &linear)?;
             println!("    {} {:.2} % low, {:.2} % high", linear.name, 100.0 * low, 100.0 * high);
         }

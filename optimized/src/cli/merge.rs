@@ -16,10 +16,9 @@ use plumbline::finetune::{
     merge as to_codes, method_model_on,
 };
 use plumbline::methods::{CodeTensors, IntoCodes, LinearMethod};
-use plumbline::model::Llama;
+use plumbline::model::{Llama, Projection};
 use plumbline::recipe::{self, MethodSettings, TrainRecipe};
 use plumbline::train::{Checkpoints, RECIPE};
-use plumbline_reference::spec::Bits;
 
 use super::device::{DeviceOption, Opened};
 use super::frozen;
@@ -99,7 +98,7 @@ fn merge_on<B: Backend>(backend: Arc<B>, options: &MergeOptions) -> Result<ExitC
     let path = find_checkpoint(run, &options.checkpoint)?;
     let checkpoint = open_checkpoint(&path)?;
     let fingerprint = waiting("checking the base model", || base.fingerprint())?;
-    let (codes, fingerprint) = frozen::of_run(run, &recipe.method, fingerprint)?;
+    let (codes, fingerprint) = frozen::of_run(run, &recipe.method.settings, fingerprint)?;
     if fingerprint != checkpoint.state.base_sha256 {
         bail!(
             "{}: trained on a base with fingerprint {}, {} has {fingerprint}",
@@ -110,19 +109,19 @@ fn merge_on<B: Backend>(backend: Arc<B>, options: &MergeOptions) -> Result<ExitC
     }
     let merge = Merge { backend, out, json: *json, base, codes, path, checkpoint };
     let method = &recipe.method;
-    let proof = Proof::of(method);
-    match method {
-        MethodSettings::L4q(settings) => merge.run(settings, proof),
-        MethodSettings::LrQat(settings) => merge.run(settings, proof),
-        MethodSettings::Peqa(settings) => merge.run(settings, proof),
-        MethodSettings::QaLora(settings) => merge.run(settings, proof),
-        MethodSettings::Qat(settings) => merge.run(settings, proof),
-        MethodSettings::Qlora(settings) => merge.run(settings, proof),
+    let proof = Proof::of(&method.settings);
+    match &method.settings {
+        MethodSettings::L4q(settings) => merge.run(&method.on(settings), proof),
+        MethodSettings::LrQat(settings) => merge.run(&method.on(settings), proof),
+        MethodSettings::Peqa(settings) => merge.run(&method.on(settings), proof),
+        MethodSettings::QaLora(settings) => merge.run(&method.on(settings), proof),
+        MethodSettings::Qat(settings) => merge.run(&method.on(settings), proof),
+        MethodSettings::Qlora(settings) => merge.run(&method.on(settings), proof),
         MethodSettings::Lora(_) | MethodSettings::QatLora(_) => bail!(
             "{}: method.name is {}, which keeps its update beside the weight; merge is for \
              methods that end in codes",
             recipe_path.display(),
-            method.name()
+            method.settings.name()
         ),
     }
 }
@@ -202,10 +201,17 @@ impl<B: Backend> Merge<'_, B> {
             return Ok(refuse("the merged model", "the trained one", difference));
         }
         let Some(grid) = method.grid() else { bail!("the method has no codes") };
-        if let Some(difference) = write_and_reload(self.out, &merged, grid, base, &logits)? {
+        let grids = Projection::all(base.config()).into_iter().map(|linear| {
+            let grid = method.grid_of(&linear);
+            (linear.name, grid)
+        });
+        let quantization = QuantizationConfig::new(grid, Codes::<B, M>::ZERO_POINT, grids);
+        let layers = merged.linears.len() - quantization.unquantized.len();
+        if let Some(difference) = write_and_reload(self.out, &merged, &quantization, base, &logits)?
+        {
             return Ok(refuse("the model as reloaded", "the merged one", difference));
         }
-        self.report(proof, merged.linears.len(), logits.len(), apart);
+        self.report(proof, layers, logits.len(), apart);
         Ok(ExitCode::SUCCESS)
     }
 
@@ -246,25 +252,18 @@ impl<B: Backend> Merge<'_, B> {
 pub fn write_and_reload<B: Backend, T: CodeTensors + StoredCodes>(
     out: &Path,
     merged: &MergedModel<B, T>,
-    grid: (Bits, Option<usize>),
+    quantization: &QuantizationConfig,
     base: &ModelFolder,
     logits: &[f32],
 ) -> Result<Option<Difference>> {
-    let quantization = stated::<T>(grid);
     let MergedModel { model, linears } = merged;
-    new_folder(out, |folder| save_merged(folder, model, linears, &quantization, base))?;
+    new_folder(out, |folder| save_merged(folder, model, linears, quantization, base))?;
     let (backend, probe) = (model.shared_backend(), probe(base));
     Ok(match ModelFolder::open(out)?.load(backend)? {
         LoadedModel::Merged(model) => first_difference(logits, &model, &probe)?,
         LoadedModel::Affine(model) => first_difference(logits, &model, &probe)?,
         LoadedModel::Dense(_) => bail!("{}: does not read as a merged model", out.display()),
     })
-}
-
-/// What the configuration of a model in codes says of them.
-pub fn stated<T: StoredCodes>((bits, group_size): (Bits, Option<usize>)) -> QuantizationConfig {
-    let (quant_method, zero_point) = ("plumbline".to_owned(), T::ZERO_POINT);
-    QuantizationConfig { quant_method, bits, group_size, zero_point }
 }
 
 /// Logits of the ids of a [`probe`].

@@ -4,6 +4,7 @@ use anyhow::{Context, Result, bail};
 use plumbline::finetune::Method;
 use plumbline::methods::LayerCost;
 use plumbline::model::{DEVICES, Plan, Projection, Recompute, Run, StepWork, tensor_shapes};
+use plumbline::ops::adamw::StateType;
 use plumbline::recipe::MethodSettings;
 use serde_json::{Value, json};
 
@@ -21,12 +22,33 @@ pub struct PlanCommand {
     /// Type that the device rounds the operands of products to
     #[arg(long, value_enum, default_value = "bf16")]
     compute: ComputeOption,
+    /// Type of the optimizer's moments, as `optimizer.state` of a recipe
+    #[arg(long, value_enum, default_value = "f32")]
+    state: StateOption,
     /// Memory that the run must fit, such as 80GB or 24GiB
     #[arg(long)]
     memory: Option<String>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+}
+
+/// What `--state` may say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum StateOption {
+    /// Four bytes a value.
+    F32,
+    /// bfloat16, rounded by chance.
+    Bf16,
+}
+
+impl From<StateOption> for StateType {
+    fn from(option: StateOption) -> Self {
+        match option {
+            StateOption::F32 => Self::F32,
+            StateOption::Bf16 => Self::Bf16,
+        }
+    }
 }
 
 /// A size of memory, in bytes.
@@ -57,15 +79,16 @@ fn costs<M: Method>(shape: &Shape, method: &M) -> Result<Vec<LayerCost>> {
 
 /// The linear layers under the method that was asked for.
 fn layers(shape: &Shape) -> Result<Vec<LayerCost>> {
-    match &shape.method {
-        MethodSettings::L4q(settings) => costs(shape, settings),
-        MethodSettings::Lora(settings) => costs(shape, settings),
-        MethodSettings::LrQat(settings) => costs(shape, settings),
-        MethodSettings::Peqa(settings) => costs(shape, settings),
-        MethodSettings::QaLora(settings) => costs(shape, settings),
-        MethodSettings::Qat(settings) => costs(shape, settings),
-        MethodSettings::QatLora(settings) => costs(shape, settings),
-        MethodSettings::Qlora(settings) => costs(shape, settings),
+    let method = &shape.method;
+    match &method.settings {
+        MethodSettings::L4q(settings) => costs(shape, &method.on(settings)),
+        MethodSettings::Lora(settings) => costs(shape, &method.on(settings)),
+        MethodSettings::LrQat(settings) => costs(shape, &method.on(settings)),
+        MethodSettings::Peqa(settings) => costs(shape, &method.on(settings)),
+        MethodSettings::QaLora(settings) => costs(shape, &method.on(settings)),
+        MethodSettings::Qat(settings) => costs(shape, &method.on(settings)),
+        MethodSettings::QatLora(settings) => costs(shape, &method.on(settings)),
+        MethodSettings::Qlora(settings) => costs(shape, &method.on(settings)),
     }
 }
 
@@ -76,6 +99,7 @@ struct Answer {
     linear_parameters: usize,
     trained: usize,
     operand_bytes: usize,
+    state: StateType,
     memory: Option<u64>,
     ways: [(Recompute, Plan, StepWork); 2],
 }
@@ -93,14 +117,14 @@ pub fn plan(command: &PlanCommand) -> Result<()> {
     let layers = layers(&shape)?;
     let operand_bytes = if command.compute == ComputeOption::Bf16 { 2 } else { 4 };
     let (tokens, context) = (shape.sizes.tokens(), shape.sizes.context);
-    let accumulation = command.accumulation;
+    let (accumulation, state) = (command.accumulation, StateType::from(command.state));
     let ways = [Recompute::None, Recompute::Blocks].map(|recompute| {
-        let run = Run { tokens, recompute, accumulation, operand_bytes };
+        let run = Run { tokens, recompute, accumulation, operand_bytes, state };
         let sizes = (tokens, context);
         (
             recompute,
             Plan::of_costs(&shape.config, &layers, run),
-            StepWork::new(&shape.config, &layers, sizes, recompute, operand_bytes),
+            StepWork::new(&shape.config, &layers, sizes, recompute, operand_bytes, state),
         )
     });
     let tensors = tensor_shapes(&shape.config);
@@ -110,6 +134,7 @@ pub fn plan(command: &PlanCommand) -> Result<()> {
         trained: layers.iter().flat_map(|layer| &layer.trained).sum(),
         shape,
         operand_bytes,
+        state,
         memory,
         ways,
     };
@@ -145,7 +170,7 @@ impl Answer {
             "config": name, "layers": config.num_hidden_layers, "method": method,
             "frozen": stored,
             "tokens": sizes.tokens(), "context": sizes.context,
-            "operand_bytes": self.operand_bytes,
+            "operand_bytes": self.operand_bytes, "state": self.state,
             "parameters": self.parameters, "linear_parameters": self.linear_parameters,
             "trained_values": self.trained, "memory_bytes": self.memory,
             "ways": ways.collect::<Vec<_>>(),
@@ -157,7 +182,7 @@ impl Answer {
         println!(
             "{name}, {} blocks, {}, {} x {} tokens in a micro-batch",
             config.num_hidden_layers,
-            method.name(),
+            method.settings.name(),
             sizes.batch,
             sizes.context
         );

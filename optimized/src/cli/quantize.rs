@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use plumbline::backend::Backend;
-use plumbline::checkpoint::ModelFolder;
+use plumbline::checkpoint::{ModelFolder, QuantizationConfig, StoredCodes};
+use plumbline::methods::AffineTensors;
 use plumbline::model::Projection;
 use plumbline::ptq::{Calibration, GptqOptions, PtqSettings, quantize_watched};
 use plumbline_reference::spec::{Bits, RtnSpec};
@@ -165,7 +166,8 @@ fn quantize_on<B: Backend>(backend: Arc<B>, arguments: &Quantize) -> Result<Exit
     let made = quantize_watched(backend, &base, &settings, &calibration, progress)?;
     drop(bar);
     let compared = logits(&made.model, &probe(&base))?;
-    if let Some(difference) = write_and_reload(out, &made, (bits, group_size), &base, &compared)? {
+    let quantization = QuantizationConfig::new((bits, group_size), AffineTensors::ZERO_POINT, []);
+    if let Some(difference) = write_and_reload(out, &made, &quantization, &base, &compared)? {
         return Ok(refuse("the model as reloaded", "the quantized one", difference));
     }
     report(arguments, &settings, &calibration, compared.len());

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use plumbline::embedded;
 use plumbline::model::{PRESETS, Recompute, preset};
 use plumbline::ops::widen::WeightType;
-use plumbline::recipe::MethodSettings;
+use plumbline::recipe::{MethodRecipe, MethodSettings};
 use plumbline_reference::spec::LlamaConfig;
 use serde_json::json;
 
@@ -32,6 +32,9 @@ pub struct ShapeOption {
     /// Inner dimension of the low-rank update; peqa and qat have none
     #[arg(long, default_value_t = 16)]
     rank: usize,
+    /// Pattern of the linear layers that the method is on, as in `method.targets`; may be repeated
+    #[arg(long)]
+    target: Option<Vec<String>>,
     /// How lr_qat keeps its frozen weight: f32, bf16, f16, fixed8 or int
     #[arg(long, default_value = "fixed8")]
     downcast: String,
@@ -76,7 +79,7 @@ pub struct Shape {
     /// Blocks of the whole model.
     pub all_blocks: usize,
     /// Method and settings.
-    pub method: MethodSettings,
+    pub method: MethodRecipe,
     /// Type of the checkpoint's weights.
     pub stored: WeightType,
     /// The micro-batch.
@@ -135,6 +138,7 @@ impl ShapeOption {
             config.num_hidden_layers = layers;
         }
         let (method, sizes) = (self.method()?, self.sizes(config.longest_sequence())?);
+        method.check_layers(&config).context("--target")?;
         let stored = self.frozen.map_or(stored, WeightType::from);
         let name = self.config.clone();
         Ok(Shape { name, config, all_blocks, method, stored, sizes })
@@ -169,7 +173,7 @@ impl ShapeOption {
     }
 
     /// The settings that a recipe would have.
-    fn method(&self) -> Result<MethodSettings> {
+    fn method(&self) -> Result<MethodRecipe> {
         let mut value = json!({ "name": self.method });
         if self.method != "lora" {
             value["bits"] = self.bits.into();
@@ -186,8 +190,10 @@ impl ShapeOption {
         }
         let settings: MethodSettings =
             serde_json::from_value(value).with_context(|| format!("--method {}", self.method))?;
-        settings.check()?;
-        Ok(settings)
+        let targets = self.target.clone();
+        let method = MethodRecipe { targets, ..settings.into() };
+        method.check()?;
+        Ok(method)
     }
 
     fn sizes(&self, longest: usize) -> Result<Sizes> {

@@ -32,7 +32,7 @@ pub fn read_recipe(path: &Path) -> Result<TrainRecipe> {
         *model = resolve(folder, model)?;
     }
     recipe.output.dir = resolve(folder, &recipe.output.dir)?;
-    recipe.method.resolve();
+    recipe.method.settings.resolve();
     Ok(recipe)
 }
 
@@ -81,6 +81,7 @@ impl Prepared {
     /// Reads what a checked recipe names; messages name its file.
     pub fn read(recipe: TrainRecipe, place: Place, file: &Path) -> Result<Self> {
         let base = open_model(recipe.model.path.as_deref())?;
+        recipe.method.check_layers(base.config()).with_context(|| file.display().to_string())?;
         check_context(recipe.data.context, &base).with_context(|| file.display().to_string())?;
         let tokenizer = base.tokenizer()?;
         let data = training_data(&recipe, &base, &tokenizer)
@@ -140,15 +141,16 @@ pub fn train(path: &Path, options: TrainOptions) -> Result<ExitCode> {
 
 fn train_on<B: Backend>(backend: Arc<B>, path: &Path, options: TrainOptions) -> Result<ExitCode> {
     let prepared = prepare(path, options)?;
-    match &prepared.recipe.method.clone() {
-        MethodSettings::L4q(settings) => run(backend, prepared, settings, options),
-        MethodSettings::Lora(settings) => run(backend, prepared, settings, options),
-        MethodSettings::LrQat(settings) => run(backend, prepared, settings, options),
-        MethodSettings::Peqa(settings) => run(backend, prepared, settings, options),
-        MethodSettings::QaLora(settings) => run(backend, prepared, settings, options),
-        MethodSettings::Qat(settings) => run(backend, prepared, settings, options),
-        MethodSettings::QatLora(settings) => run(backend, prepared, settings, options),
-        MethodSettings::Qlora(settings) => run(backend, prepared, settings, options),
+    let method = prepared.recipe.method.clone();
+    match &method.settings {
+        MethodSettings::L4q(settings) => run(backend, prepared, &method.on(settings), options),
+        MethodSettings::Lora(settings) => run(backend, prepared, &method.on(settings), options),
+        MethodSettings::LrQat(settings) => run(backend, prepared, &method.on(settings), options),
+        MethodSettings::Peqa(settings) => run(backend, prepared, &method.on(settings), options),
+        MethodSettings::QaLora(settings) => run(backend, prepared, &method.on(settings), options),
+        MethodSettings::Qat(settings) => run(backend, prepared, &method.on(settings), options),
+        MethodSettings::QatLora(settings) => run(backend, prepared, &method.on(settings), options),
+        MethodSettings::Qlora(settings) => run(backend, prepared, &method.on(settings), options),
     }
 }
 
@@ -188,7 +190,8 @@ impl<B: Backend, L: LinearMethod<B>> Begun<B, L> {
         let found = data.report().cloned();
         let start = Start::Fresh(recipe.training.seed);
         let run_path = &recipe.output.dir;
-        let frozen = Frozen::find(backend.clone(), run_path, &recipe.method, &base, &mut data)?;
+        let frozen =
+            Frozen::find(backend.clone(), run_path, &recipe.method.settings, &base, &mut data)?;
         let loaded = || method_model_on(backend, &base, frozen.codes(), method, start);
         let mut model = waiting(LOADING, loaded)?;
         let (context, data_sha256) = (recipe.data.context, data.fingerprint());

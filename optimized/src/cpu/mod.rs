@@ -76,6 +76,16 @@ impl Storage for Cpu {
         Ok(halves.to_vec())
     }
 
+    fn download_halves(&self, halves: &Vec<u16>, len: usize) -> Result<Vec<u16>> {
+        Ok(prefix("download_halves", "halves", halves, len)?.to_vec())
+    }
+
+    fn write_halves(&self, halves: &[u16], buffer: &mut Vec<u16>) -> Result<()> {
+        let to = prefix_mut("write_halves", "buffer", buffer, halves.len())?;
+        to.copy_from_slice(halves);
+        Ok(())
+    }
+
     fn upload_tokens(&self, tokens: &[i32]) -> Result<Vec<i32>> {
         Ok(tokens.to_vec())
     }

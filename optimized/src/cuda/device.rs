@@ -17,7 +17,7 @@ use cudarc::driver::{
     LaunchConfig, PushKernelArg,
 };
 
-use super::launch::{Argument, Compute, Kernel, Launcher, Module, Product, Shape, inside};
+use super::launch::{Argument, Compute, Kernel, Launcher, Module, Pointer, Product, Shape, inside};
 use crate::error::{Error, Result};
 
 /// One GPU. Everything runs in the order of the calls, on one stream.
@@ -123,6 +123,19 @@ impl Gpu {
 }
 
 impl Gpu {
+    /// The addresses of buffers, on the device. Everything runs on one stream, so nothing that was
+    /// asked for before can still be using a buffer when the kernel starts that the table is for.
+    fn table(&self, pointers: &mut [Pointer<'_, CudaSlice<u8>>]) -> Result<CudaSlice<u64>> {
+        let addresses: Vec<u64> = pointers
+            .iter_mut()
+            .map(|pointer| match pointer {
+                Pointer::In(buffer) => buffer.device_ptr(&self.stream).0,
+                Pointer::Out(buffer) => buffer.device_ptr_mut(&self.stream).0,
+            })
+            .collect();
+        self.stream.clone_htod(&addresses).map_err(failed("write a table of buffers"))
+    }
+
     /// A product of bf16 matrices with f32 sums; the lengths are compared.
     fn multiply_bf16(
         &self,
@@ -221,9 +234,18 @@ impl Launcher for Gpu {
             return Ok(());
         }
         let function = self.function(kernel)?;
+        let tables = arguments.iter_mut().filter_map(|argument| match argument {
+            Argument::Table(pointers) => Some(self.table(pointers)),
+            _ => None,
+        });
+        let tables = tables.collect::<Result<Vec<_>>>()?;
+        let mut next_table = tables.iter();
         let mut launch = self.stream.launch_builder(&function);
         for argument in arguments {
             match argument {
+                Argument::Table(_) => {
+                    launch.arg(next_table.next().expect("one was made for each above"))
+                }
                 Argument::In(buffer) => launch.arg(*buffer),
                 Argument::Out(buffer) => launch.arg(&mut **buffer),
                 Argument::U32(value) => launch.arg(&*value),

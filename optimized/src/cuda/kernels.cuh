@@ -53,3 +53,14 @@ __device__ __forceinline__ float block_sum(float value) {
     __syncthreads();
     return warp_sum(threadIdx.x % 32 < blockDim.x / 32 ? of_warp[threadIdx.x % 32] : 0.0f);
 }
+
+// The finalizer of SplitMix64, and the 64 random bits of a place: ops/counter.rs.
+__device__ __forceinline__ word mix(word z) {
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ull;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebull;
+    return z ^ z >> 31;
+}
+
+__device__ __forceinline__ word random_word(word key, word place) {
+    return mix(key + (place + 1) * 0x9e3779b97f4a7c15ull);
+}

@@ -71,6 +71,8 @@ pub enum Argument<'a, B> {
     In(&'a B),
     /// A pointer that it may read and write through. An operation in place passes its buffer once.
     Out(&'a mut B),
+    /// A pointer to a table of pointers, for as many buffers as there are.
+    Table(Vec<Pointer<'a, B>>),
     /// `unsigned`.
     U32(u32),
     /// `int`.
@@ -81,6 +83,15 @@ pub enum Argument<'a, B> {
     F32(f32),
     /// `double`.
     F64(f64),
+}
+
+/// A pointer in a table.
+#[derive(Debug)]
+pub enum Pointer<'a, B> {
+    /// As [`Argument::In`].
+    In(&'a B),
+    /// As [`Argument::Out`].
+    Out(&'a mut B),
 }
 
 impl<B> Argument<'_, B> {

@@ -13,7 +13,7 @@ mod workspace;
 pub use device::Gpu;
 pub use host::Interpreter;
 pub use interpreter::Buffer as HostBuffer;
-pub use launch::{Argument, Compute, Kernel, Launcher, Module, Product, Shape};
+pub use launch::{Argument, Compute, Kernel, Launcher, Module, Pointer, Product, Shape};
 pub use modules::MODULES;
 pub(crate) use modules::*;
 
@@ -277,6 +277,15 @@ impl<L: Launcher> Storage for Cuda<L> {
 
     fn upload_halves(&self, halves: &[u16]) -> Result<Values<L>> {
         self.uploaded(bytemuck::cast_slice(halves), 2)
+    }
+
+    fn download_halves(&self, halves: &Values<L>, len: usize) -> Result<Vec<u16>> {
+        self.downloaded(halves.first("download_halves", "halves", len)?, len)
+    }
+
+    fn write_halves(&self, halves: &[u16], buffer: &mut Values<L>) -> Result<()> {
+        let to = buffer.first_mut("write_halves", "buffer", halves.len())?;
+        self.launcher.write(bytemuck::cast_slice(halves), to, 0)
     }
 
     fn upload_tokens(&self, tokens: &[i32]) -> Result<Ids<L>> {

@@ -21,6 +21,7 @@ modules! {
     ATTENTION = "attention";
     ATTENTION_BF16 = "attention_bf16";
     CROSS_ENTROPY = "cross_entropy";
+    DROPOUT = "dropout";
     EMBEDDING = "embedding";
     FAKE_QUANTIZE = "fake_quantize";
     FAKE_QUANTIZE_BACKWARD = "fake_quantize_backward";

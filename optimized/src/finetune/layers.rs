@@ -1,14 +1,16 @@
 //! What a layer of each method is, fresh and from a checkpoint.
 
-use plumbline_reference::spec::{Bits, InnerScale, QatQuantizer, QuantSpec, RtnSpec};
+use plumbline_reference::spec::{
+    Bits, InitScaleRule, InnerScale, QatQuantizer, QuantSpec, RtnSpec,
+};
 
 use super::{LayerStart, Start};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::methods::{
-    AffineTensors, L4q, L4qOptions, L4qTensors, LayerCost, LinearMethod, Lora, LoraOptions, LrQat,
-    LrQatOptions, LrQatTensors, Peqa, QaLora, QaLoraOptions, Qat, QatLora, QatOptions, QatTensors,
-    Qlora, QloraOptions, peqa_cost,
+    AdapterDropout, AffineTensors, L4q, L4qOptions, L4qTensors, LayerCost, LinearMethod, Lora,
+    LoraOptions, LrQat, LrQatOptions, LrQatTensors, Peqa, QaLora, QaLoraOptions, Qat, QatLora,
+    QatOptions, QatTensors, Qlora, QloraOptions, initial_grid, peqa_cost,
 };
 use crate::model::Projection;
 use crate::ops::widen::{FrozenWeight, WeightType};
@@ -24,6 +26,11 @@ pub trait Method {
 
     /// Bits and groups, where there are codes.
     fn grid(&self) -> Option<(Bits, Option<usize>)>;
+
+    /// Those of one layer, where it has codes.
+    fn grid_of(&self, _linear: &Projection) -> Option<(Bits, Option<usize>)> {
+        self.grid()
+    }
 
     /// What a layer of that place and size costs on a checkpoint that is stored so.
     ///
@@ -86,6 +93,21 @@ impl LayerStart<'_> {
         [self.linear.out_features, spec.groups()]
     }
 
+    /// What the adapter reads is dropped so in this layer.
+    fn dropout(&self, probability: f32) -> Option<AdapterDropout> {
+        (probability > 0.0).then(|| AdapterDropout::new(probability, &self.linear.name))
+    }
+
+    /// Scale and offset as they begin, of the weight alone. Eq. (Q8).
+    fn initial_grid<B: Backend>(
+        &self,
+        backend: &B,
+        spec: QuantSpec,
+        rule: InitScaleRule,
+    ) -> Result<(Vec<f32>, Vec<f32>)> {
+        initial_grid(backend, spec, rule, self.linear.out_features, &self.weight.to_floats())
+    }
+
     /// Factors of an update from `inputs` inputs.
     fn factors(&self, rank: usize, inputs: usize) -> Result<Option<(Vec<f32>, Vec<f32>)>> {
         let lora_a = self.saved("lora_a", [rank, inputs])?;
@@ -109,11 +131,21 @@ impl L4qSettings {
         Ok(L4qOptions { spec, rank, lora_scaling, init: self.rule()?, grad_scale })
     }
 
-    fn tensors(&self, at: &LayerStart<'_>, spec: QuantSpec) -> Result<Option<L4qTensors>> {
+    fn tensors<B: Backend>(
+        &self,
+        backend: &B,
+        at: &LayerStart<'_>,
+        spec: QuantSpec,
+    ) -> Result<Option<L4qTensors>> {
         let Some((lora_a, lora_b)) = at.factors(self.rank, spec.in_features())? else {
             return Ok(None);
         };
-        let grid = at.saved("scale", at.groups(spec))?.zip(at.saved("offset", at.groups(spec))?);
+        let groups = at.groups(spec);
+        let grid = match self.train_scale {
+            true => at.saved("scale", groups)?.zip(at.saved("offset", groups)?),
+            // A function of the base model, so it is made again and not saved.
+            false => Some(at.initial_grid(backend, spec, self.rule()?)?),
+        };
         Ok(grid.map(|(scale, offset)| L4qTensors { lora_a, lora_b, scale, offset }))
     }
 }
@@ -126,16 +158,30 @@ impl Method for L4qSettings {
     }
 
     fn cost(&self, linear: &Projection, stored: WeightType) -> Result<LayerCost> {
-        Ok(self.options(spec_of(self, linear)?)?.cost(linear.out_features, stored))
+        let cost = self.options(spec_of(self, linear)?)?.cost(linear.out_features, stored);
+        let cost = if self.lora_warmup_steps > 0 { cost.warming_up() } else { cost };
+        Ok(if self.train_scale { cost } else { cost.freezing(2) })
     }
 
     fn layer<B: Backend>(&self, backend: &B, at: LayerStart<'_>) -> Result<L4q<B>> {
         let (spec, rows) = (at.spec(self)?, at.linear.out_features);
         let options = self.options(spec)?;
-        match self.tensors(&at, spec)? {
-            None => L4q::new(backend, &at.weight, rows, options, &mut at.random()),
-            Some(tensors) => L4q::from_tensors(backend, &at.weight, rows, options, &tensors),
+        if let Start::Checkpoint(checkpoint) = at.start {
+            let (done, steps) = (checkpoint.state.position.updates, self.lora_warmup_steps);
+            if done < steps {
+                let reason = format!(
+                    "the checkpoint is of step {done}, within method.lora_warmup_steps = {steps}: \
+                     there is no grid yet"
+                );
+                return Err(Error::Invalid(reason));
+            }
         }
+        let layer = match self.tensors(backend, &at, spec)? {
+            None => L4q::new(backend, &at.weight, rows, options, &mut at.random())?
+                .warming_up(self.lora_warmup_steps),
+            Some(tensors) => L4q::from_tensors(backend, &at.weight, rows, options, &tensors)?,
+        };
+        Ok(if self.train_scale { layer } else { layer.freeze_grid() })
     }
 }
 
@@ -147,16 +193,24 @@ impl Method for QatLoraSettings {
     }
 
     fn cost(&self, linear: &Projection, stored: WeightType) -> Result<LayerCost> {
-        Ok(self.0.options(spec_of(self, linear)?)?.cost_beside(linear.out_features, stored))
+        let options = self.0.options(spec_of(self, linear)?)?;
+        let cost = options.cost_beside(linear.out_features, stored);
+        let cost = if self.0.dropout > 0.0 { cost.dropping() } else { cost };
+        Ok(if self.0.train_scale { cost } else { cost.freezing(2) })
     }
 
     fn layer<B: Backend>(&self, backend: &B, at: LayerStart<'_>) -> Result<QatLora<B>> {
         let (spec, rows) = (at.spec(self)?, at.linear.out_features);
         let options = self.0.options(spec)?;
-        match self.0.tensors(&at, spec)? {
-            None => QatLora::new(backend, &at.weight, rows, options, &mut at.random()),
-            Some(tensors) => QatLora::from_tensors(backend, &at.weight, rows, options, &tensors),
-        }
+        let layer = match self.0.tensors(backend, &at, spec)? {
+            None => QatLora::new(backend, &at.weight, rows, options, &mut at.random())?,
+            Some(tensors) => QatLora::from_tensors(backend, &at.weight, rows, options, &tensors)?,
+        };
+        let layer = match at.dropout(self.0.dropout) {
+            Some(dropout) => layer.with_dropout(dropout),
+            None => layer,
+        };
+        Ok(if self.0.train_scale { layer } else { layer.freeze_grid() })
     }
 }
 
@@ -169,18 +223,23 @@ impl Method for LoraSettings {
 
     fn cost(&self, linear: &Projection, stored: WeightType) -> Result<LayerCost> {
         let options = LoraOptions { rank: self.rank, lora_scaling: self.lora_scaling };
-        Ok(options.cost((linear.out_features, linear.in_features), stored))
+        let cost = options.cost((linear.out_features, linear.in_features), stored);
+        Ok(if self.dropout > 0.0 { cost.dropping() } else { cost })
     }
 
     fn layer<B: Backend>(&self, backend: &B, at: LayerStart<'_>) -> Result<Lora<B>> {
         let options = LoraOptions { rank: self.rank, lora_scaling: self.lora_scaling };
         let shape = (at.linear.out_features, at.linear.in_features);
-        match at.factors(self.rank, shape.1)? {
-            None => Lora::new(backend, &at.weight, shape, options, &mut at.random()),
+        let layer = match at.factors(self.rank, shape.1)? {
+            None => Lora::new(backend, &at.weight, shape, options, &mut at.random())?,
             Some((lora_a, lora_b)) => {
-                Lora::from_tensors(backend, &at.weight, shape, options, &lora_a, &lora_b)
+                Lora::from_tensors(backend, &at.weight, shape, options, &lora_a, &lora_b)?
             }
-        }
+        };
+        Ok(match at.dropout(self.dropout) {
+            Some(dropout) => layer.with_dropout(dropout),
+            None => layer,
+        })
     }
 }
 
@@ -213,23 +272,29 @@ impl Method for LrQatSettings {
     }
 
     fn cost(&self, linear: &Projection, _stored: WeightType) -> Result<LayerCost> {
-        Ok(self.options(spec_of(self, linear)?)?.cost(linear.out_features))
+        let cost = self.options(spec_of(self, linear)?)?.cost(linear.out_features);
+        Ok(if self.train_scale { cost } else { cost.freezing(1) })
     }
 
     fn layer<B: Backend>(&self, backend: &B, mut at: LayerStart<'_>) -> Result<LrQat<B>> {
         let (grid, rows) = (at.spec(self)?, at.linear.out_features);
         let (options, weight) = (self.options(grid)?, at.take_floats());
-        let factors = at.factors(self.rank, grid.in_features())?;
-        let Some(((lora_a, lora_b), scale)) = factors.zip(at.saved("scale", at.groups(grid))?)
-        else {
-            return LrQat::new(backend, &weight, rows, options, &mut at.random());
+        let Some((lora_a, lora_b)) = at.factors(self.rank, grid.in_features())? else {
+            let layer = LrQat::new(backend, &weight, rows, options, &mut at.random())?;
+            return Ok(if self.train_scale { layer } else { layer.freeze_scale() });
         };
         // A function of the base model, so it is made again and not saved.
+        let begun = options.initial_scale(backend, &weight, rows)?;
+        let scale = match at.saved("scale", at.groups(grid)) {
+            Ok(Some(scale)) if self.train_scale => scale,
+            Err(error) if self.train_scale => return Err(error),
+            _ => begun.clone(),
+        };
         let is_frozen = options.spec.inner_scale() != InnerScale::Live;
-        let initial_scale =
-            is_frozen.then(|| options.initial_scale(backend, &weight, rows)).transpose()?;
+        let initial_scale = is_frozen.then_some(begun);
         let tensors = LrQatTensors { initial_scale, zero_point: None, lora_a, lora_b, scale };
-        LrQat::from_tensors(backend, &weight, rows, options, &tensors)
+        let layer = LrQat::from_tensors(backend, &weight, rows, options, &tensors)?;
+        Ok(if self.train_scale { layer } else { layer.freeze_scale() })
     }
 }
 
@@ -241,21 +306,43 @@ impl Method for QatSettings {
     }
 
     fn cost(&self, linear: &Projection, _stored: WeightType) -> Result<LayerCost> {
-        Ok(self.options(spec_of(self, linear)?)?.cost(linear.out_features))
+        let cost = self.options(spec_of(self, linear)?)?.cost(linear.out_features);
+        let grid = cost.trained.len() - 1;
+        Ok(if self.train_scale { cost } else { cost.freezing(grid) })
     }
 
     fn layer<B: Backend>(&self, backend: &B, at: LayerStart<'_>) -> Result<Qat<B>> {
         let (spec, rows) = (at.spec(self)?, at.linear.out_features);
         let options = self.options(spec)?;
-        let weight = at.saved("weight", [rows, spec.in_features()])?;
-        let Some((weight, scale)) = weight.zip(at.saved("scale", at.groups(spec))?) else {
-            return Qat::new(backend, at.weight.into_floats(), rows, options);
+        let layer = match at.saved("weight", [rows, spec.in_features()])? {
+            None => Qat::new(backend, at.weight.into_floats(), rows, options)?,
+            Some(weight) => {
+                let tensors = self.tensors(backend, &at, (spec, weight))?;
+                Qat::from_tensors(backend, rows, options, &tensors)?
+            }
         };
-        let offset = match self.quantizer {
-            QatQuantizer::LsqPlus => at.saved("offset", at.groups(spec))?,
-            QatQuantizer::Lsq => None,
-        };
-        Qat::from_tensors(backend, rows, options, &QatTensors { weight, scale, offset })
+        Ok(if self.train_scale { layer } else { layer.freeze_grid() })
+    }
+}
+
+impl QatSettings {
+    /// A saved weight with its grid.
+    fn tensors<B: Backend>(
+        &self,
+        backend: &B,
+        at: &LayerStart<'_>,
+        (spec, weight): (QuantSpec, Vec<f32>),
+    ) -> Result<QatTensors> {
+        let has_offset = self.quantizer == QatQuantizer::LsqPlus;
+        if !self.train_scale {
+            // A function of the base model, so it is made again and not saved.
+            let (scale, offset) = at.initial_grid(backend, spec, self.rule()?)?;
+            return Ok(QatTensors { weight, scale, offset: has_offset.then_some(offset) });
+        }
+        let scale = at.saved("scale", at.groups(spec))?;
+        let offset = has_offset.then(|| at.saved("offset", at.groups(spec))).transpose()?;
+        let missing = || Error::Invalid(format!("{} has no saved scale", at.linear.name));
+        Ok(QatTensors { weight, scale: scale.ok_or_else(missing)?, offset: offset.flatten() })
     }
 }
 
@@ -290,19 +377,24 @@ impl Method for QaLoraSettings {
     }
 
     fn cost(&self, linear: &Projection, _stored: WeightType) -> Result<LayerCost> {
-        Ok(self.options()?.cost(spec_of(self, linear)?, linear.out_features))
+        let cost = self.options()?.cost(spec_of(self, linear)?, linear.out_features);
+        Ok(if self.dropout > 0.0 { cost.dropping() } else { cost })
     }
 
     fn layer<B: Backend>(&self, backend: &B, mut at: LayerStart<'_>) -> Result<QaLora<B>> {
         let spec = at.spec(self)?;
         let base = at.frozen_codes(backend, spec, self.base, self.rtn()?)?;
         let options = self.options()?;
-        match at.factors(self.rank, spec.groups())? {
-            None => QaLora::new(backend, &base, options, &mut at.random()),
+        let layer = match at.factors(self.rank, spec.groups())? {
+            None => QaLora::new(backend, &base, options, &mut at.random())?,
             Some((lora_a, lora_b)) => {
-                QaLora::from_tensors(backend, &base, options, &lora_a, &lora_b)
+                QaLora::from_tensors(backend, &base, options, &lora_a, &lora_b)?
             }
-        }
+        };
+        Ok(match at.dropout(self.dropout) {
+            Some(dropout) => layer.with_dropout(dropout),
+            None => layer,
+        })
     }
 }
 
@@ -322,12 +414,16 @@ impl Method for QloraSettings {
         let (spec, rows) = (at.spec(self)?, at.linear.out_features);
         let options = self.options(spec)?;
         let weight = at.take_floats();
-        match at.factors(self.rank, spec.in_features())? {
-            None => Qlora::new(backend, &weight, rows, options, &mut at.random()),
+        let layer = match at.factors(self.rank, spec.in_features())? {
+            None => Qlora::new(backend, &weight, rows, options, &mut at.random())?,
             Some((lora_a, lora_b)) => {
-                Qlora::from_tensors(backend, &weight, rows, options, &lora_a, &lora_b)
+                Qlora::from_tensors(backend, &weight, rows, options, &lora_a, &lora_b)?
             }
-        }
+        };
+        Ok(match at.dropout(self.dropout) {
+            Some(dropout) => layer.with_dropout(dropout),
+            None => layer,
+        })
     }
 }
 

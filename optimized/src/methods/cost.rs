@@ -70,6 +70,29 @@ impl LayerCost {
         products * 2.0 * tokens as f64 * out * width + update
     }
 
+    /// The same with the last `count` of the trained tensors frozen.
+    pub(crate) fn freezing(mut self, count: usize) -> Self {
+        let first = self.trained.len() - count;
+        self.frozen_bytes += 4 * self.trained.drain(first..).sum::<usize>();
+        self
+    }
+
+    /// The same where the update begins beside the weight.
+    pub(crate) fn warming_up(mut self) -> Self {
+        if let Update::Inside { rank } = self.update {
+            self.scratch.rank = rank;
+        }
+        self
+    }
+
+    /// The same with dropout on what an update beside the weight reads.
+    pub(crate) fn dropping(mut self) -> Self {
+        if let Update::Beside { inputs, .. } = self.update {
+            self.scratch.dropped = inputs;
+        }
+        self
+    }
+
     /// Bytes of everything that the layer's weight is made of.
     pub fn weight_bytes(&self) -> usize {
         self.frozen_bytes + 4 * self.trained.iter().sum::<usize>()

@@ -6,13 +6,15 @@
 use plumbline_reference::spec::{GradScale, InitScaleRule, QuantSpec};
 use rand::Rng;
 
+use super::low_rank_path::LowRankPath;
 use super::{
-    BackwardCall, CodeUse, LayerCost, LinearMethod, MergedTensors, Parameter, ParameterKind,
-    Scratch, ScratchNeed, Trainable, Update, initial_grid, kaiming_uniform,
+    BackwardCall, CodeUse, Frozen, LayerCost, LinearMethod, LoraOptions, MergedTensors, Parameter,
+    ParameterKind, Scratch, ScratchNeed, Trainable, Update, initial_grid, kaiming_uniform,
 };
 use crate::backend::Backend;
 use crate::cpu::Cpu;
 use crate::error::Result;
+use crate::ops::Write;
 use crate::ops::fake_quantize::{FakeQuantizeArgs, LowRank};
 use crate::ops::fake_quantize_backward::FakeQuantizeGradients;
 use crate::ops::linear::LinearArgs;
@@ -54,11 +56,20 @@ impl L4qOptions {
 pub struct L4q<B: Backend> {
     options: L4qOptions,
     out_features: usize,
-    weight: FrozenWeight<B>,
-    lora_a: Parameter<B>,
-    lora_b: Parameter<B>,
+    base: Frozen<B>,
+    /// The factors; a path of their own only while the layer warms up.
+    path: LowRankPath<B>,
     scale: Parameter<B>,
     offset: Parameter<B>,
+    warm_up: WarmUp,
+}
+
+/// Updates at the start in which the update is trained beside the full-precision weight, as LoRA
+/// is; scale and offset begin after them, on the weight with its update.
+#[derive(Debug, Clone, Copy, Default)]
+struct WarmUp {
+    updates: u64,
+    is_on: bool,
 }
 
 impl<B: Backend> L4q<B> {
@@ -78,6 +89,21 @@ impl<B: Backend> L4q<B> {
         Self::from_tensors(backend, weight, out_features, options, &start)
     }
 
+    /// A layer that begins with so many updates as LoRA; 0 for none.
+    #[must_use]
+    pub fn warming_up(mut self, updates: u64) -> Self {
+        self.warm_up = WarmUp { updates, is_on: updates > 0 };
+        self
+    }
+
+    /// Keeps scale and offset as they are.
+    #[must_use]
+    pub fn freeze_grid(mut self) -> Self {
+        self.scale.freeze();
+        self.offset.freeze();
+        self
+    }
+
     /// Continues from saved tensors.
     ///
     /// # Errors
@@ -92,20 +118,21 @@ impl<B: Backend> L4q<B> {
         options: L4qOptions,
         tensors: &L4qTensors,
     ) -> Result<Self> {
-        let (rank, width, groups) =
-            (options.rank, options.spec.in_features(), options.spec.groups());
+        let L4qOptions { spec, rank, lora_scaling, .. } = options;
+        let (shape, groups) = ((out_features, spec.in_features()), spec.groups());
+        let L4qTensors { lora_a, lora_b, scale, offset } = tensors;
         let trained = |values: &[f32], shape: [usize; 2], kind| {
             Parameter::new(backend, values, &shape, kind, true)
         };
-        assert_eq!(weight.len(), out_features * width, "weight");
+        let path = LoraOptions { rank, lora_scaling };
         Ok(Self {
             options,
             out_features,
-            weight: weight.upload(backend)?,
-            lora_a: trained(&tensors.lora_a, [rank, width], ParameterKind::LoraA)?,
-            lora_b: trained(&tensors.lora_b, [out_features, rank], ParameterKind::LoraB)?,
-            scale: trained(&tensors.scale, [out_features, groups], ParameterKind::Scale)?,
-            offset: trained(&tensors.offset, [out_features, groups], ParameterKind::Offset)?,
+            base: Frozen::new(backend, weight, shape)?,
+            path: LowRankPath::new(backend, shape, path, lora_a, lora_b)?,
+            scale: trained(scale, [out_features, groups], ParameterKind::Scale)?,
+            offset: trained(offset, [out_features, groups], ParameterKind::Offset)?,
+            warm_up: WarmUp::default(),
         })
     }
 
@@ -121,10 +148,10 @@ impl<B: Backend> L4q<B> {
         FakeQuantizeArgs {
             spec: self.options.spec,
             out_features: self.out_features,
-            weight: self.weight.view(),
+            weight: self.base.view(),
             low_rank: Some(LowRank {
-                lora_a: &self.lora_a.value,
-                lora_b: &self.lora_b.value,
+                lora_a: &self.path.lora_a.value,
+                lora_b: &self.path.lora_b.value,
                 rank: self.options.rank,
                 lora_scaling: self.options.lora_scaling,
             }),
@@ -172,7 +199,9 @@ impl L4qTensors {
 
 impl<B: Backend> LinearMethod<B> for L4q<B> {
     fn cost(&self) -> LayerCost {
-        self.options.cost(self.out_features, self.weight.stored())
+        let cost = self.options.cost(self.out_features, self.base.stored());
+        let cost = if self.warm_up.updates > 0 { cost.warming_up() } else { cost };
+        if self.scale.gradient.is_some() { cost } else { cost.freezing(2) }
     }
 
     fn forward(
@@ -183,6 +212,10 @@ impl<B: Backend> LinearMethod<B> for L4q<B> {
         y: &mut B::Floats,
         scratch: &mut Scratch<B>,
     ) -> Result<()> {
+        if self.warm_up.is_on {
+            self.base.forward(backend, tokens, x, y, scratch)?;
+            return self.path.add_forward(backend, tokens, x, y, &mut scratch.path);
+        }
         backend.fake_quantize(&self.args(), &mut scratch.effective, None)?;
         backend.linear(self.linear_args(tokens), x, &scratch.effective, y)
     }
@@ -193,12 +226,19 @@ impl<B: Backend> LinearMethod<B> for L4q<B> {
         call: BackwardCall<'_, B>,
         scratch: &mut Scratch<B>,
     ) -> Result<()> {
+        if self.warm_up.is_on {
+            let BackwardCall { tokens, x, d_y, d_x, write } = call;
+            self.base.backward(backend, BackwardCall::new(tokens, x, d_y, d_x, write), scratch)?;
+            let beside = BackwardCall::new(tokens, x, d_y, d_x, Write::Add);
+            return self.path.backward(backend, beside, &mut scratch.path);
+        }
         let args = self.linear_args(call.tokens);
         backend.fake_quantize(&self.args(), &mut scratch.effective, None)?;
         let to_input = LinearArgs { write: call.write, ..args };
         backend.linear_input_gradient(to_input, call.d_y, &scratch.effective, call.d_x)?;
         // The gradient buffers leave their parameters while the values are borrowed.
-        let mut taken = [&mut self.scale, &mut self.offset, &mut self.lora_a, &mut self.lora_b]
+        let LowRankPath { lora_a, lora_b, .. } = &mut self.path;
+        let mut taken = [&mut self.scale, &mut self.offset, lora_a, lora_b]
             .map(|parameter| parameter.gradient.take());
         let [d_scale, d_offset, d_lora_a, d_lora_b] = &mut taken;
         let gradients = FakeQuantizeGradients {
@@ -212,28 +252,42 @@ impl<B: Backend> LinearMethod<B> for L4q<B> {
         let [d_scale, d_offset, d_lora_a, d_lora_b] = taken;
         self.scale.gradient = d_scale;
         self.offset.gradient = d_offset;
-        self.lora_a.gradient = d_lora_a;
-        self.lora_b.gradient = d_lora_b;
+        self.path.lora_a.gradient = d_lora_a;
+        self.path.lora_b.gradient = d_lora_b;
         done
     }
 
     fn trained_scale(&self) -> Option<&Parameter<B>> {
-        Some(&self.scale)
+        self.scale.if_trained().filter(|_| !self.warm_up.is_on)
     }
 
     fn code_use(&self, backend: &B) -> Result<Option<CodeUse>> {
+        if self.warm_up.is_on {
+            return Ok(None);
+        }
         Ok(Some(MergedTensors::quantize(backend, &self.args())?.code_use()))
     }
 
+    fn at_update(&mut self, backend: &B, updates: u64) -> Result<()> {
+        if !self.warm_up.is_on || updates < self.warm_up.updates {
+            return Ok(());
+        }
+        let mut weight = self.base.download(backend)?.into_floats();
+        for (weight, delta) in weight.iter_mut().zip(self.path.delta(backend)?) {
+            *weight += delta;
+        }
+        let L4qOptions { spec, init, .. } = self.options;
+        let (scale, offset) = initial_grid(backend, spec, init, self.out_features, &weight)?;
+        backend.write(&scale, &mut self.scale.value)?;
+        backend.write(&offset, &mut self.offset.value)?;
+        self.warm_up.is_on = false;
+        Ok(())
+    }
+
     fn trainable(&mut self) -> Vec<Trainable<'_, B>> {
-        [
-            self.lora_a.trainable("lora_a"),
-            self.lora_b.trainable("lora_b"),
-            self.scale.trainable("scale"),
-            self.offset.trainable("offset"),
-        ]
-        .into_iter()
-        .flatten()
-        .collect()
+        let since = self.warm_up.updates;
+        let grid = [self.scale.trainable("scale"), self.offset.trainable("offset")];
+        let grid = grid.into_iter().flatten().map(|tensor| Trainable { since, ..tensor });
+        self.path.trainable().chain(grid).collect()
     }
 }

@@ -5,13 +5,13 @@ use rand::Rng;
 
 use super::low_rank_path::LowRankPath;
 use super::{
-    BackwardCall, LayerCost, LinearMethod, Scratch, ScratchNeed, Trainable, Update, kaiming_uniform,
+    AdapterDropout, BackwardCall, Frozen, LayerCost, LinearMethod, Scratch, ScratchNeed, Trainable,
+    Update, frozen_cost, kaiming_uniform,
 };
 use crate::backend::Backend;
 use crate::cpu::Cpu;
 use crate::error::Result;
 use crate::ops::Write;
-use crate::ops::linear::LinearArgs;
 use crate::ops::widen::{FrozenWeight, WeightType};
 
 /// What a recipe decides about a LoRA layer.
@@ -27,14 +27,12 @@ impl LoraOptions {
     /// What a layer `[out, in]` costs.
     pub fn cost(&self, shape: (usize, usize), stored: WeightType) -> LayerCost {
         let rank = self.rank;
-        let effective = if stored == WeightType::F32 { 0 } else { shape.0 * shape.1 };
+        let frozen = frozen_cost(shape, stored);
         LayerCost {
-            shape,
-            frozen_bytes: stored.bytes() * shape.0 * shape.1,
             trained: self.factors(shape),
-            scratch: ScratchNeed { effective, rank, ..ScratchNeed::default() },
-            weight_gradient: false,
+            scratch: ScratchNeed { rank, ..frozen.scratch },
             update: Update::Beside { rank, inputs: shape.1 },
+            ..frozen
         }
     }
 
@@ -46,8 +44,7 @@ impl LoraOptions {
 
 /// `y = x @ weight^T + lora_scaling * (x @ lora_a^T) @ lora_b^T`.
 pub struct Lora<B: Backend> {
-    shape: (usize, usize),
-    weight: FrozenWeight<B>,
+    base: Frozen<B>,
     path: LowRankPath<B>,
 }
 
@@ -84,31 +81,23 @@ impl<B: Backend> Lora<B> {
         lora_a: &[f32],
         lora_b: &[f32],
     ) -> Result<Self> {
-        assert_eq!(weight.len(), shape.0 * shape.1, "weight");
         Ok(Self {
-            shape,
-            weight: weight.upload(backend)?,
+            base: Frozen::new(backend, weight, shape)?,
             path: LowRankPath::new(backend, shape, options, lora_a, lora_b)?,
         })
     }
 
-    fn linear_args(&self, tokens: usize) -> LinearArgs {
-        LinearArgs::new(tokens, self.shape.1, self.shape.0)
-    }
-
-    /// The weight that is multiplied with: itself, or the floats that it stands for.
-    fn effective<'a>(&'a self, backend: &B, room: &'a mut B::Floats) -> Result<&'a B::Floats> {
-        if let FrozenWeight::F32(weight) = &self.weight {
-            return Ok(weight);
-        }
-        backend.widen(self.shape.0 * self.shape.1, self.weight.view(), room)?;
-        Ok(room)
+    /// Drops some of what the adapter reads, in training.
+    #[must_use]
+    pub fn with_dropout(mut self, dropout: AdapterDropout) -> Self {
+        self.path.drop_inputs(dropout);
+        self
     }
 }
 
 impl<B: Backend> LinearMethod<B> for Lora<B> {
     fn cost(&self) -> LayerCost {
-        self.path.options().cost(self.shape, self.weight.stored())
+        self.path.cost(self.path.options().cost(self.base.shape(), self.base.stored()))
     }
 
     fn forward(
@@ -119,9 +108,8 @@ impl<B: Backend> LinearMethod<B> for Lora<B> {
         y: &mut B::Floats,
         scratch: &mut Scratch<B>,
     ) -> Result<()> {
-        let weight = self.effective(backend, &mut scratch.effective)?;
-        backend.linear(self.linear_args(tokens), x, weight, y)?;
-        self.path.add_forward(backend, tokens, x, y, &mut scratch.low_rank)
+        self.base.forward(backend, tokens, x, y, scratch)?;
+        self.path.add_forward(backend, tokens, x, y, &mut scratch.path)
     }
 
     fn backward(
@@ -130,11 +118,10 @@ impl<B: Backend> LinearMethod<B> for Lora<B> {
         call: BackwardCall<'_, B>,
         scratch: &mut Scratch<B>,
     ) -> Result<()> {
-        let to_input = LinearArgs { write: call.write, ..self.linear_args(call.tokens) };
-        let weight = self.effective(backend, &mut scratch.effective)?;
-        backend.linear_input_gradient(to_input, call.d_y, weight, call.d_x)?;
-        let call = BackwardCall { write: Write::Add, ..call };
-        self.path.backward(backend, call, &mut scratch.low_rank, &mut scratch.d_low_rank)
+        let BackwardCall { tokens, x, d_y, d_x, write } = call;
+        self.base.backward(backend, BackwardCall::new(tokens, x, d_y, d_x, write), scratch)?;
+        let call = BackwardCall::new(tokens, x, d_y, d_x, Write::Add);
+        self.path.backward(backend, call, &mut scratch.path)
     }
 
     fn trainable(&mut self) -> Vec<Trainable<'_, B>> {

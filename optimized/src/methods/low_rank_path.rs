@@ -1,18 +1,38 @@
 //! The low-rank update as a path beside a layer, in full precision. Eqs. (A2), (A3).
 
-use super::{BackwardCall, LoraOptions, Parameter, ParameterKind, Trainable};
+use super::{
+    BackwardCall, LayerCost, LoraOptions, Parameter, ParameterKind, PathScratch, Trainable,
+};
 use crate::backend::Backend;
 use crate::cpu::Cpu;
 use crate::error::Result;
+use crate::ops::Write;
+use crate::ops::counter::{key_of_name, subkey};
+use crate::ops::dropout::DropoutArgs;
 use crate::ops::linear::{Linear, LinearArgs};
+
+/// Dropout on what an adapter reads.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdapterDropout {
+    probability: f32,
+    stream: u64,
+}
+
+impl AdapterDropout {
+    /// Each value is zero with that probability; what is drawn depends on the layer's name.
+    pub fn new(probability: f32, layer: &str) -> Self {
+        Self { probability, stream: key_of_name(layer) }
+    }
+}
 
 /// `lora_scaling * (input @ lora_a^T) @ lora_b^T`, added to what the layer gives.
 pub(super) struct LowRankPath<B: Backend> {
     options: LoraOptions,
     /// `[rank, inputs]`.
-    lora_a: Parameter<B>,
+    pub(super) lora_a: Parameter<B>,
     /// `[out, rank]`.
-    lora_b: Parameter<B>,
+    pub(super) lora_b: Parameter<B>,
+    dropout: Option<AdapterDropout>,
 }
 
 impl<B: Backend> LowRankPath<B> {
@@ -33,6 +53,7 @@ impl<B: Backend> LowRankPath<B> {
             options,
             lora_a: Parameter::new(backend, lora_a, &a, ParameterKind::LoraA, true)?,
             lora_b: Parameter::new(backend, lora_b, &b, ParameterKind::LoraB, true)?,
+            dropout: None,
         })
     }
 
@@ -40,7 +61,17 @@ impl<B: Backend> LowRankPath<B> {
         self.options
     }
 
-    /// Adds the path's output to `y`; `low_rank [tokens, rank]` is overwritten.
+    /// Drops some of what the path reads, in training.
+    pub(super) fn drop_inputs(&mut self, dropout: AdapterDropout) {
+        self.dropout = Some(dropout);
+    }
+
+    /// What a layer's cost is with this path's dropout.
+    pub(super) fn cost(&self, cost: LayerCost) -> LayerCost {
+        if self.dropout.is_some() { cost.dropping() } else { cost }
+    }
+
+    /// Adds the path's output to `y`.
     ///
     /// # Errors
     /// `Length`.
@@ -50,15 +81,24 @@ impl<B: Backend> LowRankPath<B> {
         tokens: usize,
         input: &B::Floats,
         y: &mut B::Floats,
-        low_rank: &mut B::Floats,
+        scratch: &mut PathScratch<B>,
     ) -> Result<()> {
         let (down, up) = self.args(tokens);
+        let dropout = self.dropout_args(tokens, scratch.dropout_key);
+        let PathScratch { low_rank, dropped, .. } = scratch;
+        let input = match dropout {
+            Some(args) => {
+                backend.dropout(args, input, dropped)?;
+                &*dropped
+            }
+            None => input,
+        };
         backend.linear(down, input, &self.lora_a.value, low_rank)?;
         backend.linear(up.adding(), low_rank, &self.lora_b.value, y)
     }
 
     /// The gradient of the path's input into `call.d_x`, as `call.write` says; adds the gradients
-    /// of the factors. Both temporaries `[tokens, rank]` are overwritten.
+    /// of the factors.
     ///
     /// # Errors
     /// `Length`.
@@ -66,22 +106,47 @@ impl<B: Backend> LowRankPath<B> {
         &mut self,
         backend: &B,
         call: BackwardCall<'_, B>,
-        low_rank: &mut B::Floats,
-        d_low_rank: &mut B::Floats,
+        scratch: &mut PathScratch<B>,
     ) -> Result<()> {
         let BackwardCall { tokens, x, d_y, d_x, write } = call;
         let (down, up) = self.args(tokens);
+        let dropout = self.dropout_args(tokens, scratch.dropout_key);
+        let PathScratch { low_rank, d_low_rank, dropped, .. } = scratch;
         backend.linear_input_gradient(up, d_y, &self.lora_b.value, d_low_rank)?;
-        let to_input = LinearArgs { write, ..down };
-        backend.linear_input_gradient(to_input, d_low_rank, &self.lora_a.value, d_x)?;
+        let Some(args) = dropout else {
+            let to_input = LinearArgs { write, ..down };
+            backend.linear_input_gradient(to_input, d_low_rank, &self.lora_a.value, d_x)?;
+            return self.factor_gradients(backend, (down, up), (x, d_y), (low_rank, d_low_rank));
+        };
+        backend.dropout(args, x, dropped)?;
+        self.factor_gradients(backend, (down, up), (dropped, d_y), (low_rank, d_low_rank))?;
+        // The gradient of what was left takes its place.
+        backend.linear_input_gradient(down, d_low_rank, &self.lora_a.value, dropped)?;
+        backend.dropout(DropoutArgs { write, ..args }, dropped, d_x)
+    }
+
+    fn factor_gradients(
+        &mut self,
+        backend: &B,
+        (down, up): (LinearArgs, LinearArgs),
+        (input, d_y): (&B::Floats, &B::Floats),
+        (low_rank, d_low_rank): (&mut B::Floats, &B::Floats),
+    ) -> Result<()> {
         if let Some(d_lora_a) = &mut self.lora_a.gradient {
-            backend.linear_weight_gradient(down.adding(), d_low_rank, x, d_lora_a)?;
+            backend.linear_weight_gradient(down.adding(), d_low_rank, input, d_lora_a)?;
         }
         if let Some(d_lora_b) = &mut self.lora_b.gradient {
-            backend.linear(down, x, &self.lora_a.value, low_rank)?;
+            backend.linear(down, input, &self.lora_a.value, low_rank)?;
             backend.linear_weight_gradient(up.adding(), d_y, low_rank, d_lora_b)?;
         }
         Ok(())
+    }
+
+    /// What is dropped of `tokens` inputs; nothing where there is no key.
+    fn dropout_args(&self, tokens: usize, key: Option<u64>) -> Option<DropoutArgs> {
+        let AdapterDropout { probability, stream } = self.dropout?;
+        let (len, key) = (tokens * self.lora_a.shape[1], subkey(key?, stream));
+        Some(DropoutArgs { len, key, probability, write: Write::Replace })
     }
 
     /// `lora_scaling * (lora_b @ lora_a)`, `[out, inputs]`, on the host. Eq. (A1a).

@@ -166,6 +166,13 @@ impl<B: Backend> LrQat<B> {
         })
     }
 
+    /// Keeps the scale as it is.
+    #[must_use]
+    pub fn freeze_scale(mut self) -> Self {
+        self.scale.freeze();
+        self
+    }
+
     /// Codes and grid of the trained weight; the adapter is gone. Eq. (M7). Codes keep their sign
     /// and have no offset; with zero points they reach from `-zero_point` up.
     ///
@@ -215,6 +222,9 @@ impl<B: Backend> LrQat<B> {
 impl<B: Backend> LinearMethod<B> for LrQat<B> {
     fn cost(&self) -> LayerCost {
         let mut cost = self.options.cost(self.out_features);
+        if self.scale.gradient.is_none() {
+            cost = cost.freezing(1);
+        }
         if self.zero_point.is_some() {
             cost.frozen_bytes += 4 * self.scale.len();
         }
@@ -261,7 +271,7 @@ impl<B: Backend> LinearMethod<B> for LrQat<B> {
     }
 
     fn trained_scale(&self) -> Option<&Parameter<B>> {
-        Some(&self.scale)
+        self.scale.if_trained()
     }
 
     fn code_use(&self, backend: &B) -> Result<Option<CodeUse>> {

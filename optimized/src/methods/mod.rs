@@ -7,6 +7,7 @@ mod affine;
 mod codes;
 mod cost;
 mod dense;
+mod frozen;
 mod l4q;
 mod lora;
 mod low_rank_path;
@@ -18,14 +19,17 @@ mod qat;
 mod qat_lora;
 mod qlora;
 mod quantized_weight;
+mod targeted;
 
 pub use affine::{Affine, AffineTensors};
 pub use codes::{CodeTensors, CodeUse, IntoCodes};
 use cost::codes_cost;
 pub use cost::{LayerCost, Update};
 pub use dense::Dense;
+pub use frozen::{Frozen, frozen_cost};
 pub use l4q::{L4q, L4qOptions, L4qTensors};
 pub use lora::{Lora, LoraOptions};
+pub use low_rank_path::AdapterDropout;
 pub use lr_qat::{LrQat, LrQatOptions, LrQatTensors};
 pub use merged::Merged;
 pub use peqa::{Peqa, peqa_cost};
@@ -33,6 +37,7 @@ pub use qa_lora::{QaLora, QaLoraOptions};
 pub use qat::{Qat, QatOptions, QatTensors};
 pub use qat_lora::QatLora;
 pub use qlora::{Qlora, QloraOptions};
+pub use targeted::{Targeted, TargetedTensors};
 
 use plumbline_reference::spec::{InitScaleRule, QuantSpec, SCALE_FLOOR};
 use rand::Rng;
@@ -135,6 +140,7 @@ impl<B: Storage> Parameter<B> {
             kind: self.kind,
             shape: &self.shape,
             len,
+            since: 0,
             value: &mut self.value,
             gradient,
         })
@@ -152,6 +158,16 @@ impl<B: Storage> Parameter<B> {
     /// Bytes of the values where they are frozen; those of a trained tensor its `trainable` tells.
     pub fn frozen_bytes(&self) -> usize {
         if self.gradient.is_none() { 4 * self.len() } else { 0 }
+    }
+
+    /// Keeps no gradient any more.
+    pub(crate) fn freeze(&mut self) {
+        self.gradient = None;
+    }
+
+    /// The parameter itself where it is trained.
+    pub(crate) fn if_trained(&self) -> Option<&Self> {
+        self.gradient.as_ref().map(|_| self)
     }
 
     /// Values on the host.
@@ -173,6 +189,8 @@ pub struct Trainable<'a, B: Storage> {
     pub shape: &'a [usize],
     /// Number of values.
     pub len: usize,
+    /// Updates of the model after which its own begin.
+    pub since: u64,
     /// Updated by the optimizer.
     pub value: &'a mut B::Floats,
     /// Sum of gradients since it was last cleared.
@@ -185,14 +203,24 @@ pub struct Scratch<B: Storage> {
     pub effective: B::Floats,
     /// The gradient of that weight, `[out, in]`.
     pub d_weight: B::Floats,
-    /// Activations between two low-rank factors, `[tokens, rank]`.
-    pub low_rank: B::Floats,
-    /// Their gradient.
-    pub d_low_rank: B::Floats,
+    /// What a low-rank update beside a weight needs.
+    pub path: PathScratch<B>,
     /// One number of each group of inputs, `[tokens, groups]`.
     pub pooled: B::Floats,
     /// Their gradient.
     pub d_pooled: B::Floats,
+}
+
+/// Temporaries of a low-rank update beside a weight.
+pub struct PathScratch<B: Storage> {
+    /// Activations between the two factors, `[tokens, rank]`.
+    pub low_rank: B::Floats,
+    /// Their gradient.
+    pub d_low_rank: B::Floats,
+    /// What is left of the inputs after dropout, `[tokens, inputs]`, then its gradient.
+    pub dropped: B::Floats,
+    /// What dropout draws by: of the run, the step and the micro-batch. `None`: nothing is dropped.
+    pub dropout_key: Option<u64>,
 }
 
 /// Sizes a layer asks of the shared temporaries.
@@ -206,6 +234,8 @@ pub struct ScratchNeed {
     pub rank: usize,
     /// Columns of the pooled inputs.
     pub groups: usize,
+    /// Columns of the inputs that are left after dropout.
+    pub dropped: usize,
 }
 
 impl ScratchNeed {
@@ -222,14 +252,15 @@ impl ScratchNeed {
             d_weight: self.d_weight.max(other.d_weight),
             rank: self.rank.max(other.rank),
             groups: self.groups.max(other.groups),
+            dropped: self.dropped.max(other.dropped),
         }
     }
 
     /// Bytes for sequences of up to `tokens` tokens in all, `operand_bytes` for each value of the
     /// effective weight.
     pub fn bytes(self, tokens: usize, operand_bytes: usize) -> usize {
-        let Self { effective, d_weight, rank, groups } = self;
-        operand_bytes * effective + 4 * (d_weight + 2 * (rank + groups) * tokens)
+        let Self { effective, d_weight, rank, groups, dropped } = self;
+        operand_bytes * effective + 4 * (d_weight + (2 * (rank + groups) + dropped) * tokens)
     }
 
     /// Allocates for sequences of up to `tokens` tokens in all.
@@ -240,8 +271,12 @@ impl ScratchNeed {
         Ok(Scratch {
             effective: backend.operand(self.effective)?,
             d_weight: backend.zeros(self.d_weight)?,
-            low_rank: backend.zeros(self.rank * tokens)?,
-            d_low_rank: backend.zeros(self.rank * tokens)?,
+            path: PathScratch {
+                low_rank: backend.zeros(self.rank * tokens)?,
+                d_low_rank: backend.zeros(self.rank * tokens)?,
+                dropped: backend.zeros(self.dropped * tokens)?,
+                dropout_key: None,
+            },
             pooled: backend.zeros(self.groups * tokens)?,
             d_pooled: backend.zeros(self.groups * tokens)?,
         })
@@ -294,6 +329,15 @@ pub trait LinearMethod<B: Backend>: Sized + Send {
     /// `NonFinite` naming the tensor; when the device failed.
     fn code_use(&self, _backend: &B) -> Result<Option<CodeUse>> {
         Ok(None)
+    }
+
+    /// Told when so many updates of the model are done, and before tensors are read back that
+    /// belong to a model after so many.
+    ///
+    /// # Errors
+    /// `NonFinite` naming the tensor; when the device failed.
+    fn at_update(&mut self, _backend: &B, _updates: u64) -> Result<()> {
+        Ok(())
     }
 
     /// The trained tensors; names are relative to the layer.
@@ -367,7 +411,7 @@ impl MergedTensors {
 }
 
 /// Scale and offset `[out, groups]` of a weight before training, on the host. Eq. (Q8).
-fn initial_grid<B: Backend>(
+pub(crate) fn initial_grid<B: Backend>(
     backend: &B,
     spec: QuantSpec,
     rule: InitScaleRule,

@@ -8,8 +8,8 @@ use rand::Rng;
 
 use super::low_rank_path::LowRankPath;
 use super::{
-    Affine, AffineTensors, BackwardCall, LayerCost, LinearMethod, LoraOptions, Scratch,
-    ScratchNeed, Trainable, Update, codes_cost, kaiming_uniform,
+    AdapterDropout, Affine, AffineTensors, BackwardCall, LayerCost, LinearMethod, LoraOptions,
+    Scratch, ScratchNeed, Trainable, Update, codes_cost, kaiming_uniform,
 };
 use crate::backend::Backend;
 use crate::error::{Error, Result};
@@ -92,6 +92,13 @@ impl<B: Backend> QaLora<B> {
         })
     }
 
+    /// Drops some of what the adapter reads, in training.
+    #[must_use]
+    pub fn with_dropout(mut self, dropout: AdapterDropout) -> Self {
+        self.path.drop_inputs(dropout);
+        self
+    }
+
     /// The layer without its adapter: codes and scale stay, the zero points move. Eq. (M10).
     ///
     /// # Errors
@@ -122,7 +129,7 @@ impl<B: Backend> LinearMethod<B> for QaLora<B> {
         let LayerCost { shape: (out_features, _), .. } = self.base.cost();
         let LoraOptions { rank, lora_scaling } = self.path.options();
         let options = QaLoraOptions { rank, lora_scaling, pool: self.pool.pool };
-        options.cost(self.pool.spec, out_features)
+        self.path.cost(options.cost(self.pool.spec, out_features))
     }
 
     fn forward(
@@ -136,7 +143,7 @@ impl<B: Backend> LinearMethod<B> for QaLora<B> {
         self.base.forward(backend, tokens, x, y, scratch)?;
         let pool = GroupPoolArgs { tokens, ..self.pool };
         backend.group_pool(pool, x, &mut scratch.pooled)?;
-        self.path.add_forward(backend, tokens, &scratch.pooled, y, &mut scratch.low_rank)
+        self.path.add_forward(backend, tokens, &scratch.pooled, y, &mut scratch.path)
     }
 
     fn backward(
@@ -150,9 +157,9 @@ impl<B: Backend> LinearMethod<B> for QaLora<B> {
         self.base.backward(backend, through_codes, scratch)?;
         let pool = GroupPoolArgs { tokens, ..self.pool };
         backend.group_pool(pool, x, &mut scratch.pooled)?;
-        let Scratch { low_rank, d_low_rank, pooled, d_pooled, .. } = scratch;
+        let Scratch { path, pooled, d_pooled, .. } = scratch;
         let through_path = BackwardCall::new(tokens, pooled, d_y, d_pooled, Write::Replace);
-        self.path.backward(backend, through_path, low_rank, d_low_rank)?;
+        self.path.backward(backend, through_path, path)?;
         backend.group_pool_backward(pool, d_pooled, d_x, Write::Add)
     }
 

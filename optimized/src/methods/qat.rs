@@ -112,6 +112,13 @@ impl<B: Backend> Qat<B> {
         Ok(Self { inner: QuantizedWeight::new(backend, out_features, spec, grad_scale, &tensors)? })
     }
 
+    /// Keeps scale and offset as they are.
+    #[must_use]
+    pub fn freeze_grid(mut self) -> Self {
+        self.inner.freeze_grid();
+        self
+    }
+
     /// Codes and grid of the trained weight, which is gone. Eq. (M3), without an update.
     ///
     /// # Errors
@@ -124,7 +131,8 @@ impl<B: Backend> Qat<B> {
 impl<B: Backend> LinearMethod<B> for Qat<B> {
     fn cost(&self) -> LayerCost {
         let has_offset = self.inner.offset.gradient.is_some();
-        qat_cost(self.inner.spec, has_offset, self.inner.out_features())
+        let cost = qat_cost(self.inner.spec, has_offset, self.inner.out_features());
+        if self.inner.scale.gradient.is_some() { cost } else { cost.freezing(1) }
     }
 
     fn forward(
@@ -154,7 +162,7 @@ impl<B: Backend> LinearMethod<B> for Qat<B> {
     }
 
     fn trained_scale(&self) -> Option<&Parameter<B>> {
-        Some(&self.inner.scale)
+        self.inner.scale.if_trained()
     }
 
     fn code_use(&self, backend: &B) -> Result<Option<CodeUse>> {

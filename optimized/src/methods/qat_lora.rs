@@ -8,8 +8,8 @@ use rand::Rng;
 use super::low_rank_path::LowRankPath;
 use super::quantized_weight::{Behind, HostWeight, QuantizedTensors, QuantizedWeight};
 use super::{
-    BackwardCall, CodeUse, L4qOptions, L4qTensors, LayerCost, LinearMethod, LoraOptions,
-    MergedTensors, Parameter, Scratch, ScratchNeed, Trainable, Update,
+    AdapterDropout, BackwardCall, CodeUse, L4qOptions, L4qTensors, LayerCost, LinearMethod,
+    LoraOptions, MergedTensors, Parameter, Scratch, ScratchNeed, Trainable, Update,
 };
 use crate::backend::Backend;
 use crate::cpu::Cpu;
@@ -77,6 +77,20 @@ impl<B: Backend> QatLora<B> {
             path: LowRankPath::new(backend, shape, path, lora_a, lora_b)?,
         })
     }
+
+    /// Drops some of what the adapter reads, in training.
+    #[must_use]
+    pub fn with_dropout(mut self, dropout: AdapterDropout) -> Self {
+        self.path.drop_inputs(dropout);
+        self
+    }
+
+    /// Keeps scale and offset as they are.
+    #[must_use]
+    pub fn freeze_grid(mut self) -> Self {
+        self.inner.freeze_grid();
+        self
+    }
 }
 
 impl<B: Backend> LinearMethod<B> for QatLora<B> {
@@ -89,8 +103,9 @@ impl<B: Backend> LinearMethod<B> for QatLora<B> {
             Behind::Trained(_) => WeightType::F32,
             Behind::Frozen(weight) => weight.stored(),
         };
-        L4qOptions { spec, rank, lora_scaling, init, grad_scale }
-            .cost_beside(self.inner.out_features(), stored)
+        let options = L4qOptions { spec, rank, lora_scaling, init, grad_scale };
+        let cost = self.path.cost(options.cost_beside(self.inner.out_features(), stored));
+        if self.inner.scale.gradient.is_some() { cost } else { cost.freezing(2) }
     }
 
     fn forward(
@@ -102,7 +117,7 @@ impl<B: Backend> LinearMethod<B> for QatLora<B> {
         scratch: &mut Scratch<B>,
     ) -> Result<()> {
         self.inner.forward(backend, tokens, x, y, scratch)?;
-        self.path.add_forward(backend, tokens, x, y, &mut scratch.low_rank)
+        self.path.add_forward(backend, tokens, x, y, &mut scratch.path)
     }
 
     fn backward(
@@ -113,11 +128,11 @@ impl<B: Backend> LinearMethod<B> for QatLora<B> {
     ) -> Result<()> {
         self.inner.backward(backend, &mut call, scratch)?;
         let call = BackwardCall { write: Write::Add, ..call };
-        self.path.backward(backend, call, &mut scratch.low_rank, &mut scratch.d_low_rank)
+        self.path.backward(backend, call, &mut scratch.path)
     }
 
     fn trained_scale(&self) -> Option<&Parameter<B>> {
-        Some(&self.inner.scale)
+        self.inner.scale.if_trained()
     }
 
     fn code_use(&self, backend: &B) -> Result<Option<CodeUse>> {

@@ -9,8 +9,8 @@ use rand::Rng;
 
 use super::low_rank_path::LowRankPath;
 use super::{
-    AffineTensors, BackwardCall, LayerCost, LinearMethod, LoraOptions, Scratch, ScratchNeed,
-    Trainable, Update, kaiming_uniform,
+    AdapterDropout, AffineTensors, BackwardCall, LayerCost, LinearMethod, LoraOptions, Scratch,
+    ScratchNeed, Trainable, Update, kaiming_uniform,
 };
 use crate::backend::Backend;
 use crate::error::Result;
@@ -106,6 +106,13 @@ impl<B: Backend> Qlora<B> {
         })
     }
 
+    /// Drops some of what the adapter reads, in training.
+    #[must_use]
+    pub fn with_dropout(mut self, dropout: AdapterDropout) -> Self {
+        self.path.drop_inputs(dropout);
+        self
+    }
+
     /// The weight with its update, rounded to nearest on the options' grid. Eq. (Q13). This is not
     /// the trained layer: it is off by up to half a step in every weight.
     ///
@@ -130,7 +137,7 @@ impl<B: Backend> Qlora<B> {
 
 impl<B: Backend> LinearMethod<B> for Qlora<B> {
     fn cost(&self) -> LayerCost {
-        self.options.cost(self.out_features)
+        self.path.cost(self.options.cost(self.out_features))
     }
 
     fn forward(
@@ -143,7 +150,7 @@ impl<B: Backend> LinearMethod<B> for Qlora<B> {
     ) -> Result<()> {
         backend.nf4_dequantize(&self.weight, &mut scratch.effective)?;
         backend.linear(self.linear_args(tokens), x, &scratch.effective, y)?;
-        self.path.add_forward(backend, tokens, x, y, &mut scratch.low_rank)
+        self.path.add_forward(backend, tokens, x, y, &mut scratch.path)
     }
 
     fn backward(
@@ -156,7 +163,7 @@ impl<B: Backend> LinearMethod<B> for Qlora<B> {
         let to_input = LinearArgs { write: call.write, ..self.linear_args(call.tokens) };
         backend.linear_input_gradient(to_input, call.d_y, &scratch.effective, call.d_x)?;
         let call = BackwardCall { write: Write::Add, ..call };
-        self.path.backward(backend, call, &mut scratch.low_rank, &mut scratch.d_low_rank)
+        self.path.backward(backend, call, &mut scratch.path)
     }
 
     fn trainable(&mut self) -> Vec<Trainable<'_, B>> {

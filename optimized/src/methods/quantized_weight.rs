@@ -87,6 +87,12 @@ impl<B: Backend> QuantizedWeight<B> {
         })
     }
 
+    /// Keeps scale and offset as they are.
+    pub(super) fn freeze_grid(&mut self) {
+        self.scale.freeze();
+        self.offset.freeze();
+    }
+
     pub(super) fn out_features(&self) -> usize {
         self.scale.shape[0]
     }

@@ -181,6 +181,12 @@ pub struct Workspace<B: Backend> {
 }
 
 impl<B: Backend> Workspace<B> {
+    /// What adapters that have dropout draw by from now on; `None`, as in the beginning, drops
+    /// nothing.
+    pub fn set_dropout_key(&mut self, key: Option<u64>) {
+        self.scratch.path.dropout_key = key;
+    }
+
     /// For batches of up to `tokens` tokens; `recompute` is `None` where there is no backward.
     ///
     /// # Errors

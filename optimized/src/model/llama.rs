@@ -277,6 +277,22 @@ impl<B: Backend, L: LinearMethod<B>> Llama<B, L> {
         all
     }
 
+    /// Tells every linear layer that so many updates are done.
+    ///
+    /// # Errors
+    /// As [`LinearMethod::at_update`].
+    pub fn at_update(&mut self, updates: u64) -> Result<()> {
+        let backend = self.backend.clone();
+        for Block { q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, .. } in
+            &mut self.blocks
+        {
+            for linear in [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj] {
+                linear.at_update(&backend, updates)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Every trained tensor, on the host.
     ///
     /// # Errors

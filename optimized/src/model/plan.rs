@@ -11,6 +11,7 @@ use super::llama::{Llama, Projection, tensor_shapes};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::methods::{LayerCost, LinearMethod, ScratchNeed};
+use crate::ops::adamw::StateType;
 use crate::ops::sums::StepSlots;
 
 /// What a plan needs to know of a run beside the model.
@@ -24,6 +25,8 @@ pub struct Run {
     pub accumulation: usize,
     /// Bytes of a value of an effective weight: 2 where the device multiplies bf16, else 4.
     pub operand_bytes: usize,
+    /// What the optimizer's moments are kept in.
+    pub state: StateType,
 }
 
 /// Trained tensors and all their values.
@@ -60,12 +63,13 @@ impl Plan {
         tokens: usize,
         recompute: Recompute,
         accumulation: usize,
+        state: StateType,
     ) -> Self {
         let base: usize =
             model.base_parameters().iter().map(|(_, parameter)| parameter.frozen_bytes()).sum();
         let layers: Vec<LayerCost> = model.linears().iter().map(|(_, l)| l.cost()).collect();
         let operand_bytes = model.backend.operand_bytes();
-        let run = Run { tokens, recompute, accumulation, operand_bytes };
+        let run = Run { tokens, recompute, accumulation, operand_bytes, state };
         let trainable = model.trainable();
         let trained = Tensors {
             count: trainable.len(),
@@ -97,7 +101,7 @@ impl Plan {
         trained: Tensors,
         run: Run,
     ) -> Self {
-        let Run { tokens, recompute, accumulation, operand_bytes } = run;
+        let Run { tokens, recompute, accumulation, operand_bytes, state } = run;
         let frozen_layers: usize = layers.iter().map(|layer| layer.frozen_bytes).sum();
         let angles = config.longest_sequence() * (config.head_dim / 2);
         let need = layers.iter().map(|layer| layer.scratch);
@@ -109,7 +113,7 @@ impl Plan {
             frozen: frozen_base + frozen_layers + 2 * 4 * angles,
             trained: 4 * trained.values,
             gradients: 4 * trained.values,
-            moments: 2 * 4 * trained.values,
+            moments: 2 * state.bytes() * trained.values,
             activations: 4 * (ids + values),
             // The device's complaints are read with the sums.
             scratch: need.bytes(tokens, operand_bytes) + 8 * (slots.count() + 1),

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::Recompute;
 use crate::methods::LayerCost;
+use crate::ops::adamw::StateType;
 
 /// Floating-point operations of a step, a product and a sum counted as two.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -106,8 +107,11 @@ impl DeviceSpeed {
     }
 }
 
-/// Bytes that AdamW moves for each value.
-const OPTIMIZER_BYTES: f64 = 28.0;
+/// Bytes that AdamW moves for each value: it reads the gradient, and reads and writes the parameter
+/// and its moments.
+fn optimizer_bytes(state: StateType) -> f64 {
+    (4 + 2 * 4 + 2 * 2 * state.bytes()) as f64
+}
 
 impl StepWork {
     /// Of one micro-batch: `tokens` tokens in sequences of `context`, operands of products in
@@ -118,6 +122,7 @@ impl StepWork {
         (tokens, context): (usize, usize),
         recompute: Recompute,
         operand_bytes: usize,
+        state: StateType,
     ) -> Self {
         // The last block's activations are still there when its backward begins.
         let again =
@@ -144,7 +149,7 @@ impl StepWork {
             bytes: Bytes {
                 linears: layers.iter().map(|(_, bytes)| bytes).sum(),
                 head: 2.0 * 4.0 * table + 3.0 * count * hidden * operand_bytes as f64,
-                optimizer: OPTIMIZER_BYTES * trained as f64,
+                optimizer: optimizer_bytes(state) * trained as f64,
             },
             layers,
         }
@@ -194,7 +199,7 @@ mod tests {
     fn of(name: &str, layer: impl Fn(&Projection) -> LayerCost, recompute: Recompute) -> StepWork {
         let config = preset(name).unwrap();
         let layers: Vec<LayerCost> = Projection::all(&config).iter().map(layer).collect();
-        StepWork::new(&config, &layers, (2048, 2048), recompute, 2)
+        StepWork::new(&config, &layers, (2048, 2048), recompute, 2, StateType::F32)
     }
 
     fn l4q(linear: &Projection) -> LayerCost {
@@ -249,7 +254,7 @@ mod tests {
     fn few_tokens_wait_for_memory() {
         let config = preset("llama-2-7b").unwrap();
         let layers: Vec<LayerCost> = Projection::all(&config).iter().map(l4q).collect();
-        let work = StepWork::new(&config, &layers, (1, 1), Recompute::None, 2);
+        let work = StepWork::new(&config, &layers, (1, 1), Recompute::None, 2, StateType::F32);
         let h200 = DeviceSpeed::of_driver("NVIDIA H200").unwrap();
         // Each weight is read three times in four bytes.
         let least = 3.0 * 4.0 * WEIGHTS / h200.memory;

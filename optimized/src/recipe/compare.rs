@@ -260,7 +260,7 @@ impl CompareRecipe {
         Ok(TrainRecipe {
             model: self.model.clone(),
             data: DataSettings { eval: Vec::new(), ..self.data.clone() },
-            method,
+            method: method.into(),
             training: self.training.clone(),
             optimizer,
             schedule: self.schedule,
@@ -286,7 +286,7 @@ impl Row {
             Making::FullPrecision => "full_precision",
             Making::Rtn(_) => "rtn",
             Making::Gptq(_) => "gptq",
-            Making::Trained(recipe) => recipe.method.name(),
+            Making::Trained(recipe) => recipe.method.settings.name(),
         }
     }
 }
@@ -346,7 +346,7 @@ mod tests {
         let folders: Vec<String> = made.iter().map(Row::folder).collect();
         assert_eq!(folders, ["fp", "l4q-low-4-bits", "l4q-low-2-bits"]);
         let Making::Trained(recipe) = &made[2].making else { panic!("{:?}", made[2]) };
-        let MethodSettings::L4q(settings) = &recipe.method else { panic!("{recipe:?}") };
+        let MethodSettings::L4q(settings) = &recipe.method.settings else { panic!("{recipe:?}") };
         assert_eq!((settings.bits.count(), settings.group_size), (2, Some(16)));
         let rates = [recipe.optimizer.scale, recipe.optimizer.offset, recipe.optimizer.lora_a];
         assert_eq!(rates.map(|kind| kind.learning_rate), [Some(1e-4), Some(0.5), None]);

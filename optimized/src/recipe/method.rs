@@ -59,6 +59,15 @@ pub struct L4qSettings {
     /// Factor on the gradients of scale and offset.
     #[serde(default)]
     pub grad_scale: GradScale,
+    /// Whether scale and offset are trained.
+    #[serde(default = "yes")]
+    pub train_scale: bool,
+    /// Updates at the start in which the update is trained beside the full-precision weight.
+    #[serde(default)]
+    pub lora_warmup_steps: u64,
+    /// Probability with which what an adapter beside the weight reads is dropped.
+    #[serde(default)]
+    pub dropout: f32,
 }
 
 /// `[method] name = "qat_lora"`: the fields of L4Q.
@@ -75,6 +84,9 @@ pub struct LoraSettings {
     /// Final multiplier of the update, alpha / rank.
     #[serde(default = "two")]
     pub lora_scaling: f32,
+    /// Probability with which what the adapter reads is dropped.
+    #[serde(default)]
+    pub dropout: f32,
 }
 
 /// `[method] name = "lr_qat"`.
@@ -110,6 +122,12 @@ pub struct LrQatSettings {
     /// Ranges tried, with `init = "lp"`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init_steps: Option<usize>,
+    /// Whether the scale is trained.
+    #[serde(default = "yes")]
+    pub train_scale: bool,
+    /// Refused unless 0: there is no adapter beside the weight.
+    #[serde(default)]
+    pub dropout: f32,
 }
 
 /// `[method] name = "qat"`.
@@ -136,6 +154,9 @@ pub struct QatSettings {
     /// Factor on the gradients of scale and offset.
     #[serde(default)]
     pub grad_scale: GradScale,
+    /// Whether scale and offset are trained.
+    #[serde(default = "yes")]
+    pub train_scale: bool,
 }
 
 /// `[method] name = "peqa"`.
@@ -211,6 +232,9 @@ pub struct QaLoraSettings {
     /// What GPTQ is told, with `base = "gptq"`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gptq: Option<GptqBase>,
+    /// Probability with which what the adapter reads is dropped.
+    #[serde(default)]
+    pub dropout: f32,
 }
 
 /// `[method] name = "qlora"`. The grid is the one that `plumbline merge` rounds to.
@@ -248,6 +272,9 @@ pub struct QloraSettings {
     /// The scale where `symmetric`.
     #[serde(default)]
     pub convention: SymmetricScale,
+    /// Probability with which what the adapter reads is dropped.
+    #[serde(default)]
+    pub dropout: f32,
 }
 
 fn two() -> f32 {
@@ -389,31 +416,76 @@ impl MethodSettings {
     /// `Invalid` or `Spec` naming the field.
     pub fn check(&self) -> Result<()> {
         match self {
-            Self::L4q(settings) | Self::QatLora(QatLoraSettings(settings)) => {
+            Self::L4q(settings) => {
                 settings.rule()?;
+                refuse_dropout("l4q", settings.dropout)?;
+                if settings.lora_warmup_steps > 0 && !settings.train_scale {
+                    return Err(Error::Invalid(
+                        "method.train_scale is false, expected true with method.lora_warmup_steps: \
+                         the grid that a warm-up ends with would not be in the checkpoint"
+                            .into(),
+                    ));
+                }
                 check_update(settings.rank, settings.lora_scaling)
             }
-            Self::Lora(settings) => check_update(settings.rank, settings.lora_scaling),
+            Self::QatLora(QatLoraSettings(settings)) => {
+                settings.rule()?;
+                check_dropout(settings.dropout)?;
+                if settings.lora_warmup_steps > 0 {
+                    let steps = settings.lora_warmup_steps;
+                    let reason = format!(
+                        "method.lora_warmup_steps is {steps}, expected 0: only l4q warms up"
+                    );
+                    return Err(Error::Invalid(reason));
+                }
+                check_update(settings.rank, settings.lora_scaling)
+            }
+            Self::Lora(settings) => {
+                check_dropout(settings.dropout)?;
+                check_update(settings.rank, settings.lora_scaling)
+            }
             Self::LrQat(settings) => {
                 settings.rule()?;
                 // What contradicts itself does so at every width of a layer.
                 settings.spec(QuantSpec::new(settings.bits, None, 1)?)?;
+                refuse_dropout("lr_qat", settings.dropout)?;
                 check_update(settings.rank, settings.lora_scaling)
             }
             Self::Peqa(_) => self.gptq_base().map(|_| ()),
             Self::QaLora(settings) => {
                 self.gptq_base()?;
                 settings.group_pool()?;
+                check_dropout(settings.dropout)?;
                 check_update(settings.rank, settings.lora_scaling)
             }
             Self::Qat(settings) => settings.rule().map(|_| ()),
             Self::Qlora(settings) => {
                 settings.rtn()?;
                 settings.block_size()?;
+                check_dropout(settings.dropout)?;
                 check_update(settings.rank, settings.lora_scaling)
             }
         }
     }
+}
+
+fn check_dropout(dropout: f32) -> Result<()> {
+    if !(0.0..1.0).contains(&dropout) {
+        let reason = format!("method.dropout is {dropout}, expected at least 0 and below 1");
+        return Err(Error::Invalid(reason));
+    }
+    Ok(())
+}
+
+fn refuse_dropout(method: &str, dropout: f32) -> Result<()> {
+    if dropout != 0.0 {
+        let reason = format!(
+            "method.dropout is {dropout}, expected 0: the update of {method} is added to the \
+             weight inside the quantizer, so there is no adapter whose input could be dropped"
+        );
+        return Err(Error::Invalid(reason));
+    }
+    Ok(())
 }
 
 fn check_update(rank: usize, lora_scaling: f32) -> Result<()> {

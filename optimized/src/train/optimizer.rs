@@ -10,7 +10,7 @@ use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::methods::{LinearMethod, ParameterKind};
 use crate::model::{Llama, LossSlot};
-use crate::ops::adamw::{AdamWArgs, AdamWTensors, GradientMultiplier};
+use crate::ops::adamw::{AdamWArgs, AdamWTensor, GradientMultiplier, Moment, StateType};
 use crate::ops::sums::StepSlots;
 
 /// Overrides for one kind of parameter.
@@ -54,6 +54,8 @@ pub struct OptimizerSettings {
     pub max_grad_norm: f64,
     /// What a step does whose loss or gradient is not finite.
     pub on_nonfinite: OnNonfinite,
+    /// What the two moments are kept in.
+    pub state: StateType,
     /// Matrices of linear layers and the output projection (pretraining).
     pub weight: KindSettings,
     /// The embedding table (pretraining).
@@ -81,6 +83,7 @@ impl Default for OptimizerSettings {
             eps: 1e-8,
             max_grad_norm: 1.0,
             on_nonfinite: OnNonfinite::Stop,
+            state: StateType::F32,
             weight: kind,
             embedding: kind,
             norm: kind,
@@ -153,10 +156,17 @@ impl OptimizerSettings {
 }
 
 /// First and second moment of one tensor.
-struct Moments<F> {
-    first: F,
-    second: F,
+struct Moments<B: Backend> {
+    first: Moment<B>,
+    second: Moment<B>,
     len: usize,
+}
+
+impl<B: Backend> Moments<B> {
+    fn zeros(backend: &B, len: usize, state: StateType) -> Result<Self> {
+        let zeros = || Moment::zeros(backend, len, state);
+        Ok(Self { first: zeros()?, second: zeros()?, len })
+    }
 }
 
 /// First and second moment of one tensor, on the host.
@@ -172,7 +182,7 @@ pub struct HostMoments {
 pub struct Optimizer<B: Backend> {
     settings: OptimizerSettings,
     spec: AdamWSpec,
-    moments: BTreeMap<String, Moments<B::Floats>>,
+    moments: BTreeMap<String, Moments<B>>,
     sums: Option<(B::Sums, StepSlots)>,
     step: u64,
 }
@@ -200,8 +210,8 @@ impl<B: Backend> Optimizer<B> {
     ) -> Result<Self> {
         let upload = |(name, HostMoments { first, second }): (&String, &HostMoments)| {
             let len = first.len();
-            let (first, second) = (backend.upload(first)?, backend.upload(second)?);
-            Ok((name.clone(), Moments { first, second, len }))
+            let upload = |values: &[f32]| Moment::upload(backend, values, settings.state);
+            Ok((name.clone(), Moments { first: upload(first)?, second: upload(second)?, len }))
         };
         let moments = moments.iter().map(upload).collect::<Result<_>>()?;
         Ok(Self { moments, step: steps, ..Self::new(settings)? })
@@ -220,11 +230,16 @@ impl<B: Backend> Optimizer<B> {
     ) -> Result<()> {
         for (name, of_tensor) in &mut self.moments {
             let HostMoments { first, second } = moments(name, of_tensor.len)?;
-            backend.write(&first, &mut of_tensor.first)?;
-            backend.write(&second, &mut of_tensor.second)?;
+            of_tensor.first.write(backend, &first)?;
+            of_tensor.second.write(backend, &second)?;
         }
         self.step = steps;
         Ok(())
+    }
+
+    /// What the moments are kept in.
+    pub fn state(&self) -> StateType {
+        self.settings.state
     }
 
     /// Updates so far.
@@ -249,9 +264,9 @@ impl<B: Backend> Optimizer<B> {
     /// # Errors
     /// When the device failed.
     pub fn moments(&self, backend: &B) -> Result<BTreeMap<String, HostMoments>> {
-        let download = |(name, moments): (&String, &Moments<B::Floats>)| {
-            let first = backend.download(&moments.first, moments.len)?;
-            let second = backend.download(&moments.second, moments.len)?;
+        let download = |(name, moments): (&String, &Moments<B>)| {
+            let first = moments.first.to_host(backend, moments.len)?;
+            let second = moments.second.to_host(backend, moments.len)?;
             Ok((name.clone(), HostMoments { first, second }))
         };
         self.moments.iter().map(download).collect()
@@ -272,9 +287,7 @@ impl<B: Backend> Optimizer<B> {
         let slots = StepSlots { losses: micro_batches, tensors: trained.len() };
         for tensor in trained {
             if let Entry::Vacant(place) = self.moments.entry(tensor.name) {
-                let len = tensor.len;
-                let (first, second) = (backend.zeros(len)?, backend.zeros(len)?);
-                place.insert(Moments { first, second, len });
+                place.insert(Moments::zeros(&*backend, tensor.len, self.settings.state)?);
             }
         }
         if self.sums.as_ref().is_none_or(|(_, reserved)| *reserved != slots) {
@@ -317,24 +330,30 @@ impl<B: Backend> Optimizer<B> {
             backend.squared_norm(tensor.gradient, tensor.len, sums, slot)?;
         }
         backend.clip(*slots, self.settings.max_grad_norm, sums)?;
-        for tensor in model.trainable() {
-            let (learning_rate, weight_decay) = self.settings.of(tensor.kind);
-            let moments = self.moments.get_mut(&tensor.name).expect("reserved above");
-            let args = AdamWArgs {
-                len: tensor.len,
-                spec: self.spec,
-                learning_rate: learning_rate * rate_factor,
-                weight_decay,
-                step: self.step + 1,
-            };
-            let tensors = AdamWTensors {
-                parameter: tensor.value,
-                gradient: tensor.gradient,
-                first_moment: &mut moments.first,
-                second_moment: &mut moments.second,
-            };
-            backend.adamw(args, GradientMultiplier { sums, slot: slots.factor() }, tensors)?;
-        }
+        let args = AdamWArgs { spec: self.spec, state: self.settings.state };
+        let done = self.step;
+        let mut moments: BTreeMap<&str, &mut Moments<B>> =
+            self.moments.iter_mut().map(|(name, moments)| (name.as_str(), moments)).collect();
+        let mut trained = model.trainable();
+        let mut tensors: Vec<AdamWTensor<'_, B>> = trained
+            .iter_mut()
+            .map(|tensor| {
+                let (learning_rate, weight_decay) = self.settings.of(tensor.kind);
+                let moments = moments.remove(&*tensor.name).expect("reserved above");
+                AdamWTensor {
+                    name: &tensor.name,
+                    len: tensor.len,
+                    step: done.saturating_sub(tensor.since) + 1,
+                    learning_rate: learning_rate * rate_factor,
+                    weight_decay,
+                    parameter: &mut *tensor.value,
+                    gradient: &*tensor.gradient,
+                    first_moment: &mut moments.first,
+                    second_moment: &mut moments.second,
+                }
+            })
+            .collect();
+        backend.adamw(args, GradientMultiplier { sums, slot: slots.factor() }, &mut tensors)?;
         let slots = *slots;
         let read = backend.read_sums(sums)?;
         let result = judge(&*backend, model, slots, &read, self.step + 1)?;

@@ -14,6 +14,10 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::methods::LinearMethod;
 use crate::model::{Llama, Plan, Recompute, Workspace};
+use crate::ops::counter::subkey;
+
+/// Tells the seed's random numbers for dropout from those for anything else.
+const DROPOUT: u64 = 0x6472_6f70;
 
 /// The loop as a recipe states it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -105,7 +109,8 @@ impl<B: Backend> Trainer<B> {
         let tokens = settings.micro_batch * context;
         let OptimizerSettings { on_nonfinite, learning_rate, .. } = *optimizer;
         let mut optimizer = Optimizer::new(optimizer)?;
-        let plan = Plan::new(model, tokens, settings.recompute, settings.accumulation);
+        let (recompute, state) = (settings.recompute, optimizer.state());
+        let plan = Plan::new(model, tokens, recompute, settings.accumulation, state);
         let mut allocate = || {
             let workspace = model.training_workspace(tokens, settings.recompute)?;
             optimizer.reserve(model, settings.accumulation).map(|()| workspace)
@@ -137,8 +142,9 @@ impl<B: Backend> Trainer<B> {
         checkpoint: &Checkpoint,
     ) -> Result<()> {
         let backend = model.shared_backend();
-        model.write_trained(|name, shape| checkpoint.tensor(name, shape))?;
         let position = checkpoint.state.position;
+        model.at_update(position.updates)?;
+        model.write_trained(|name, shape| checkpoint.tensor(name, shape))?;
         let moments = |name: &str, len| checkpoint.moments(name, len);
         self.optimizer.restore(&*backend, position.updates, moments)?;
         self.position = position;
@@ -242,12 +248,15 @@ impl<B: Backend> Trainer<B> {
             let step = self.position.step + 1;
             return Err(Error::Invalid(format!("step {step} has no target that counts")));
         }
+        let of_step = subkey(subkey(self.settings.seed, DROPOUT), self.position.step);
         for (micro, sequences) in batches.iter().enumerate() {
             let loss = self.optimizer.loss_slot(micro)?;
             let multiplier = 1.0 / counted as f32;
+            self.workspace.set_dropout_key(Some(subkey(of_step, micro as u64)));
             model.add_gradients(&sequences.batch(), multiplier, &mut self.workspace, loss)?;
         }
         let StepSums { loss, grad_norm } = self.optimizer.step(model, rate_factor)?;
+        model.at_update(self.optimizer.steps())?;
         Ok(StepSums { loss: loss / counted as f64, grad_norm })
     }
 }

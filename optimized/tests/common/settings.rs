@@ -32,6 +32,9 @@ pub fn l4q(bits: u32) -> L4qSettings {
         init_p: None,
         init_steps: None,
         grad_scale: GradScale::None,
+        train_scale: true,
+        lora_warmup_steps: 0,
+        dropout: 0.0,
     }
 }
 
@@ -51,6 +54,8 @@ pub fn lr_qat(bits: u32, downcast: Downcast, inner_scale: &str) -> LrQatSettings
         init: "min_max".into(),
         init_p: None,
         init_steps: None,
+        train_scale: true,
+        dropout: 0.0,
     }
 }
 
@@ -77,6 +82,7 @@ pub fn qat(bits: u32, quantizer: QatQuantizer) -> QatSettings {
         init_p: None,
         init_steps: None,
         grad_scale: GradScale::None,
+        train_scale: true,
     }
 }
 
@@ -95,6 +101,7 @@ pub fn qa_lora(bits: u32, pool: Pool) -> QaLoraSettings {
         convention: SymmetricScale::Paper,
         base: FrozenBase::Rtn,
         gptq: None,
+        dropout: 0.0,
     }
 }
 
@@ -111,5 +118,6 @@ pub fn qlora(bits: u32) -> QloraSettings {
         range_p: None,
         range_steps: None,
         convention: SymmetricScale::Paper,
+        dropout: 0.0,
     }
 }

@@ -55,9 +55,14 @@ const L4Q: &str = "name = \"l4q\"\nbits = 4\ngroup_size = 16\nrank = 2";
 
 /// Trains once through, and once cut short after step 2.
 fn resumes(method: &str, device: &str) {
+    resumes_with(method, device, |recipe| recipe);
+}
+
+/// The same with something else in the recipe.
+fn resumes_with(method: &str, device: &str, change: impl Fn(String) -> String) {
     let place = Place::new();
     let at = place.path();
-    let of_method = |recipe: String| eventful(&recipe).replace(L4Q, method);
+    let of_method = |recipe: String| change(eventful(&recipe).replace(L4Q, method));
     place.recipe(of_method);
     let whole = trained(&place, &["--device", device]);
     place.recipe(|recipe| into(&of_method(recipe), "cut"));
@@ -127,6 +132,30 @@ fn codes_that_were_lost_are_made_again_and_others_are_refused() {
 #[test]
 fn the_kernels_of_a_gpu_go_on_to_the_same_bits() {
     resumes(L4Q, "cuda-host");
+}
+
+/// The moments are on disk in the type that they are kept in, and go on from it.
+#[test]
+fn moments_in_bf16_go_on_to_the_same_bits() {
+    for device in ["cpu", "cuda-host"] {
+        resumes_with(L4Q, device, |recipe| {
+            recipe.replace("learning_rate = 1e-2", "learning_rate = 1e-2\nstate = \"bf16\"")
+        });
+    }
+}
+
+/// Cut within the warm-up, at its end, and after it.
+#[test]
+fn a_warm_up_goes_on_to_the_same_bits() {
+    for steps in [1, 2, 3] {
+        resumes(&format!("{L4Q}\nlora_warmup_steps = {steps}"), "cpu");
+    }
+}
+
+#[test]
+fn dropout_and_frozen_grids_go_on_to_the_same_bits() {
+    resumes("name = \"lora\"\nrank = 2\ndropout = 0.3", "cpu");
+    resumes(&format!("{L4Q}\ntrain_scale = false"), "cpu");
 }
 
 #[test]

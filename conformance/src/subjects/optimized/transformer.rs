@@ -2,7 +2,7 @@
 
 use plumbline::backend::Backend;
 use plumbline::ops::Write;
-use plumbline::ops::adamw::{AdamWArgs, AdamWTensors, GradientMultiplier};
+use plumbline::ops::adamw::{AdamWArgs, AdamWTensor, GradientMultiplier, Moment, StateType};
 use plumbline::ops::attention::{
     AttentionArgs, AttentionGradients, AttentionInputs, AttentionSaved,
 };
@@ -12,7 +12,7 @@ use plumbline::ops::rope::{RopeArgs, RopeTable};
 
 use super::{Call, Refused, scalar};
 use crate::params;
-use crate::tensor::Tensors;
+use crate::tensor::{Data, Tensor, Tensors};
 
 /// A tensor to rotate, and how.
 struct Rotation<B: Backend> {
@@ -172,29 +172,34 @@ impl<B: Backend> Call<'_, B> {
     pub(super) fn adamw(&self) -> Result<Tensors, Refused> {
         let params::AdamW { spec, lr, weight_decay, step } =
             params::AdamW::read(&self.request.params)?;
-        let args = AdamWArgs {
-            len: self.request.tensor("parameter")?.len(),
-            spec,
+        let args = AdamWArgs { spec, state: StateType::F32 };
+        let (mut parameter, gradient) = (self.floats("parameter")?, self.floats("gradient")?);
+        let mut first_moment = Moment::F32(self.floats("first_moment")?);
+        let mut second_moment = Moment::F32(self.floats("second_moment")?);
+        let len = self.request.tensor("parameter")?.len();
+        let tensor = AdamWTensor {
+            name: "parameter",
+            len,
+            step,
             learning_rate: lr,
             weight_decay,
-            step,
-        };
-        let (mut parameter, gradient) = (self.floats("parameter")?, self.floats("gradient")?);
-        let mut first_moment = self.floats("first_moment")?;
-        let mut second_moment = self.floats("second_moment")?;
-        let tensors = AdamWTensors {
             parameter: &mut parameter,
             gradient: &gradient,
             first_moment: &mut first_moment,
             second_moment: &mut second_moment,
         };
         let sums = self.backend.upload_sums(&[1.0])?;
-        self.backend.adamw(args, GradientMultiplier { sums: &sums, slot: 0 }, tensors)?;
+        let multiplier = GradientMultiplier { sums: &sums, slot: 0 };
+        self.backend.adamw(args, multiplier, &mut [tensor])?;
+        let moment = |moment: &Moment<B>, shape| {
+            let values = moment.to_host(&**self.backend, len)?;
+            Ok::<_, Refused>(Tensor::new(shape, Data::F32(values))?)
+        };
         let shape = self.shape("parameter")?;
         Ok(crate::ops::tensors([
             ("parameter", self.download(&parameter, shape)?),
-            ("first_moment", self.download(&first_moment, shape)?),
-            ("second_moment", self.download(&second_moment, shape)?),
+            ("first_moment", moment(&first_moment, shape.to_vec())?),
+            ("second_moment", moment(&second_moment, shape.to_vec())?),
         ]))
     }
 }

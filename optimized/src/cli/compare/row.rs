@@ -132,15 +132,21 @@ impl<B: Backend> Work<'_, B> {
                 let calibration = || self.calibration(settings.windows);
                 self.quantized(&settings.ptq()?, calibration)
             }
-            Making::Trained(recipe) => match &recipe.method {
-                MethodSettings::L4q(settings) => self.merged(recipe, settings),
-                MethodSettings::LrQat(settings) => self.merged(recipe, settings),
-                MethodSettings::Peqa(settings) => self.merged(recipe, settings),
-                MethodSettings::QaLora(settings) => self.merged(recipe, settings),
-                MethodSettings::Qat(settings) => self.merged(recipe, settings),
-                MethodSettings::Qlora(settings) => self.merged(recipe, settings),
-                MethodSettings::Lora(settings) => self.as_trained(recipe, settings),
-                MethodSettings::QatLora(settings) => self.as_trained(recipe, settings),
+            Making::Trained(recipe) => match &recipe.method.settings {
+                MethodSettings::L4q(settings) => self.merged(recipe, &recipe.method.on(settings)),
+                MethodSettings::LrQat(settings) => self.merged(recipe, &recipe.method.on(settings)),
+                MethodSettings::Peqa(settings) => self.merged(recipe, &recipe.method.on(settings)),
+                MethodSettings::QaLora(settings) => {
+                    self.merged(recipe, &recipe.method.on(settings))
+                }
+                MethodSettings::Qat(settings) => self.merged(recipe, &recipe.method.on(settings)),
+                MethodSettings::Qlora(settings) => self.merged(recipe, &recipe.method.on(settings)),
+                MethodSettings::Lora(settings) => {
+                    self.as_trained(recipe, &recipe.method.on(settings))
+                }
+                MethodSettings::QatLora(settings) => {
+                    self.as_trained(recipe, &recipe.method.on(settings))
+                }
             },
         }
     }
@@ -209,7 +215,7 @@ impl<B: Backend> Work<'_, B> {
             Ok(trained) => trained,
             Err(code) => return Ok(Outcome::Ended(code)),
         };
-        let (deployment, trained_perplexity) = match Proof::of(&recipe.method) {
+        let (deployment, trained_perplexity) = match Proof::of(&recipe.method.settings) {
             Proof::Bits => (Deployment::SameBits, Vec::new()),
             Proof::Function => (Deployment::SameFunction, self.measure(&model)?),
             Proof::None => (Deployment::RoundedAnew, self.measure(&model)?),

@@ -32,7 +32,7 @@ use rayon::prelude::*;
 pub use fault::Fault;
 pub use memory::Buffer;
 
-use super::launch::{Argument, Kernel, Shape};
+use super::launch::{Argument, Kernel, Pointer, Shape};
 use block::{Launch, Worker};
 use code::Code;
 use memory::{Global, View};
@@ -121,7 +121,8 @@ impl Machine {
         }
         let loaded = self.loaded(kernel)?;
         let shared = check_shape(&loaded.code, shape, blocks)?;
-        let (mut views, parameters) = bind(&loaded, arguments)?;
+        let pointers = pointer_tables(arguments);
+        let (mut views, parameters) = bind(&loaded, arguments, &pointers)?;
         let outputs: Vec<&Buffer> =
             views.iter().filter(|view| view.writable).map(|view| view.buffer).collect();
         let names: Vec<String> =
@@ -264,25 +265,60 @@ fn check_shape(code: &Code, shape: Shape, blocks: u64) -> Result<Vec<Variable>, 
     Ok(shared)
 }
 
+/// The tables of pointers among the arguments. [`bind`] numbers the buffers as this does: a table,
+/// then what it points to.
+fn pointer_tables(arguments: &[Argument<'_, Buffer>]) -> Vec<Buffer> {
+    let (mut tables, mut next) = (Vec::new(), 0);
+    for argument in arguments {
+        match argument {
+            Argument::In(_) | Argument::Out(_) => next += 1,
+            Argument::Table(pointers) => {
+                let first = next + 1;
+                next = first + pointers.len();
+                let addresses: Vec<u64> = (first..next).map(Global::address).collect();
+                let mut table = Buffer::zeros(addresses.len(), 8);
+                table.write(0, bytemuck::cast_slice(&addresses));
+                tables.push(table);
+            }
+            _ => {}
+        }
+    }
+    tables
+}
+
 /// The buffers and the values of the parameters.
 fn bind<'a>(
     loaded: &Loaded,
     arguments: &'a [Argument<'_, Buffer>],
+    tables: &'a [Buffer],
 ) -> Result<(Vec<View<'a>>, Vec<u64>), String> {
     let parameters = &loaded.code.parameters;
     if arguments.len() != parameters.len() {
         return Err(format!("{} arguments, expected {}", arguments.len(), parameters.len()));
     }
     let (mut views, mut values) = (Vec::new(), Vec::new());
+    let mut tables = tables.iter();
     for ((argument, parameter), name) in arguments.iter().zip(parameters).zip(&loaded.names) {
-        let mut pointer = |buffer: &'a Buffer, writable| {
+        let mut pointer = |buffer: &'a Buffer, writable, name: String| {
             let address = Global::address(views.len());
-            views.push(View { buffer, writable, name: name.clone() });
+            views.push(View { buffer, writable, name });
             address
         };
         let (bytes, float, value) = match argument {
-            Argument::In(buffer) => (8, false, pointer(buffer, false)),
-            Argument::Out(buffer) => (8, false, pointer(buffer, true)),
+            Argument::In(buffer) => (8, false, pointer(buffer, false, name.clone())),
+            Argument::Out(buffer) => (8, false, pointer(buffer, true, name.clone())),
+            Argument::Table(pointers) => {
+                let table = tables.next().expect("there is one for each");
+                let address = pointer(table, false, name.clone());
+                for (index, buffer) in pointers.iter().enumerate() {
+                    let name = format!("{name}[{index}]");
+                    match buffer {
+                        Pointer::In(buffer) => pointer(buffer, false, name),
+                        Pointer::Out(buffer) => pointer(buffer, true, name),
+                    };
+                }
+                (8, false, address)
+            }
             Argument::U64(value) => (8, false, *value),
             Argument::U32(value) => (4, false, u64::from(*value)),
             Argument::I32(value) => (4, false, u64::from(*value as u32)),

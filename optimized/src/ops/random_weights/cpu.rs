@@ -1,8 +1,9 @@
 use rayon::prelude::*;
 
-use super::{RandomWeights, RandomWeightsArgs, STRIDE, mix, start, step};
+use super::{RandomWeights, RandomWeightsArgs, start, step};
 use crate::cpu::Cpu;
 use crate::error::Result;
+use crate::ops::counter::random_word;
 use crate::ops::prefix_mut;
 
 /// Weights of one task.
@@ -14,8 +15,7 @@ impl RandomWeights for Cpu {
         let (start, step) = (start(&args), step(args.deviation));
         output.par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, output)| {
             for (i, value) in output.iter_mut().enumerate() {
-                let place = (chunk * CHUNK + i) as u64 + 1;
-                let word = mix(start.wrapping_add(place.wrapping_mul(STRIDE)));
+                let word = random_word(start, (chunk * CHUNK + i) as u64);
                 let sum = (word & 0xffff) + (word >> 16 & 0xffff) + (word >> 32 & 0xffff);
                 let sum = (sum + (word >> 48)) as i32 - 131_070;
                 *value = sum as f32 * step;

@@ -5,6 +5,7 @@ mod cuda;
 
 use crate::backend::Storage;
 use crate::error::Result;
+use crate::ops::counter::{STRIDE, mix};
 
 /// Which weights.
 #[derive(Debug, Clone, Copy)]
@@ -40,9 +41,6 @@ pub trait RandomWeights: Storage {
     fn random_weights(&self, args: RandomWeightsArgs, output: &mut Self::Floats) -> Result<()>;
 }
 
-/// What stands for a number is moved by this from one place to the next.
-const STRIDE: u64 = 0x9e37_79b9_7f4a_7c15;
-
 /// What stands for the number before the first.
 fn start(args: &RandomWeightsArgs) -> u64 {
     mix(args.seed).wrapping_add(args.first.wrapping_mul(STRIDE))
@@ -51,11 +49,4 @@ fn start(args: &RandomWeightsArgs) -> u64 {
 /// What `sum` is multiplied by.
 fn step(deviation: f32) -> f32 {
     (f64::from(deviation) / (f64::from(u32::MAX) / 3.0).sqrt()) as f32
-}
-
-/// The finalizer of SplitMix64.
-fn mix(mut word: u64) -> u64 {
-    word = (word ^ word >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    word = (word ^ word >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    word ^ word >> 31
 }

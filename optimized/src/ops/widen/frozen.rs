@@ -83,6 +83,20 @@ impl<B: Storage + ?Sized> FrozenWeight<B> {
     }
 }
 
+impl<B: Storage> FrozenWeight<B> {
+    /// The first `len` weights, on the host.
+    ///
+    /// # Errors
+    /// When there are fewer; when the device failed.
+    pub fn download(&self, backend: &B, len: usize) -> Result<FrozenWeight<Cpu>> {
+        Ok(match self {
+            Self::F32(values) => FrozenWeight::F32(backend.download(values, len)?),
+            Self::Bf16(halves) => FrozenWeight::Bf16(backend.download_halves(halves, len)?),
+            Self::F16(halves) => FrozenWeight::F16(backend.download_halves(halves, len)?),
+        })
+    }
+}
+
 impl FrozenWeight<Cpu> {
     /// Rounds values once to a type.
     pub fn rounded(values: Vec<f32>, to: WeightType) -> Self {
