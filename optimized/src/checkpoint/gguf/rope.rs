@@ -41,7 +41,7 @@ pub(super) fn scaling(divisors: &[f32], theta: f64, head_dim: usize) -> Result<V
         let expected = 1.0 / ((1.0 - kept) / factor + kept);
         // Not a number is as far off as it can be.
         let agrees = (f64::from(*divisor) - expected).abs() <= AGREEMENT * expected;
-        if !agrees || !(factor >= 1.0 && factor.is_finite()) {
+        if !(agrees && factor >= 1.0 && factor.is_finite()) {
             return Err(format!(
                 "tensor {TENSOR} divides the frequency of pair {pair} by {divisor}; supported: llama3 \
                  scaling with low_freq_factor 1, high_freq_factor 4 and \
