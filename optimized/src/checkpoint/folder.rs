@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use super::gguf;
 use super::hash::hex;
 use super::packed::Packed;
-use super::quantization::{QuantizationConfig, specs, specs_of};
+use super::quantization::{Linears, QuantizationConfig, linears, specs, specs_of};
 use super::reader::TensorFile;
 use super::tokenizer::Tokenizer;
 use crate::backend::Backend;
@@ -489,40 +489,4 @@ fn open_shards(folder: &Path, index_path: &Path) -> Result<BTreeMap<String, Arc<
         files.insert(tensor.clone(), file.clone());
     }
     Ok(files)
-}
-
-/// What a folder has of its linear layers.
-enum Linears {
-    /// Their weights.
-    Plain,
-    /// Codes that this program wrote.
-    Merged(QuantizationConfig),
-    /// Packed integers of another program.
-    Packed(Packed),
-}
-
-/// What `config.json` states of the linear layers, refused where it cannot be read.
-fn linears(path: &Path, text: &str) -> Result<Linears> {
-    #[derive(Deserialize)]
-    struct Stated {
-        quantization_config: Option<serde_json::Value>,
-    }
-    let stated: Stated = serde_json::from_str(text).map_err(|error| Error::file(path, error))?;
-    let Some(value) = stated.quantization_config.filter(|value| !value.is_null()) else {
-        return Ok(Linears::Plain);
-    };
-    if let Some(packed) = Packed::read(&value).map_err(|reason| Error::file(path, reason))? {
-        return Ok(Linears::Packed(packed));
-    }
-    let method = value.get("quant_method").and_then(|method| method.as_str()).unwrap_or("absent");
-    if method != "plumbline" {
-        let reason = format!(
-            "quantization_config.quant_method is {method}, supported: \
-                              plumbline, gptq, compressed-tensors"
-        );
-        return Err(Error::file(path, reason));
-    }
-    serde_json::from_value(value)
-        .map(Linears::Merged)
-        .map_err(|error| Error::file(path, format!("quantization_config: {error}")))
 }

@@ -1,10 +1,12 @@
 //! `quantization_config` of `config.json`: which linear layers are codes, and on which grids.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use plumbline_reference::spec::{Bits, LlamaConfig, QuantSpec};
 use serde::{Deserialize, Serialize};
 
+use super::packed::Packed;
 use crate::error::{Error, Result};
 use crate::model::Projection;
 
@@ -67,6 +69,42 @@ impl QuantizationConfig {
         let own = self.layers.get(name).map(|grid| (grid.bits, grid.group_size));
         Some(own.unwrap_or((self.bits, self.group_size)))
     }
+}
+
+/// What a folder has of its linear layers.
+pub(super) enum Linears {
+    /// Their weights.
+    Plain,
+    /// Codes that this program wrote.
+    Merged(QuantizationConfig),
+    /// Packed integers of another program.
+    Packed(Packed),
+}
+
+/// What `config.json` states of the linear layers, refused where it cannot be read.
+pub(super) fn linears(path: &Path, text: &str) -> Result<Linears> {
+    #[derive(Deserialize)]
+    struct Stated {
+        quantization_config: Option<serde_json::Value>,
+    }
+    let stated: Stated = serde_json::from_str(text).map_err(|error| Error::file(path, error))?;
+    let Some(value) = stated.quantization_config.filter(|value| !value.is_null()) else {
+        return Ok(Linears::Plain);
+    };
+    if let Some(packed) = Packed::read(&value).map_err(|reason| Error::file(path, reason))? {
+        return Ok(Linears::Packed(packed));
+    }
+    let method = value.get("quant_method").and_then(|method| method.as_str()).unwrap_or("absent");
+    if method != "plumbline" {
+        let reason = format!(
+            "quantization_config.quant_method is {method}, supported: plumbline, gptq, \
+             compressed-tensors"
+        );
+        return Err(Error::file(path, reason));
+    }
+    serde_json::from_value(value)
+        .map(Linears::Merged)
+        .map_err(|error| Error::file(path, format!("quantization_config: {error}")))
 }
 
 /// Bits and groups of every linear layer where all have the same.

@@ -4,7 +4,7 @@
 use plumbline_reference::spec::LlamaConfig;
 
 use super::activations::{ActivationGradients, BlockActivations};
-use super::llama::Batch;
+use super::run::Batch;
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::methods::{BackwardCall, LinearMethod, Parameter, Scratch};

@@ -4,7 +4,8 @@
 use std::ops::Range;
 
 use super::activations::{HeadActivations, LOGIT_TOKENS};
-use super::llama::{Batch, IGNORE, Llama};
+use super::llama::Llama;
+use super::run::{Batch, IGNORE};
 use crate::backend::{Backend, Storage};
 use crate::error::Result;
 use crate::methods::{LinearMethod, Parameter};

@@ -7,7 +7,8 @@ use plumbline_reference::spec::LlamaConfig;
 
 use super::activations::{Activations, Workspace};
 use super::block::Surroundings;
-use super::llama::{Batch, Llama};
+use super::llama::Llama;
+use super::run::Batch;
 use crate::backend::Backend;
 use crate::error::Result;
 use crate::methods::LinearMethod;

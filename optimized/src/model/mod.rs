@@ -10,6 +10,7 @@ mod in_order;
 mod llama;
 mod plan;
 mod presets;
+mod run;
 mod work;
 
 pub use activations::{Recompute, Workspace};
@@ -17,7 +18,8 @@ pub use block::Block;
 pub use decode::Decoder;
 pub use head::LossSlot;
 pub use in_order::LinearInput;
-pub use llama::{Batch, IGNORE, Llama, NamedTensor, Projection, tensor_shapes};
+pub use llama::{Llama, NamedTensor, Projection, tensor_shapes};
 pub use plan::{Plan, Run};
 pub use presets::{PRESETS, preset};
+pub use run::{Batch, IGNORE};
 pub use work::{Bytes, DEVICES, DeviceSpeed, Operations, StepWork};
