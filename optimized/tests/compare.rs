@@ -159,51 +159,72 @@ method = { name = "qlora", rank = 2 }
     assert!(beside > 5.5 && beside < 6.5, "{beside}");
 }
 
-#[test]
-fn a_row_that_was_killed_is_gone_on_with() {
-    const STEPS: u64 = 40;
-    let (whole, killed) = (Place::new(ROWS), Place::new(ROWS));
-    whole.recipe(STEPS, ROWS);
-    killed.recipe(STEPS, ROWS);
+const STEPS: u64 = 60;
+
+/// A comparison of [`ROWS`] that `signal` ends, with arguments for `kill` made of its process id, some
+/// steps into L4Q; also its exit code.
+fn ended_early(signal: impl Fn(&str) -> Vec<String>) -> (Place, Option<i32>) {
+    let place = Place::new(ROWS);
+    place.recipe(STEPS, ROWS);
     let mut child = Command::new(assert_cmd::cargo::cargo_bin("plumbline"))
-        .current_dir(killed.path())
+        .current_dir(place.path())
         .args(["compare", "compare.toml"])
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
     let checkpoint =
-        |step: u64| killed.file(&format!("rows/l4q-3-bits/run/checkpoints/step-{step}")).exists();
+        |step: u64| place.file(&format!("rows/l4q-3-bits/run/checkpoints/step-{step}")).exists();
     let began = Instant::now();
     while !(3..STEPS).any(checkpoint) {
-        assert!(began.elapsed() < Duration::from_secs(120), "no checkpoint appeared");
+        assert!(began.elapsed() < Duration::from_secs(240), "no checkpoint appeared");
         std::thread::sleep(Duration::from_millis(2));
     }
-    let id = child.id().to_string();
-    assert!(Command::new("kill").args(["-9", &row_process(&id)]).status().unwrap().success());
-    let ended = child.wait().unwrap();
-    assert_eq!(ended.code(), Some(1), "a row that was killed is one that failed");
-    let table: Value =
-        serde_json::from_slice(&fs::read(killed.file("table.json")).unwrap()).unwrap();
-    assert_eq!(table["rows"][2]["state"], "failed");
-    assert_eq!(table["rows"][1]["state"], "done");
+    let arguments = signal(&child.id().to_string());
+    assert!(Command::new("kill").args(&arguments).status().unwrap().success(), "{arguments:?}");
+    let code = child.wait().unwrap().code();
+    (place, code)
+}
 
-    let (resumed, uninterrupted) = (killed.compare(), whole.compare());
-    for (resumed, whole) in
-        resumed["rows"].as_array().unwrap().iter().zip(uninterrupted["rows"].as_array().unwrap())
-    {
-        assert_eq!(measured(resumed), measured(whole));
-    }
-    let sessions = killed.file("rows/l4q-3-bits/run/sessions.json");
-    let sessions: Value = serde_json::from_slice(&fs::read(sessions).unwrap()).unwrap();
-    assert_eq!(sessions.as_array().unwrap().len(), 2, "{sessions}");
-    assert!(number(&sessions[1]["step"]) >= 3.0);
+fn state(place: &Place, row: usize) -> Value {
+    let table = fs::read(place.file("table.json")).unwrap();
+    serde_json::from_slice::<Value>(&table).unwrap()["rows"][row]["state"].clone()
+}
+
+#[test]
+fn a_comparison_that_was_ended_goes_on_and_has_the_numbers_of_a_whole_one() {
+    let whole = Place::new(ROWS);
+    whole.recipe(STEPS, ROWS);
+    let uninterrupted = whole.compare();
+    let goes_on = |place: &Place| {
+        let resumed = place.compare();
+        for row in 0..3 {
+            let [resumed, whole] = [&resumed, &uninterrupted].map(|table| &table["rows"][row]);
+            assert_eq!(measured(resumed), measured(whole));
+        }
+        let sessions = place.file("rows/l4q-3-bits/run/sessions.json");
+        let sessions: Value = serde_json::from_slice(&fs::read(sessions).unwrap()).unwrap();
+        assert_eq!(sessions.as_array().unwrap().len(), 2, "{sessions}");
+        assert!(number(&sessions[1]["step"]) >= 3.0);
+    };
+    // Ctrl-C, which reaches both processes: the row saves, and nothing has failed.
+    let (interrupted, code) = ended_early(|id| vec!["-INT".into(), id.into(), row_process(id)]);
+    assert_eq!(code, Some(130));
+    assert_eq!(state(&interrupted, 2), "open");
+    goes_on(&interrupted);
+    // The row's process alone is killed: that row has failed, and is tried again.
+    let (killed, code) = ended_early(|id| vec!["-KILL".into(), row_process(id)]);
+    assert_eq!(code, Some(1));
+    assert_eq!((state(&killed, 1), state(&killed, 2)), ("done".into(), "failed".into()));
+    goes_on(&killed);
 }
 
 /// The process that a process started.
 fn row_process(parent: &str) -> String {
     let path = format!("/proc/{parent}/task/{parent}/children");
-    fs::read_to_string(path).unwrap().trim().to_owned()
+    let children = fs::read_to_string(path).unwrap();
+    let id: u32 = children.trim().parse().expect("one process, which is the row's");
+    id.to_string()
 }
 
 #[test]

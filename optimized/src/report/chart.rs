@@ -80,9 +80,9 @@ pub fn chart(title: &str, unit: &str, series: &[Series]) -> String {
 /// The colours of the page's style sheet, for a picture that has none.
 const PALETTE: [&str; COLOURS] = [
     "#2563eb", "#d97706", "#059669", "#db2777", "#7c3aed", "#64748b", "#dc2626", "#0891b2",
-    "#65a30d", "#92400e",
+    "#65a30d", "#92400e", "#2dd4bf", "#e879f9",
 ];
-const COLOURS: usize = 10;
+const COLOURS: usize = 12;
 
 /// A chart of a picture.
 pub struct Picture {

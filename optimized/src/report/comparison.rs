@@ -285,7 +285,7 @@ impl Comparison {
         format!("{:#}\n", serde_json::to_value(self).expect("plain data serialises"))
     }
 
-    /// `plot.svg`: for each text the loss over the bits of a weight, a line a method. Nothing before
+    /// `plot.svg`: for each text the loss over the width of a code, a line a method. Nothing before
     /// the first row is done.
     pub fn svg(&self) -> String {
         let charts: Vec<Picture> = self
@@ -294,7 +294,7 @@ impl Comparison {
             .enumerate()
             .map(|(index, text)| Picture {
                 title: format!("Held-back loss, {text}"),
-                unit: "nats a token, over bits a weight of the linear layers".into(),
+                unit: "nats a token, over bits of a code; level lines have no codes".into(),
                 series: self.series(index),
             })
             .collect();
@@ -302,6 +302,8 @@ impl Comparison {
     }
 
     fn series(&self, text: usize) -> Vec<Series> {
+        let widths = || self.done().filter_map(|row| row.bits);
+        let ends = [widths().min(), widths().max()].map(Option::unwrap_or_default);
         let mut all: Vec<Series> = Vec::new();
         for row in self.done() {
             let place = all.iter().position(|series| series.name == row.name);
@@ -309,8 +311,11 @@ impl Comparison {
                 all.push(Series { name: row.name.clone(), points: Vec::new() });
                 all.len() - 1
             });
-            let loss = row.perplexity.get(text).and_then(|result| result.mean_nll);
-            all[place].points.extend(loss.map(|loss| (row.linear_bits_per_weight, loss)));
+            let Some(loss) = row.perplexity.get(text).and_then(|result| result.mean_nll) else {
+                continue;
+            };
+            let at = row.bits.map_or(ends.to_vec(), |bits| vec![bits]);
+            all[place].points.extend(at.into_iter().map(|bits| (f64::from(bits), loss)));
         }
         all
     }

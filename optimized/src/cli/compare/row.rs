@@ -72,6 +72,9 @@ enum Outcome {
     Ended(ExitCode),
 }
 
+/// A trained model and what it took, or how the process ends where a signal came first.
+type Trained<B, L> = Result<(Llama<B, L>, Made), ExitCode>;
+
 /// Runs the command of a row's process.
 pub fn row(folder: &Path, on: DeviceOption) -> Result<ExitCode> {
     let opened = on.open()?;
@@ -257,13 +260,12 @@ impl<B: Backend> Work<'_, B> {
         })))
     }
 
-    /// Trains to the last step and says what it took; the measurements are for the caller. The exit
-    /// code where a signal came first.
+    /// Trains to the last step and says what it took; the measurements are for the caller.
     fn train<M: Method>(
         &self,
         recipe: &TrainRecipe,
         method: &M,
-    ) -> Result<Result<(Llama<B, M::Layer<B>>, Made), ExitCode>> {
+    ) -> Result<Trained<B, M::Layer<B>>> {
         let mut recipe = recipe.clone();
         recipe.output.dir = self.folder.join(RUN);
         // The row's folder stands for its digest, so a run in it is a run of this recipe.
