@@ -68,6 +68,8 @@ pub fn compare(command: &CompareCommand) -> Result<ExitCode> {
     plan.open_folder()?;
     let interrupt = Interrupt::listen()?;
     let mut failed = Vec::new();
+    // What is finished already, in the order of the recipe as it is now.
+    plan.write_table(&failed)?;
     for (index, task) in plan.tasks.iter().enumerate() {
         let folder = plan.row_folder(task);
         if plan.finished(task)?.is_some() {
