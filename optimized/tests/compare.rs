@@ -250,7 +250,7 @@ fn bad_input_is_refused_before_anything_is_written() {
     refuse(&with("group_size = 32", "group_size = 7"), &["compare.toml", "group_size 7", "q_proj"]);
     refuse(&with("bits = [3]", "bits = [99]"), &["compare.toml", "99"]);
     refuse(&with("bits = [3]", "bits = [3, 3]"), &["row \"RTN\"", "rtn-3-bits"]);
-    refuse(&with("context = 16", "context = 4096"), &["data.context is 4096, expected 2 to 256"]);
+    refuse(&with("context = 16", "context = 4096"), &["data.context is 4096", "embeddings 256"]);
     refuse(&with("steps = 2", "steps = 0"), &["training.steps is 0"]);
     refuse(&with("seed = 3", "sede = 3"), &["line 5", "sede"]);
     refuse(&with("output.dir", "model.path = \"nowhere\"\noutput.dir"), &["nowhere"]);
