@@ -77,7 +77,8 @@ fn the_kernels_conform_and_each_is_run_by_a_golden_case() {
     assert!(idle.is_empty(), "{idle:?}");
 }
 
-/// One place for each kind of mistake; every place of every kernel is the campaign below.
+/// Each kind of mistake is noticed at one place at least; every place of every kernel is the
+/// campaign below.
 #[test]
 fn every_kind_of_mistake_is_noticed() {
     let modules = ["rms_norm", "fake_quantize"];
@@ -86,20 +87,19 @@ fn every_kind_of_mistake_is_noticed() {
     let cases: Vec<_> = golden_operations().into_iter().filter(is_run).collect();
     let reach = Reach::of(&cases).unwrap();
     let module_of = |name: &str| MODULES.iter().find(|module| module.name == name).unwrap();
-    let chosen = modules.map(module_of).into_iter();
-    let mut first = BTreeMap::new();
-    for mutant in chosen.flat_map(|module| mutants(module)) {
+    let mut places = BTreeMap::<_, Vec<_>>::new();
+    for mutant in modules.map(module_of).into_iter().flat_map(|module| mutants(module)) {
         if !elsewhere(mutant.module.name, mutant.entry) {
-            first.entry(mutant.slip.name).or_insert(mutant);
+            places.entry(mutant.slip.name).or_default().push(mutant);
         }
     }
     let kinds: BTreeSet<_> = SLIPS.iter().map(|slip| slip.name).collect();
-    assert_eq!(first.keys().copied().collect::<BTreeSet<_>>(), kinds);
+    assert_eq!(places.keys().copied().collect::<BTreeSet<_>>(), kinds);
     let known = |name: &&str| MODULES.iter().any(|module| module.name == *name);
     assert!(SLIPS.iter().flat_map(|slip| slip.modules).all(known));
-    for mutant in first.into_values() {
-        let fate = reach.fate(mutant).unwrap();
-        assert!(fate.killer.is_some(), "{fate}");
+    for (kind, mutants) in places {
+        let mut fates = mutants.into_iter().map(|mutant| reach.fate(mutant).unwrap());
+        assert!(fates.any(|fate| fate.killer.is_some()), "{kind}");
     }
 }
 

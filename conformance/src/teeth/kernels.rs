@@ -50,13 +50,11 @@ pub const SLIPS: &[Slip] = &[
     },
     Slip {
         name: "wrong_lane",
-        what: "a lane reads from as far away as there are lanes",
+        what: "a lane reads from itself",
         modules: &[],
         edit: |line| {
-            let line = is(line, "shfl.sync").then_some(line)?;
-            let (head, _, tail) = operand(line, 2)?;
-            let (_, farthest, _) = operand(line, 3)?;
-            Some(format!("{head} {farthest}{tail}"))
+            let (head, _, tail) = operand(is(line, "shfl.sync").then_some(line)?, 2)?;
+            Some(format!("{head} 0{tail}"))
         },
     },
     Slip {

@@ -67,7 +67,8 @@ fn llama_3_2_1b_in_both_spellings() {
     let mut nested = value["rope_scaling"].take();
     nested["rope_theta"] = value["rope_theta"].take();
     let fields = value.as_object_mut().unwrap();
-    (fields.remove("rope_theta"), fields.remove("rope_scaling"));
+    fields.remove("rope_theta");
+    fields.remove("rope_scaling");
     value["rope_parameters"] = nested;
     assert_eq!(read(&value), older);
     value["rope_scaling"] = json!({"type": "linear", "factor": 2.0});
