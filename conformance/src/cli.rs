@@ -275,6 +275,7 @@ fn check(args: &Check) -> Result<ExitCode, Error> {
     let Collected { cases, mut errors } = collect(&args.paths);
     let (mut counts, mut records) = (Counts::default(), Vec::new());
     let mut statistics = Statistics::default();
+    let mut reference = subject::reference_of(subject.products());
     for case in &cases {
         if precision == Precision::F32
             && let Some(problem) = case.not_f32_exact()
@@ -286,7 +287,6 @@ fn check(args: &Check) -> Result<ExitCode, Error> {
         let report = judge(case, subject.as_mut(), precision);
         counts.add(&report);
         // How rough the precision itself is, on the same case.
-        let mut reference = subject::reference_of(subject.products());
         let other = subject.name() != reference.name() && !report.tensors.is_empty();
         let beside = other.then(|| judge(case, reference.as_mut(), precision));
         statistics.add(&report, beside.as_ref().unwrap_or(&report));

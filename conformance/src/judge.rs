@@ -9,7 +9,6 @@ pub mod tracked;
 
 use safetensors::Dtype;
 use std::cell::{OnceCell, RefCell};
-use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
@@ -207,7 +206,7 @@ struct Judgement<'a> {
     /// Allowances of the last derivation that no output has used yet.
     derived: RefCell<Option<(Unit, Bounds)>>,
     /// What roundings of factors are allowed to add.
-    of_factors: OnceCell<Result<BTreeMap<String, Vec<f64>>, String>>,
+    of_factors: OnceCell<Result<Bounds, String>>,
 }
 
 impl Judgement<'_> {
@@ -351,7 +350,7 @@ impl Judgement<'_> {
             let of_factors = of_factors.as_ref().map_err(String::clone)?;
             let extra = of_factors.get(&*spec.name).ok_or("an output without floats")?;
             for ((bound, extra), value) in
-                allowance.bound.iter_mut().zip(extra).zip(expected.values())
+                allowance.bound.iter_mut().zip(&extra.bound).zip(expected.values())
             {
                 *bound += extra;
                 if spec.factor {

@@ -10,6 +10,7 @@ use crate::subjects::exec::Exec;
 use crate::subjects::reference::{Reference, RoundingReference};
 use crate::teeth::Faulty;
 use crate::tensor::Tensors;
+use plumbline::cuda::Compute;
 use std::time::Duration;
 
 /// An implementation of some of the operations.
@@ -101,10 +102,10 @@ pub fn select(name: &str, timeout: Duration) -> Result<Box<dyn Subject>, Error> 
         "reference" => Ok(Box::new(Reference)),
         "cpu" => Ok(Box::new(cpu())),
         "reference-bf16" => Ok(Box::new(RoundingReference)),
-        "cuda-host" => on_host(Products::AsStored),
-        "cuda-host-bf16" => on_host(Products::Bf16),
-        "cuda" => on_gpu("cuda", Products::AsStored),
-        "cuda-bf16" => on_gpu("cuda-bf16", Products::Bf16),
+        "cuda-host" => on_host(Compute::F32),
+        "cuda-host-bf16" => on_host(Compute::Bf16),
+        "cuda" => on_gpu("cuda", Compute::F32),
+        "cuda-bf16" => on_gpu("cuda-bf16", Compute::Bf16),
         _ => {
             let known = [BUILT_IN, ROUNDING, ON_HARDWARE].concat().join(", ");
             Err(Error::Usage(format!(
@@ -123,13 +124,13 @@ pub fn reference_of(products: Products) -> Box<dyn Subject> {
     }
 }
 
-fn on_host(products: Products) -> Result<Box<dyn Subject>, Error> {
-    let subject = cuda_host(products).map_err(|e| Error::Usage(e.to_string()))?;
+fn on_host(compute: Compute) -> Result<Box<dyn Subject>, Error> {
+    let subject = cuda_host(compute).map_err(|e| Error::Usage(e.to_string()))?;
     Ok(Box::new(subject))
 }
 
-fn on_gpu(name: &'static str, products: Products) -> Result<Box<dyn Subject>, Error> {
-    match cuda(products) {
+fn on_gpu(name: &'static str, compute: Compute) -> Result<Box<dyn Subject>, Error> {
+    match cuda(compute) {
         Ok(subject) => Ok(Box::new(subject)),
         Err(why) => Err(Error::Absent { subject: name, why: why.to_string() }),
     }

@@ -11,7 +11,7 @@ use plumbline::cuda::{Compute, Cuda, Interpreter, MODULES};
 use plumbline_conformance::case::Case;
 use plumbline_conformance::judge::judge;
 use plumbline_conformance::judge::report::Status;
-use plumbline_conformance::precision::{Precision, Products};
+use plumbline_conformance::precision::Precision;
 use plumbline_conformance::subject::Subject;
 use plumbline_conformance::subjects::cuda::interpreted;
 use plumbline_conformance::teeth::kernels::{Reach, SLIPS, mutants};
@@ -45,13 +45,9 @@ fn elsewhere(module: &str, entry: &str) -> bool {
 }
 
 /// Judges every golden case on the kernels, and adds those that ran.
-fn conform(products: Products, run: &mut BTreeSet<(&'static str, &'static str)>) {
-    let compute = match products {
-        Products::AsStored => Compute::F32,
-        Products::Bf16 => Compute::Bf16,
-    };
+fn conform(compute: Compute, run: &mut BTreeSet<(&'static str, &'static str)>) {
     let backend = Arc::new(Cuda::with_compute(Interpreter::new(), compute).unwrap());
-    let mut subject = interpreted(Arc::clone(&backend), products);
+    let mut subject = interpreted(Arc::clone(&backend));
     let mut judged = |case: &Case| judge(case, &mut subject, Precision::F32);
     let reports: Vec<_> = golden_operations().iter().map(&mut judged).collect();
     let rejected = reports.iter().filter(|report| matches!(report.status, Status::Fail { .. }));
@@ -66,8 +62,8 @@ fn conform(products: Products, run: &mut BTreeSet<(&'static str, &'static str)>)
 #[test]
 fn the_kernels_conform_and_each_is_run_by_a_golden_case() {
     let mut run = BTreeSet::new();
-    conform(Products::AsStored, &mut run);
-    conform(Products::Bf16, &mut run);
+    conform(Compute::F32, &mut run);
+    conform(Compute::Bf16, &mut run);
     let all =
         MODULES.iter().flat_map(|module| entries(module.ptx).map(|entry| (module.name, entry)));
     let idle: Vec<_> = all

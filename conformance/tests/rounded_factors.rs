@@ -2,16 +2,15 @@
 //! nothing else.
 
 mod common;
+#[path = "common/slipping.rs"]
+mod slipping;
 
 use common::golden_operations;
-use plumbline_conformance::case::Request;
 use plumbline_conformance::judge::judge;
 use plumbline_conformance::judge::report::Status;
-use plumbline_conformance::ops::Operation;
 use plumbline_conformance::precision::{Precision, Products};
-use plumbline_conformance::subject::{Subject, SubjectError, Support};
-use plumbline_conformance::teeth::arithmetic::{Slip, with_slip};
-use plumbline_conformance::tensor::Tensors;
+use plumbline_conformance::teeth::arithmetic::Slip;
+use slipping::Slipping;
 
 /// Operations whose results are products.
 const PRODUCTS: &[&str] = &[
@@ -27,31 +26,6 @@ const PRODUCTS: &[&str] = &[
     "attention.backward",
     "llama.loss_and_gradients",
 ];
-
-/// The reference in f32 with this arithmetic, which says this of its products.
-struct Slipping(Slip, Products);
-
-impl Subject for Slipping {
-    fn name(&self) -> &str {
-        "slipping"
-    }
-
-    fn products(&self) -> Products {
-        self.1
-    }
-
-    fn precisions(&self) -> &[Precision] {
-        &[Precision::F32]
-    }
-
-    fn supports(&self, _: &Operation, _: Precision) -> Support {
-        Support::Yes
-    }
-
-    fn run(&mut self, request: &Request, _: Precision) -> Result<Tensors, SubjectError> {
-        with_slip(self.0, || (request.op.run.faulty)(request)).map_err(SubjectError::Refused)
-    }
-}
 
 /// Of these operations, those of which a golden case rejects the subject.
 fn rejected<'a>(subject: &mut Slipping, ops: &[&'a str]) -> Vec<&'a str> {

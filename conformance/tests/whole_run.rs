@@ -1,43 +1,26 @@
 //! Faults that most cases let through and that show over many: arithmetic that rounds to one side.
 
+#[path = "common/slipping.rs"]
+mod slipping;
+
 use std::path::Path;
 
-use plumbline_conformance::case::Request;
 use plumbline_conformance::generate::generated_case;
 use plumbline_conformance::judge::judge;
 use plumbline_conformance::judge::report::Status;
 use plumbline_conformance::judge::statistics::{Statistics, Summary};
-use plumbline_conformance::ops::{Operation, find};
-use plumbline_conformance::precision::Precision;
-use plumbline_conformance::subject::{Subject, SubjectError, Support};
+use plumbline_conformance::ops::find;
+use plumbline_conformance::precision::{Precision, Products};
 use plumbline_conformance::subjects::reference::Reference;
-use plumbline_conformance::teeth::arithmetic::{Slip, with_slip};
-use plumbline_conformance::tensor::Tensors;
-
-/// The f32 reference on arithmetic with a slip.
-struct Slipping(Slip);
-
-impl Subject for Slipping {
-    fn name(&self) -> &str {
-        "slipping"
-    }
-    fn precisions(&self) -> &[Precision] {
-        &[Precision::F32]
-    }
-    fn supports(&self, _: &Operation, _: Precision) -> Support {
-        Support::Yes
-    }
-    fn run(&mut self, request: &Request, _: Precision) -> Result<Tensors, SubjectError> {
-        with_slip(self.0, || (request.op.run.faulty)(request)).map_err(SubjectError::Refused)
-    }
-}
+use plumbline_conformance::teeth::arithmetic::Slip;
+use slipping::Slipping;
 
 /// What a run of 150 cases comes to; a directed rounding is within most allowances.
 fn summaries(op: &str, slip: Slip) -> Vec<Summary> {
     let (mut statistics, mut passed) = (Statistics::default(), 0);
     for index in 0..150 {
         let case = generated_case(Path::new("."), find(op).unwrap(), 9, index).unwrap();
-        let report = judge(&case, &mut Slipping(slip), Precision::F32);
+        let report = judge(&case, &mut Slipping(slip, Products::AsStored), Precision::F32);
         passed += usize::from(matches!(report.status, Status::Pass));
         statistics.add(&report, &judge(&case, &mut Reference, Precision::F32));
     }

@@ -15,13 +15,15 @@ use plumbline_reference::Real;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::ops::{Add, Div, Mul, Neg};
+use std::thread::LocalKey;
 
 use super::bound::{Allowance, Bounds, Evidence, TRANSCENDENTAL};
+use super::computed_in;
 use crate::case::Request;
 use crate::number::number;
 use crate::precision::{Precision, Unit};
 use crate::teeth::arithmetic::{Slip, with_slip};
-use crate::tensor::{Data, Tensor, Tensors};
+use crate::tensor::{Tensor, Tensors};
 
 /// Runs at random.
 pub const RUNS: u64 = 16;
@@ -201,28 +203,43 @@ pub fn bounds(
     narrow: fn(&Request) -> Result<Outputs<Noisy<true>>, String>,
     wide: fn(&Request) -> Result<Outputs<Noisy<false>>, String>,
 ) -> Result<Bounds, String> {
-    // A subject is often judged on the case of another before it: sixteen runs are worth keeping.
-    if let Some(known) = LAST.with_borrow(|last| last.as_ref()?.of(evidence)) {
-        return Ok(known);
-    }
-    let mut spreads = Spreads::default();
-    for run in 0..RUNS {
-        begin(run);
-        if evidence.unit == Unit::of(Precision::F32) {
-            spreads.add(evidence, narrow(evidence.request)?)?;
-        } else {
-            spreads.add(evidence, wide(evidence.request)?)?;
+    remembered(&OF_ROUNDINGS, evidence.request, evidence.expected, evidence.unit, || {
+        let mut spreads = Spreads::default();
+        for run in 0..RUNS {
+            begin(run);
+            if evidence.unit == Unit::of(Precision::F32) {
+                spreads.add_arrays(evidence, narrow(evidence.request)?)?;
+            } else {
+                spreads.add_arrays(evidence, wide(evidence.request)?)?;
+            }
         }
-    }
-    let bounds = spreads.allowances();
-    let Evidence { request, expected, unit, .. } = *evidence;
-    let (request, expected) = (request.clone(), expected.clone());
-    LAST.set(Some(Derived { request, expected, unit, bounds: bounds.clone() }));
-    Ok(bounds)
+        Ok(spreads.allowances(Least::OfTensor))
+    })
 }
 
-thread_local! {
-    static LAST: RefCell<Option<Derived>> = const { RefCell::new(None) };
+/// What rounding the factors of products to bf16 may add to the difference of each float output:
+/// [`DEVIATIONS`] standard deviations of the reference run [`RUNS`] times with each factor at random
+/// one of its two neighbours. An element that no rounded factor reaches may not differ more; but in
+/// a whole model, as above, none is held to less than its tensor is.
+///
+/// # Errors
+/// Where the reference refuses the request.
+pub fn of_factors(request: &Request, expected: &Tensors) -> Result<Bounds, String> {
+    remembered(&OF_FACTORS, request, expected, Unit::of(Precision::F32), || {
+        let mut spreads = Spreads::default();
+        for run in 0..RUNS {
+            begin(run);
+            let outputs =
+                with_slip(Slip::Bf16FactorsAtRandom, || (request.op.run.faulty)(request))?;
+            for (name, tensor) in expected.iter().filter(|(_, x)| computed_in(x).is_some()) {
+                let answered = outputs.get(name);
+                let answered = answered.ok_or_else(|| format!("out.{name} is not there"))?;
+                spreads.add(name, tensor, answered.values());
+            }
+        }
+        let is_model = request.op.name.starts_with("llama.");
+        Ok(spreads.allowances(if is_model { Least::OfTensor } else { Least::Zero }))
+    })
 }
 
 /// Allowances, and all that they were derived from.
@@ -233,61 +250,55 @@ struct Derived {
     bounds: Bounds,
 }
 
-impl Derived {
-    fn of(&self, evidence: &Evidence) -> Option<Bounds> {
-        let Evidence { request, expected, unit, .. } = *evidence;
-        let same = self.request.op.name == request.op.name
-            && self.request.params == request.params
-            && self.request.inputs == request.inputs
-            && self.expected == *expected
-            && self.unit == unit;
-        same.then(|| self.bounds.clone())
-    }
+type Last = RefCell<Option<Derived>>;
+
+thread_local! {
+    static OF_ROUNDINGS: Last = const { RefCell::new(None) };
+    static OF_FACTORS: Last = const { RefCell::new(None) };
 }
 
-/// What rounding the factors of products to bf16 may add to the difference of each float output:
-/// [`DEVIATIONS`] standard deviations of the reference run [`RUNS`] times with each factor at random
-/// one of its two neighbours. An element that no rounded factor reaches may not differ more; but in
-/// a whole model, as above, none is held to less than its tensor is.
-///
-/// # Errors
-/// Where the reference refuses the request.
-pub fn of_factors(
+/// A subject is often judged on the case of another before it: sixteen runs are worth keeping.
+fn remembered(
+    last: &'static LocalKey<Last>,
     request: &Request,
     expected: &Tensors,
-) -> Result<BTreeMap<String, Vec<f64>>, String> {
-    let mut squares = BTreeMap::<&String, Vec<f64>>::new();
-    for run in 0..RUNS {
-        begin(run);
-        let outputs = with_slip(Slip::Bf16FactorsAtRandom, || (request.op.run.faulty)(request))?;
-        for (name, tensor) in expected.iter().filter(|(_, tensor)| is_float(tensor)) {
-            let answered = outputs.get(name).ok_or_else(|| format!("out.{name} is not there"))?;
-            let pairs = answered.values().zip(tensor.values());
-            let off = pairs.map(|(value, expected)| (value - expected).powi(2));
-            let sums = squares.entry(name).or_insert_with(|| vec![0.0; tensor.len()]);
-            sums.iter_mut().zip(off).for_each(|(sum, off)| *sum += off);
-        }
-    }
-    let is_model = request.op.name.starts_with("llama.");
-    let allowances = squares.into_iter().map(|(name, squares)| {
-        let mean = squares.iter().sum::<f64>() / squares.len().max(1) as f64;
-        let least = if is_model { mean } else { 0.0 };
-        let deviations = squares.into_iter().map(|sum| (sum.max(least) / RUNS as f64).sqrt());
-        (name.clone(), deviations.map(|deviation| DEVIATIONS * deviation).collect())
+    unit: Unit,
+    derive: impl FnOnce() -> Result<Bounds, String>,
+) -> Result<Bounds, String> {
+    let is_same = |known: &Derived| {
+        known.request.op.name == request.op.name
+            && known.request.params == request.params
+            && known.request.inputs == request.inputs
+            && known.expected == *expected
+            && known.unit == unit
+    };
+    let known = last.with_borrow(|last| {
+        last.as_ref().filter(|known| is_same(known)).map(|known| known.bounds.clone())
     });
-    Ok(allowances.collect())
-}
-
-fn is_float(tensor: &Tensor) -> bool {
-    !matches!(tensor.data(), Data::I8(_) | Data::U8(_) | Data::I32(_))
+    if let Some(known) = known {
+        return Ok(known);
+    }
+    let bounds = derive()?;
+    let (request, expected) = (request.clone(), expected.clone());
+    last.set(Some(Derived { request, expected, unit, bounds: bounds.clone() }));
+    Ok(bounds)
 }
 
 /// Sums of squared distances from the expected values.
 #[derive(Default)]
 struct Spreads(BTreeMap<String, Vec<f64>>);
 
+/// What no element of a tensor is held to less than.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Least {
+    /// Nothing.
+    Zero,
+    /// The spread of its tensor.
+    OfTensor,
+}
+
 impl Spreads {
-    fn add<const NARROW: bool>(
+    fn add_arrays<const NARROW: bool>(
         &mut self,
         evidence: &Evidence,
         outputs: Outputs<Noisy<NARROW>>,
@@ -295,19 +306,25 @@ impl Spreads {
         for (name, array) in outputs {
             let expected = evidence.expected.get(&name);
             let expected = expected.ok_or_else(|| format!("out.{name} is not expected"))?;
-            let squares = self.0.entry(name).or_insert_with(|| vec![0.0; array.len()]);
-            for ((square, noisy), value) in squares.iter_mut().zip(&array).zip(expected.values()) {
-                *square += (noisy.value - value).powi(2);
-            }
+            self.add(&name, expected, array.iter().map(|noisy| noisy.value));
         }
         Ok(())
     }
 
-    fn allowances(self) -> Bounds {
+    fn add(&mut self, name: &str, expected: &Tensor, values: impl Iterator<Item = f64>) {
+        let zeros = || vec![0.0; expected.len()];
+        let squares = self.0.entry(name.to_owned()).or_insert_with(zeros);
+        for ((square, value), expected) in squares.iter_mut().zip(values).zip(expected.values()) {
+            *square += (value - expected).powi(2);
+        }
+    }
+
+    fn allowances(self, least: Least) -> Bounds {
         let of_tensor = |squares: Vec<f64>| {
             let mean = squares.iter().sum::<f64>() / squares.len().max(1) as f64;
+            let least = if least == Least::OfTensor { mean } else { 0.0 };
             Allowance::absolute(squares.into_iter().map(|square| {
-                let deviation = (square.max(mean) / RUNS as f64).sqrt();
+                let deviation = (square.max(least) / RUNS as f64).sqrt();
                 DEVIATIONS * deviation
             }))
         };

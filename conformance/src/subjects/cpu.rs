@@ -5,10 +5,9 @@ use std::sync::Arc;
 use plumbline::cpu::Cpu;
 
 use super::optimized::Optimized;
-use crate::precision::Products;
 use crate::subject::Subject;
 
 /// The subject `cpu`.
 pub fn cpu() -> impl Subject {
-    Optimized::on(Arc::new(Cpu), Products::AsStored)
+    Optimized::on(Arc::new(Cpu))
 }

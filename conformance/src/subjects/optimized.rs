@@ -37,11 +37,11 @@ pub(super) struct Optimized<B> {
 }
 
 impl<B: Backend> Optimized<B> {
-    /// On a backend whose factors of products are kept or rounded as said.
-    pub(super) fn on(backend: Arc<B>, products: Products) -> Self {
-        let suffix = match products {
-            Products::AsStored => "",
-            Products::Bf16 => "-bf16",
+    /// On a backend, which says itself in how many bytes it keeps the factors of products.
+    pub(super) fn on(backend: Arc<B>) -> Self {
+        let (products, suffix) = match backend.operand_bytes() {
+            2 => (Products::Bf16, "-bf16"),
+            _ => (Products::AsStored, ""),
         };
         Self { name: format!("{}{suffix}", B::NAME), backend, products }
     }

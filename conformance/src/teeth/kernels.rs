@@ -14,7 +14,7 @@ use plumbline::cuda::{Cuda, Interpreter, Module};
 use crate::case::{Case, Expected};
 use crate::judge::judge;
 use crate::judge::report::{Failure, Status};
-use crate::precision::{Precision, Products};
+use crate::precision::Precision;
 use crate::subjects::cuda::interpreted;
 
 /// A kind of mistake in compiled kernels.
@@ -246,11 +246,7 @@ impl<'a> Reach<'a> {
         let mut reach: BTreeMap<_, Vec<_>> = BTreeMap::new();
         for case in cases.iter().filter(|case| matches!(case.expected, Expected::Outputs(_))) {
             let backend = backend(Interpreter::new())?;
-            let report = judge(
-                case,
-                &mut interpreted(Arc::clone(&backend), Products::AsStored),
-                Precision::F32,
-            );
+            let report = judge(case, &mut interpreted(Arc::clone(&backend)), Precision::F32);
             if matches!(report.status, Status::Pass) {
                 for kernel in backend.launcher().launched() {
                     reach.entry(kernel).or_default().push(case);
@@ -279,7 +275,7 @@ impl<'a> Reach<'a> {
         // Kernels are named by what lives as long as the program.
         let edited = Module { name, source, ptx: mutant.ptx().leak() };
         let interpreter = Interpreter::new().budget(BUDGET).replacing(Box::leak(Box::new(edited)));
-        let mut subject = interpreted(backend(interpreter)?, Products::AsStored);
+        let mut subject = interpreted(backend(interpreter)?);
         let cases = self.cases.get(&(name, mutant.entry));
         let (mut tried, mut killer) = (0, None);
         for case in cases.into_iter().flatten() {
