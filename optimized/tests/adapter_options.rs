@@ -79,10 +79,7 @@ fn layer<B: Backend>(
     let options = LoraOptions { rank: WIDTH, lora_scaling: 1.0 };
     let shape = (WIDTH, WIDTH);
     let lora = Lora::from_tensors(backend, &weight, shape, options, factors.0, factors.1).unwrap();
-    let lora = match dropout {
-        Some(dropout) => lora.with_dropout(dropout),
-        None => lora,
-    };
+    let lora = lora.with_dropout(dropout);
     let mut scratch = lora.scratch_need().allocate(backend, TOKENS).unwrap();
     scratch.path.dropout_key = key;
     Layer { lora, scratch }

@@ -206,10 +206,7 @@ impl Method for QatLoraSettings {
             None => QatLora::new(backend, &at.weight, rows, options, &mut at.random())?,
             Some(tensors) => QatLora::from_tensors(backend, &at.weight, rows, options, &tensors)?,
         };
-        let layer = match at.dropout(self.0.dropout) {
-            Some(dropout) => layer.with_dropout(dropout),
-            None => layer,
-        };
+        let layer = layer.with_dropout(at.dropout(self.0.dropout));
         Ok(if self.0.train_scale { layer } else { layer.freeze_grid() })
     }
 }
@@ -236,10 +233,7 @@ impl Method for LoraSettings {
                 Lora::from_tensors(backend, &at.weight, shape, options, &lora_a, &lora_b)?
             }
         };
-        Ok(match at.dropout(self.dropout) {
-            Some(dropout) => layer.with_dropout(dropout),
-            None => layer,
-        })
+        Ok(layer.with_dropout(at.dropout(self.dropout)))
     }
 }
 
@@ -391,10 +385,7 @@ impl Method for QaLoraSettings {
                 QaLora::from_tensors(backend, &base, options, &lora_a, &lora_b)?
             }
         };
-        Ok(match at.dropout(self.dropout) {
-            Some(dropout) => layer.with_dropout(dropout),
-            None => layer,
-        })
+        Ok(layer.with_dropout(at.dropout(self.dropout)))
     }
 }
 
@@ -420,10 +411,7 @@ impl Method for QloraSettings {
                 Qlora::from_tensors(backend, &weight, rows, options, &lora_a, &lora_b)?
             }
         };
-        Ok(match at.dropout(self.dropout) {
-            Some(dropout) => layer.with_dropout(dropout),
-            None => layer,
-        })
+        Ok(layer.with_dropout(at.dropout(self.dropout)))
     }
 }
 

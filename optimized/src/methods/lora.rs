@@ -87,9 +87,9 @@ impl<B: Backend> Lora<B> {
         })
     }
 
-    /// Drops some of what the adapter reads, in training.
+    /// Drops some of what the adapter reads, in training, or nothing.
     #[must_use]
-    pub fn with_dropout(mut self, dropout: AdapterDropout) -> Self {
+    pub fn with_dropout(mut self, dropout: Option<AdapterDropout>) -> Self {
         self.path.drop_inputs(dropout);
         self
     }

@@ -61,9 +61,9 @@ impl<B: Backend> LowRankPath<B> {
         self.options
     }
 
-    /// Drops some of what the path reads, in training.
-    pub(super) fn drop_inputs(&mut self, dropout: AdapterDropout) {
-        self.dropout = Some(dropout);
+    /// Drops some of what the path reads, in training, or nothing.
+    pub(super) fn drop_inputs(&mut self, dropout: Option<AdapterDropout>) {
+        self.dropout = dropout;
     }
 
     /// What a layer's cost is with this path's dropout.

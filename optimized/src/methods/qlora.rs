@@ -106,9 +106,9 @@ impl<B: Backend> Qlora<B> {
         })
     }
 
-    /// Drops some of what the adapter reads, in training.
+    /// Drops some of what the adapter reads, in training, or nothing.
     #[must_use]
-    pub fn with_dropout(mut self, dropout: AdapterDropout) -> Self {
+    pub fn with_dropout(mut self, dropout: Option<AdapterDropout>) -> Self {
         self.path.drop_inputs(dropout);
         self
     }
