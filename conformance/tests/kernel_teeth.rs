@@ -15,6 +15,7 @@ use plumbline_conformance::precision::Precision;
 use plumbline_conformance::subject::Subject;
 use plumbline_conformance::subjects::cuda::interpreted;
 use plumbline_conformance::teeth::kernels::{Reach, SLIPS, mutants};
+use rayon::prelude::*;
 
 /// Entries of a module, as its text declares them.
 fn entries(ptx: &str) -> impl Iterator<Item = &str> {
@@ -44,6 +45,11 @@ fn elsewhere(module: &str, entry: &str) -> bool {
     ELSEWHERE.iter().any(|(part, _)| name.contains(part))
 }
 
+/// A training of a whole model: some kernels are launched by nothing smaller.
+fn a_training() -> Case {
+    golden().into_iter().find(|case| case.request.op.name == "llama.train").unwrap()
+}
+
 /// Judges every golden case on the kernels, and adds those that ran.
 fn conform(compute: Compute, run: &mut BTreeSet<(&'static str, &'static str)>) {
     let backend = Arc::new(Cuda::with_compute(Interpreter::new(), compute).unwrap());
@@ -54,8 +60,8 @@ fn conform(compute: Compute, run: &mut BTreeSet<(&'static str, &'static str)>) {
     let rejected: Vec<_> = rejected.map(ToString::to_string).collect();
     assert!(rejected.is_empty(), "{} rejected\n{}", rejected.len(), rejected.join("\n"));
     // Trainings are judged in whole_model_gate.rs; one of them runs what only the optimizer does.
-    let training = golden().into_iter().find(|case| case.request.op.name == "llama.train").unwrap();
-    subject.run(&training.request.to_precision(Precision::F32), Precision::F32).unwrap();
+    let training = a_training().request.to_precision(Precision::F32);
+    subject.run(&training, Precision::F32).unwrap();
     run.extend(backend.launcher().launched());
 }
 
@@ -99,31 +105,30 @@ fn every_kind_of_mistake_is_noticed() {
     }
 }
 
-/// `KERNEL=name` tries one module. Copies of a line that the compiler made, by unrolling a loop, are
-/// one place: the first is tried, and all of them with `EVERY_COPY=1`.
+/// `KERNEL=name` tries one module, `SLIP=name` one kind of mistake. Copies of a line that the
+/// compiler made, by unrolling a loop, are one place: the first is tried, and all of them with
+/// `EVERY_COPY=1`.
 #[test]
 #[ignore = "hours: every small mistake at every place of every kernel"]
 fn every_mistake_is_noticed() {
-    let cases = golden();
+    let mut cases = golden_operations();
+    cases.push(a_training());
     let reach = Reach::of(&cases).unwrap();
-    let only = std::env::var("KERNEL").ok();
+    let asked = |variable: &str, name: &str| std::env::var(variable).is_ok_and(|only| only != name);
     let every_copy = std::env::var_os("EVERY_COPY").is_some();
-    let modules = MODULES.iter().filter(|module| only.as_deref().is_none_or(|o| o == module.name));
-    let (mut tried, mut survivors) = (0, 0);
-    for module in modules.copied() {
-        let mut places = BTreeSet::new();
-        for mutant in mutants(module) {
-            let place = (mutant.slip.name, mutant.entry, mutant.source.clone());
-            let judged_elsewhere = elsewhere(module.name, mutant.entry);
-            if judged_elsewhere || !(places.insert(place) || every_copy) {
-                continue;
-            }
-            let fate = reach.fate(mutant).unwrap();
-            println!("{fate}");
-            tried += 1;
-            survivors += usize::from(fate.killer.is_none());
-        }
-    }
-    println!("{} of {tried} killed", tried - survivors);
-    assert_eq!(survivors, 0, "survivors");
+    let mut places = BTreeSet::new();
+    let mut tried: Vec<_> = MODULES.iter().flat_map(mutants).collect();
+    tried.retain(|mutant| {
+        let (slip, module, entry) = (mutant.slip.name, mutant.module.name, mutant.entry);
+        let left_out = elsewhere(module, entry) || asked("KERNEL", module) || asked("SLIP", slip);
+        !left_out && (places.insert((slip, entry, mutant.source.clone())) || every_copy)
+    });
+    let count = tried.len();
+    let fates = tried.into_par_iter().map(|mutant| {
+        let fate = reach.fate(mutant).unwrap();
+        println!("{fate}");
+        fate.killer.is_some()
+    });
+    let killed = fates.filter(|is_killed| *is_killed).count();
+    assert_eq!(killed, count, "killed, of those tried");
 }

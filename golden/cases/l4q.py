@@ -4,7 +4,7 @@ import math
 
 from case_text import GoldenFile, case
 
-from .spread import spread
+from .spread import long, spread
 
 REFUSED = {
     "non_finite": "a NaN or infinity that clamps to an end of the range or is masked away",
@@ -108,6 +108,14 @@ BEYOND_BF16 = {
     "offset": [[0.0], [0.0], [0.0], [-1.0 - 2.0**-8 + 2.0**-12]],
 }
 BEYOND_BF16_X = [[1.0 + 2.0**-13, -3.0 - 2.0**-12, 0.5], [2.0**-14 - 1.0, 0.75, 7.0 - 2.0**-11]]
+# Rank 4, updates of some fifty codes of 8 bits: what one product or sum loses moves codes.
+LONG = {
+    "weight": long([3, 8], seed=51, size=8.0),
+    "lora_a": long([4, 8], seed=52, size=2.0),
+    "lora_b": long([3, 4], seed=53, size=2.0),
+    "scale": [[0.125 + 2.0**-9 * (2 * o + g) for g in range(2)] for o in range(3)],
+    "offset": long([3, 2], seed=54),
+}
 UNIT = {
     "weight": [[0.5]],
     "lora_a": [[2.0]],
@@ -137,8 +145,10 @@ def merge(id, flags, inputs, *, error=None, remark=None, **params):
 
 X7 = spread([5, 7], seed=24)
 X9 = spread([4, 9], seed=34)
+X8 = long([5, 8], seed=55)
 
 FORWARD = [
+    forward("numbers_of_18_bits", "one_precision", LONG, X8, bits=8, group_size=4),
     forward(
         "ties_that_the_adapter_makes",
         "combined_tie scaling adapter_inside offset_outside",
@@ -216,6 +226,15 @@ FORWARD = [
 ]
 
 BACKWARD = [
+    backward(
+        "numbers_of_18_bits",
+        "one_precision all_tokens",
+        LONG,
+        X8,
+        long([5, 3], seed=56),
+        bits=8,
+        group_size=4,
+    ),
     backward(
         "by_hand",
         "unmasked offset_in_d_x offset_gradient rounding_residual grad_scale_default",
@@ -345,6 +364,7 @@ BACKWARD = [
 ]
 
 MERGE = [
+    merge("numbers_of_18_bits", "one_precision same_codes", LONG, bits=8, group_size=4),
     merge("by_hand", "scaling same_codes combined_tie offset_kept", HAND, group_size=2),
     merge("scaling_of_a_half", "scaling same_codes", HAND, group_size=2, lora_scaling=0.5),
     merge("lora_b_is_zero", "same_codes", START, group_size=2),

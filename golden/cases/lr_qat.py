@@ -16,14 +16,16 @@ from .lr_qat_layers import (
     HAND_X,
     KINDS,
     LIVE,
+    LONG,
     ODD,
     REFUSED,
     TIES,
     UNIT,
     X7,
+    X8,
     X9,
 )
-from .spread import spread
+from .spread import long, spread
 
 FORWARD_NOTES = {
     "sum_tie": "rounding of weight and update apart, or half away from zero",
@@ -41,6 +43,7 @@ FORWARD_NOTES = {
     "scale_floor": "a scale that was not raised to the floor",
     "grid_width": "a range hard-coded for one width",
     "odd_size": "a kernel that handles only whole tiles",
+    "one_precision": "an argument or a product of fewer bits than f32 has",
     "options": "options that contradict each other",
     **REFUSED,
 }
@@ -62,6 +65,7 @@ BACKWARD_NOTES = {
     "one_group_per_row": "an absent group_size read as one group per tensor",
     "scale_floor": "a gradient for a scale that was raised to the floor",
     "odd_size": "a kernel that handles only whole tiles",
+    "one_precision": "sums over tokens or the rank of fewer bits than f32 has",
     **REFUSED,
 }
 MERGE_NOTES = {
@@ -95,6 +99,7 @@ def merge(id, flags, inputs, *, error=None, remark=None, **params):
 
 
 FORWARD = [
+    forward("numbers_of_18_bits", "one_precision", LONG, X8, bits=8, group_size=4, downcast="f32"),
     *[
         forward(
             f"by_hand_from_{kind}",
@@ -250,6 +255,16 @@ FORWARD = [
 ]
 
 BACKWARD = [
+    backward(
+        "numbers_of_18_bits",
+        "one_precision all_tokens",
+        LONG,
+        X8,
+        long([5, 3], seed=75),
+        bits=8,
+        group_size=4,
+        downcast="f32",
+    ),
     *[
         backward(
             f"by_hand_from_{kind}",

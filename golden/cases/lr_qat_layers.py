@@ -1,6 +1,6 @@
 """What the cases of LR-QAT share: their layers, and the refusals of every operation."""
 
-from .spread import spread
+from .spread import long, spread
 
 REFUSED = {
     "non_finite": "a NaN or infinity that clamps to an end of the range or is masked away",
@@ -62,6 +62,14 @@ FLOOR = {
     "lora_b": [[0.5], [-1.0]],
     "scale": [[2.0**-30], [0.5]],
 }
+# Rank 4, updates of some fifty codes of 8 bits: what one product or sum loses moves codes.
+LONG = {
+    "weight": long([3, 8], seed=71, size=8.0),
+    "initial_scale": [[0.125 + 2.0**-9 * (2 * o + g) for g in range(2)] for o in range(3)],
+    "lora_a": long([4, 8], seed=72, size=5.0),
+    "lora_b": long([3, 4], seed=73, size=5.0),
+    "scale": [[0.25 + 2.0**-9 * (3 * o - g) for g in range(2)] for o in range(3)],
+}
 UNIT = {
     "weight": [[0.5]],
     "initial_scale": [[0.25]],
@@ -71,3 +79,4 @@ UNIT = {
 }
 X7 = spread([5, 7], seed=54)
 X9 = spread([4, 9], seed=64)
+X8 = long([5, 8], seed=74)

@@ -4,6 +4,8 @@ import math
 
 from case_text import GoldenFile, case
 
+from .spread import long
+
 # The spacing of f32 just below 8, and just above it.
 ULP_7, ULP_8 = 2.0**-21, 2.0**-20
 # At a scale of 1, v is the weight: the ends, and the ties beside them.
@@ -31,13 +33,22 @@ FORWARD_NOTES = {
     "one_group_per_row": "an absent group_size read as one group per tensor",
     "real_offset": "an offset rounded to a whole number of codes, or forgotten on one side",
     "scale_floor": "a division by zero or by a negative scale, or a scale that was not raised",
+    "one_precision": "a result of fewer bits than f32 has",
     "zero": "a zero that picks up a code, or the offset forgotten where the weight is zero",
     "odd_size": "a kernel that handles only whole vectors or even rows",
     "grid_width": "a range hard-coded for one width, or codes that do not fit a signed byte",
     **REFUSED,
 }
 
+# Groups of 8 weights of 18 bits, at 8 bits.
+LONG = {
+    "weight": long([3, 16], seed=81, size=8.0),
+    "scale": [[0.0625 + 2.0**-10 * (2 * o + g) for g in range(2)] for o in range(3)],
+    "offset": long([3, 2], seed=82),
+}
+
 FORWARD = [
+    case("numbers_of_18_bits", "one_precision", {"bits": 8, "group_size": 8}, **LONG),
     case(
         "tie_at_2_5_goes_to_2",
         "tie",

@@ -13,3 +13,8 @@ def spread(shape, seed, step=0.125, reach=8):
         return ((state >> 12) % (2 * reach + 1) - reach) * step
 
     return fill(list(shape))
+
+
+def long(shape, seed, size=1.0):
+    """Numbers of 18 bits between -size and size: a sum or a product of fewer bits loses some."""
+    return spread(shape, seed, size * 2.0**-17, 2**17)

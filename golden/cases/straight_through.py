@@ -4,8 +4,8 @@ import math
 
 from case_text import GoldenFile, case
 
-from .quantize import ABOVE_FLOOR, AROUND_ENDS, AROUND_TIES, BELOW_FLOOR, ENDS, REFUSED
-from .spread import spread
+from .quantize import ABOVE_FLOOR, AROUND_ENDS, AROUND_TIES, BELOW_FLOOR, ENDS, LONG, REFUSED
+from .spread import long, spread
 
 BACKWARD_NOTES = {
     "closed_mask": "a mask that is open at an end of the range",
@@ -21,6 +21,7 @@ BACKWARD_NOTES = {
     "group_sum": "gradients summed over the wrong group, or d_offset transposed before grouping",
     "grad_scale": "a gradient scale with another count: of the tensor, of the row, or rounded",
     "grad_scale_default": "a gradient scale where none was asked for",
+    "one_precision": "sums over a group of fewer bits than f32 has",
     "scale_floor": "a gradient for a scale that was raised to the floor",
     "one_group_per_row": "an absent group_size read as one group per tensor",
     "grid_width": "a range hard-coded for one width",
@@ -63,6 +64,13 @@ def masked(id, mask, remark, **params):
 
 
 BACKWARD = [
+    case(
+        "numbers_of_18_bits",
+        "one_precision group_sum",
+        {"bits": 8, "group_size": 8},
+        **LONG,
+        d_output=long([3, 16], seed=83),
+    ),
     masked("mask_pre_round", "pre_round", "passes: -8, 7, -7.5, 6.5"),
     masked(
         "mask_rounded",

@@ -4,7 +4,7 @@ import math
 
 from case_text import GoldenFile, case
 
-from .spread import spread
+from .spread import long, spread
 
 SHAPE = "a broadcast, transposed or truncated tensor instead of a refusal"
 NON_FINITE = "a NaN or infinity that spreads through the result instead of being refused"
@@ -19,6 +19,7 @@ RMS_FORWARD_NOTES = {
     "zero_row": "0 / 0 for a row of zeros",
     "rows_apart": "a statistic shared between rows",
     "full_precision": "squares that are added in f16, which does not hold them",
+    "one_precision": "a sum of squares of fewer bits than f32 has",
     "odd_size": ODD_SIZE,
     "shape": SHAPE,
     "non_finite": NON_FINITE,
@@ -30,11 +31,14 @@ RMS_BACKWARD_NOTES = {
     "eps_inside": "a derivative that forgets eps",
     "mean_not_sum": "the part through the root not divided by the length of the row",
     "zero_row": "0 / 0 for a row of zeros",
+    "one_precision": "sums over a row or over tokens of fewer bits than f32 has",
     "odd_size": ODD_SIZE,
     "shape": SHAPE,
     "non_finite": NON_FINITE,
 }
 RMS = [
+    ("rows_of_16", "one_precision", long([3, 16], 44), long([16], 45), 2.0**-10, None),
+    ("rows_of_7", "one_precision odd_size", long([5, 7], 46), long([7], 47), 2.0**-10, None),
     ("root_of_four", "eps_inside", [[1.0, -1.0]], [1.0, 1.0], 3.0, "1 / sqrt(1 + 3)"),
     ("mean_square_25", "mean_not_sum", [[1.0, 7.0]], [1.0, 1.0], 2.0**-30, "sqrt((1 + 49) / 2)"),
     (
