@@ -117,7 +117,7 @@ fn every_mistake_is_noticed() {
     let asked = |variable: &str, name: &str| std::env::var(variable).is_ok_and(|only| only != name);
     let every_copy = std::env::var_os("EVERY_COPY").is_some();
     let mut places = BTreeSet::new();
-    let mut tried: Vec<_> = MODULES.iter().flat_map(mutants).collect();
+    let mut tried: Vec<_> = MODULES.iter().copied().flat_map(mutants).collect();
     tried.retain(|mutant| {
         let (slip, module, entry) = (mutant.slip.name, mutant.module.name, mutant.entry);
         let left_out = elsewhere(module, entry) || asked("KERNEL", module) || asked("SLIP", slip);
