@@ -11,11 +11,12 @@ differently although its two best choices are further apart than the two computa
 
 import argparse
 import json
+import os
 import pathlib
 import sys
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 
 def load(path: pathlib.Path):
@@ -34,13 +35,23 @@ def choices(item: dict) -> tuple[str, list[str]]:
 
 
 @torch.no_grad()
-def log_likelihood(model, tokenizer, context: str, continuation: str) -> float:
-    """Of the tokens that the continuation adds."""
-    whole = tokenizer(context + continuation)["input_ids"]
+def log_likelihoods(model, tokenizer, context: str, continuations: list[str]) -> list[float]:
+    """Of the tokens that each continuation adds; what all of them begin with is run once."""
     start = len(tokenizer(context.rstrip())["input_ids"])
-    logits = model(torch.tensor([whole[:-1]])).logits[0, start - 1 :].double()
-    targets = torch.tensor(whole[start:])
-    return torch.log_softmax(logits, -1).gather(1, targets[:, None]).sum().item()
+    wholes = [tokenizer(context + continuation)["input_ids"] for continuation in continuations]
+    # The token before the first judged one is run with each continuation, for its logits.
+    shared = min(len(os.path.commonprefix(wholes)), start - 1)
+    cache = DynamicCache(config=model.config)
+    if shared:
+        model(torch.tensor([wholes[0][:shared]]), past_key_values=cache, logits_to_keep=1)
+    sums = []
+    for whole in wholes:
+        rest = torch.tensor([whole[shared:-1]])
+        logits = model(rest, past_key_values=cache).logits[0, start - 1 - shared :].double()
+        cache.crop(-rest.shape[1])
+        targets = torch.tensor(whole[start:])
+        sums.append(torch.log_softmax(logits, -1).gather(1, targets[:, None]).sum().item())
+    return sums
 
 
 def main() -> int:
@@ -57,7 +68,7 @@ def main() -> int:
     largest, other, close = 0.0, [], 0
     for sample in ours:
         context, texts = choices(items[sample["item"]])
-        theirs = [log_likelihood(model, tokenizer, context, text) for text in texts]
+        theirs = log_likelihoods(model, tokenizer, context, texts)
         error = max(abs(a - b) for a, b in zip(theirs, sample["log_likelihoods"], strict=True))
         largest = max(largest, error)
         chosen = theirs.index(max(theirs))

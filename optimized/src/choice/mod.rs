@@ -11,7 +11,7 @@ use crate::backend::Backend;
 use crate::checkpoint::Tokenizer;
 use crate::error::{Error, Result};
 use crate::methods::LinearMethod;
-use crate::model::{Batch, IGNORE, Llama};
+use crate::model::{Decoder, Llama};
 
 pub use tasks::Task;
 
@@ -153,36 +153,23 @@ pub fn score<B: Backend, L: LinearMethod<B>>(
         return Err(Error::Invalid("there is no question".into()));
     }
     let longest = model.config().longest_sequence();
-    let mut workspace = model.evaluation_workspace(1)?;
-    let mut room = 1;
+    let mut decoder = Decoder::new(model, 1)?;
     let (mut plain, mut normalized) = (Vec::new(), Vec::new());
     let mut shortened = 0;
     for (number, item) in items.iter().enumerate() {
         let before = shots.before(number)?;
-        let (mut log_likelihoods, mut counts, mut is_short) = (Vec::new(), Vec::new(), false);
-        for choice in &item.choices {
-            let (tokens, judged) = encode(tokenizer, &before, choice)
-                .map_err(|error| Error::Invalid(format!("question {number}: {error}")))?;
-            if judged + 1 > longest {
-                let reason = format!("question {number}: a choice of {judged} tokens is too long");
-                return Err(Error::Invalid(reason));
-            }
-            // The last token is only predicted.
-            let start = (tokens.len() - 1).saturating_sub(longest);
-            is_short |= start > 0;
-            let inputs = &tokens[start..tokens.len() - 1];
-            let mut targets = tokens[start + 1..].to_vec();
-            let context = targets.len() - judged;
-            targets[..context].fill(IGNORE);
-            if inputs.len() > room {
-                room = inputs.len().next_multiple_of(64).min(longest);
-                workspace = model.evaluation_workspace(room)?;
-            }
-            let batch = Batch { batch: 1, tokens: inputs, targets: &targets, documents: None };
-            log_likelihoods.push(-model.loss(&batch, &mut workspace)?.sum);
-            counts.push(judged);
+        let encoded: Vec<Encoded> = item
+            .choices
+            .iter()
+            .map(|choice| encode(tokenizer, &before, choice)?.fitting(longest))
+            .collect::<Result<_>>()
+            .map_err(|error| Error::Invalid(format!("question {number}: {error}")))?;
+        let room = encoded.iter().map(|choice| choice.tokens.len()).max().unwrap_or(1);
+        if room > decoder.capacity() {
+            decoder = Decoder::new(model, room.next_multiple_of(64).min(longest))?;
         }
-        shortened += usize::from(is_short);
+        let log_likelihoods = log_likelihoods(&mut decoder, &encoded)?;
+        shortened += usize::from(encoded.iter().any(|choice| choice.is_shortened));
         let for_characters: Vec<f64> = log_likelihoods
             .iter()
             .zip(&item.choices)
@@ -194,7 +181,7 @@ pub fn score<B: Backend, L: LinearMethod<B>>(
             chosen: first_largest(&log_likelihoods),
             chosen_normalized: first_largest(&for_characters),
             log_likelihoods,
-            tokens: counts,
+            tokens: encoded.iter().map(|choice| choice.targets.len()).collect(),
         };
         plain.push(answered.chosen == item.answer);
         normalized.push(answered.chosen_normalized == item.answer);
@@ -204,19 +191,75 @@ pub fn score<B: Backend, L: LinearMethod<B>>(
     Ok(Score { plain, normalized, shortened })
 }
 
-/// Tokens of examples, context and choice, and how many of them are the choice's.
-fn encode(tokenizer: &Tokenizer, before: &str, choice: &Choice) -> Result<(Vec<i32>, usize)> {
+/// A choice after its context, as the model takes it.
+struct Encoded {
+    /// What is read: all but the last token, which is only predicted.
+    tokens: Vec<i32>,
+    /// What should follow each of the last `targets.len()` tokens.
+    targets: Vec<i32>,
+    /// Whether the beginning was left out.
+    is_shortened: bool,
+}
+
+impl Encoded {
+    /// Without as much of the beginning as does not fit into `longest` positions.
+    fn fitting(mut self, longest: usize) -> Result<Self> {
+        let judged = self.targets.len();
+        if judged + 1 > longest {
+            return Err(Error::Invalid(format!("a choice of {judged} tokens is too long")));
+        }
+        let excess = self.tokens.len().saturating_sub(longest);
+        self.tokens.drain(..excess);
+        self.is_shortened = excess > 0;
+        Ok(self)
+    }
+
+    /// Tokens before the one that the first target follows.
+    fn unjudged(&self) -> &[i32] {
+        &self.tokens[..self.tokens.len() - self.targets.len()]
+    }
+}
+
+/// Log-likelihood of each choice of a question, nats.
+///
+/// The tokens that all of them begin with are run once. Every choice goes on from there, the first
+/// too, so that equal choices are equally likely to the last bit.
+fn log_likelihoods<B: Backend, L: LinearMethod<B>>(
+    decoder: &mut Decoder<'_, B, L>,
+    choices: &[Encoded],
+) -> Result<Vec<f64>> {
+    let Some((first, others)) = choices.split_first() else {
+        return Ok(Vec::new());
+    };
+    let alike = |a: &[i32], b: &[i32]| a.iter().zip(b).take_while(|(a, b)| a == b).count();
+    let shared =
+        others.iter().map(|choice| alike(first.unjudged(), choice.unjudged())).min().unwrap_or(0);
+    decoder.clear();
+    if shared > 0 {
+        decoder.extend(&first.tokens[..shared])?;
+    }
+    let judge = |choice: &Encoded| {
+        decoder.rewind(shared);
+        decoder.append_judged(&choice.tokens[shared..], &choice.targets)
+    };
+    choices.iter().map(judge).collect()
+}
+
+/// Examples, context and choice together.
+fn encode(tokenizer: &Tokenizer, before: &str, choice: &Choice) -> Result<Encoded> {
     let context = format!("{before}{}", choice.context);
     // Blanks at the end of a context belong to what follows: that is where tokens begin.
     let kept = context.trim_end();
-    let whole = tokenizer.encode(&format!("{context}{}", choice.continuation))?;
-    let judged = whole.len().saturating_sub(tokenizer.encode(kept)?.len());
-    if judged == 0 || judged == whole.len() {
+    let mut tokens = tokenizer.encode(&format!("{context}{}", choice.continuation))?;
+    let judged = tokens.len().saturating_sub(tokenizer.encode(kept)?.len());
+    if judged == 0 || judged == tokens.len() {
         let text = &choice.continuation;
         let reason = format!("the choice {text:?} has no token of its own after its context");
         return Err(Error::Invalid(reason));
     }
-    Ok((whole, judged))
+    let targets = tokens[tokens.len() - judged..].to_vec();
+    tokens.pop();
+    Ok(Encoded { tokens, targets, is_shortened: false })
 }
 
 /// The first of the largest.

@@ -2,6 +2,7 @@
 
 use super::activations::{Activations, Workspace};
 use super::block::{KeyValueCache, Surroundings};
+use super::head::LossSlot;
 use super::llama::Llama;
 use crate::backend::Backend;
 use crate::error::{Error, Result};
@@ -49,11 +50,48 @@ impl<'m, B: Backend, L: LinearMethod<B>> Decoder<'m, B, L> {
         self.position = 0;
     }
 
+    /// Forgets all but the first `position` tokens; nothing where there are no more.
+    pub fn rewind(&mut self, position: usize) {
+        self.position = self.position.min(position);
+    }
+
     /// Appends tokens and returns the logits `[vocab_size]` after the last of them.
     ///
     /// # Errors
     /// `TokenOutOfRange`; `Invalid` when nothing is appended or the sequence would outgrow its room.
     pub fn append(&mut self, tokens: &[i32]) -> Result<Vec<f32>> {
+        self.extend(tokens)?;
+        self.take_last_states(tokens.len(), 1)?;
+        let Activations { hidden, head, .. } = &mut self.workspace.activations;
+        self.model.head_logits(1, &hidden[0], head)
+    }
+
+    /// Appends tokens and returns the log-likelihood of `targets`, nats: the sum over the last
+    /// `targets.len()` of these tokens, each followed by its target.
+    ///
+    /// # Errors
+    /// As [`Decoder::append`]; `Invalid` for more targets than tokens.
+    pub fn append_judged(&mut self, tokens: &[i32], targets: &[i32]) -> Result<f64> {
+        if targets.len() > tokens.len() {
+            let (targets, tokens) = (targets.len(), tokens.len());
+            return Err(Error::Invalid(format!("cannot judge {targets} of {tokens} tokens")));
+        }
+        self.extend(tokens)?;
+        self.take_last_states(tokens.len(), targets.len())?;
+        let backend = &*self.model.backend;
+        let mut sums = backend.upload_sums(&[0.0])?;
+        let loss = LossSlot { sums: &mut sums, slot: 0 };
+        let Workspace { activations: Activations { hidden, head, .. }, ids, .. } =
+            &mut self.workspace;
+        self.model.head_loss(targets, &hidden[0], head, &mut ids.targets, loss)?;
+        Ok(-backend.read_sums(&mut sums)?[0])
+    }
+
+    /// Appends tokens without asking what follows.
+    ///
+    /// # Errors
+    /// As [`Decoder::append`].
+    pub fn extend(&mut self, tokens: &[i32]) -> Result<()> {
         let (position, capacity) = (self.position, self.capacity);
         if tokens.is_empty() || position + tokens.len() > capacity {
             let reason =
@@ -71,7 +109,7 @@ impl<'m, B: Backend, L: LinearMethod<B>> Decoder<'m, B, L> {
             documents: None,
         };
         let Workspace { activations, ids, scratch, .. } = &mut self.workspace;
-        let Activations { hidden, blocks: saved, head, .. } = activations;
+        let Activations { hidden, blocks: saved, .. } = activations;
         model.embed(tokens, &mut ids.tokens, &mut hidden[0])?;
         for (index, (block, (k, v))) in model.blocks.iter().zip(&mut self.caches).enumerate() {
             let (inputs, outputs) = hidden.split_at_mut(index + 1);
@@ -80,11 +118,16 @@ impl<'m, B: Backend, L: LinearMethod<B>> Decoder<'m, B, L> {
             block.forward(&around, input, output, &mut saved[0], cache, scratch)?;
         }
         self.position += tokens.len();
-        // Only the last token's logits are wanted.
-        let (width, last) = (model.config.hidden_size, tokens.len() - 1);
-        let (inputs, outputs) = hidden.split_at_mut(1);
-        let states = &outputs[outputs.len() - 1];
-        model.backend.copy(states, last * width, &mut inputs[0], 0, width)?;
-        model.head_logits(1, &inputs[0], head)
+        Ok(())
+    }
+
+    /// Copies the final states of the last `rows` of the `appended` tokens to the first buffer of
+    /// states, which is not read again.
+    fn take_last_states(&mut self, appended: usize, rows: usize) -> Result<()> {
+        let width = self.model.config.hidden_size;
+        let (first, others) = self.workspace.activations.hidden.split_at_mut(1);
+        let states = &others[others.len() - 1];
+        let start = (appended - rows) * width;
+        self.model.backend.copy(states, start, &mut first[0], 0, rows * width)
     }
 }

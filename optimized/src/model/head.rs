@@ -73,16 +73,17 @@ impl<B: Backend, L: LinearMethod<B>> Llama<B, L> {
         Ok(logits)
     }
 
-    /// Adds the losses of a batch to a sum, and returns how many targets count.
+    /// Adds the losses of `targets`, one for each row of `hidden`, to a sum, and returns how many
+    /// count; `ids` takes the targets of a chunk.
     pub(super) fn head_loss(
         &self,
-        batch: &Batch<'_>,
+        targets: &[i32],
         hidden: &B::Floats,
         head: &mut HeadActivations<B::Floats>,
-        targets: &mut B::Tokens,
+        ids: &mut B::Tokens,
         loss: LossSlot<'_, B>,
     ) -> Result<usize> {
-        let tokens = batch.targets.len();
+        let tokens = targets.len();
         let args = self.final_norm_args(tokens);
         let backend = &self.backend;
         backend.rms_norm(args, hidden, &self.norm.value, &mut head.norm, &mut head.rms)?;
@@ -90,8 +91,8 @@ impl<B: Backend, L: LinearMethod<B>> Llama<B, L> {
         for range in chunks(tokens) {
             self.chunk_logits(&range, head)?;
             let args = self.loss_args(range.len(), 0.0);
-            backend.write_tokens(&batch.targets[range], targets)?;
-            counted += backend.cross_entropy(args, &head.logits, targets, loss.sums, loss.slot)?;
+            backend.write_tokens(&targets[range], ids)?;
+            counted += backend.cross_entropy(args, &head.logits, ids, loss.sums, loss.slot)?;
         }
         Ok(counted)
     }

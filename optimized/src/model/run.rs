@@ -86,7 +86,7 @@ impl<B: Backend, L: LinearMethod<B>> Llama<B, L> {
         let mut sums = self.backend.upload_sums(&[0.0])?;
         let loss = LossSlot { sums: &mut sums, slot: 0 };
         let last = &hidden[self.blocks.len()];
-        let counted = self.head_loss(batch, last, head, &mut ids.targets, loss)?;
+        let counted = self.head_loss(batch.targets, last, head, &mut ids.targets, loss)?;
         Ok(LossSum { sum: self.backend.read_sums(&mut sums)?[0], counted })
     }
 
