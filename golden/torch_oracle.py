@@ -88,7 +88,10 @@ def exact_oracle(op, params, inputs):
     origin, operation = oracle.OPERATIONS[op]
     number_type = case_text.number_type(origin)
     assert number_type in (Fraction, Decimal)
-    inputs = {name: case_text.exact(t.tolist(), number_type) for name, t in inputs.items()}
+    inputs = {
+        name: case_text.exact(t.tolist(), number_type) if t.is_floating_point() else t.tolist()
+        for name, t in inputs.items()
+    }
     stability.check(op, params, inputs)
     outputs = operation(params, inputs)
     return {
@@ -160,7 +163,7 @@ def judged_case(op, params, inputs, note):
 
 def build():
     """File name -> (op, params, inputs, outputs, origin, note)."""
-    return {**model_cases(), **method_cases(), **attention_cases()}
+    return {**model_cases(), **method_cases(), **attention_cases(), **block_cases()}
 
 
 def model_cases():
@@ -325,6 +328,127 @@ def attention_cases():
             "attention.backward", 2, 1, wide, width
         ),
     }
+
+
+def block_cases():
+    """Sizes beyond what a block of a kernel takes at once: rows longer than its threads, more
+    tokens than a tile, tails everywhere.
+    """
+
+    def long(shape, seed, size=1.0):
+        return tensor(shape, seed, size * 2.0**-17, 2**17)
+
+    rows, odd, tokens = (3, 1100), (2, 391), (133, 5)
+    norms = {
+        f"transformer/rms_norm.{direction}.{shape[0]}x{shape[1]}.safetensors": judged_case(
+            f"rms_norm.{direction}",
+            {"eps": 2.0**-10},
+            {"x": long(shape, seed), "weight": long(shape[1:], seed + 1)}
+            | ({"d_output": long(shape, seed + 2)} if direction == "backward" else {}),
+            note,
+        )
+        for seed, shape, note in [
+            (301, rows, "rows longer than a block has threads"),
+            (311, odd, "the same, not of whole vectors"),
+            (321, tokens, "more tokens than a partial sum takes"),
+        ]
+        for direction in ("forward", "backward")
+        if shape is not tokens or direction == "backward"
+    }
+    many = (1100,)
+    adamw = {
+        "parameter": long(many, 331),
+        "gradient": long(many, 332),
+        "first_moment": long(many, 333, 0.25),
+        "second_moment": long(many, 334, 0.25).abs(),
+    }
+    settings = {"lr": 0.125, "beta1": 0.875, "beta2": 0.96875, "eps": 2.0**-20}
+    vocabulary = {
+        "logits": long((3, 1100), 341, 8.0),
+        "targets": torch.tensor([1099, -100, 7], dtype=torch.int32),
+    }
+    gated = {"gate": long((2, 1100), 351, 4.0), "up": long((2, 1100), 352, 4.0)}
+    queries = (1, 70, 2, 8)
+    attention = {
+        name: long((1, 70, heads, 8), 361 + number, 2.0)
+        for number, (name, heads) in enumerate([("q", 2), ("k", 1), ("v", 1)])
+    }
+    heads = {"heads": 2, "kv_heads": 1}
+    cases = {
+        "training/adamw.step.1100.safetensors": judged_case(
+            "adamw.step",
+            {**settings, "weight_decay": 0.125, "step": 3},
+            adamw,
+            "more numbers than a block has threads",
+        ),
+        "transformer/attention.forward.70.safetensors": judged_case(
+            "attention.forward", heads, attention, "more keys and queries than a tile"
+        ),
+        "transformer/attention.backward.70.safetensors": judged_case(
+            "attention.backward",
+            heads,
+            {**attention, "d_output": long(queries, 364)},
+            "more keys and queries than a tile",
+        ),
+    }
+    for direction in ("forward", "backward"):
+        gradient = {"d_output": long((2, 1100), 353)} if direction == "backward" else {}
+        cases[f"transformer/swiglu.{direction}.2x1100.safetensors"] = judged_case(
+            f"swiglu.{direction}", {}, gated | gradient, "more numbers than a block has threads"
+        )
+        cases[f"training/cross_entropy.{direction}.3x1100.safetensors"] = judged_case(
+            f"cross_entropy.{direction}",
+            {"ignore_index": -100},
+            vocabulary,
+            "a row longer than a block has threads, a token that does not count",
+        )
+    return {**norms, **cases, **tile_cases(long)}
+
+
+def tile_cases(long):
+    """Layers of 150 inputs in three groups, with adapters of rank 18, on 33 tokens."""
+    columns, groups, rank, tokens = 150, 3, 18, 33
+    cases = {}
+
+    def layer(rows, seed):
+        factors = {
+            "lora_a": long((rank, columns), seed + 2),
+            "lora_b": long((rows, rank), seed + 3),
+        }
+        scale = long((rows, groups), seed + 4, 0.25).abs() + 0.5
+        return long((rows, columns), seed + 1, 4.0), factors, scale
+
+    def gradient(op, rows, seed):
+        return {"d_y": long((tokens, rows), seed + 5)} if op.endswith("backward") else {}
+
+    def add(op, rows, params, inputs, seed):
+        family = op.partition(".")[0]
+        name = f"{family}/{op}.{rows}x{columns}.safetensors"
+        inputs = {"x": long((tokens, columns), seed), **inputs, **gradient(op, rows, seed)}
+        note = "more rows, columns, tokens and ranks than a tile"
+        params = {"bits": 4, "group_size": columns // groups, **params}
+        cases[name] = judged_case(op, params, inputs, note)
+
+    for op, rows, seed in [("l4q.forward", 35, 1400), ("l4q.backward", 130, 4410)]:
+        weight, factors, scale = layer(rows, seed)
+        learned = {"scale": scale, "offset": long((rows, groups), seed + 6, 0.25)}
+        inputs = {"weight": weight, **factors, **learned}
+        add(op, rows, {"lora_scaling": 0.5}, inputs, seed)
+    for op, seed in [("lr_qat.forward", 420), ("lr_qat.backward", 430)]:
+        weight, factors, scale = layer(35, seed)
+        inputs = {"weight": weight, "initial_scale": scale, **factors, "scale": scale * 1.125}
+        add(op, 35, {"lora_scaling": 2.0, "downcast": "f32"}, inputs, seed)
+    for op, seed in [("qa_lora.forward", 440), ("qa_lora.backward", 450)]:
+        _, factors, scale = layer(35, seed)
+        inputs = {
+            "codes": (tensor((35, columns), seed + 1, 1.0, 7).int() + 8).to(torch.uint8),
+            "scale": scale,
+            "zero_point": long((35, groups), seed + 6) + 8.0,
+            "lora_a": long((rank, groups), seed + 2, 0.5),
+            "lora_b": factors["lora_b"],
+        }
+        add(op, 35, {"lora_scaling": 0.5, "pool": "sum"}, inputs, seed)
+    return cases
 
 
 # --- Files and comparison -------------------------------------------------------------------------

@@ -4,6 +4,8 @@ import math
 
 from case_text import GoldenFile, case
 
+from .spread import long
+
 NOTES = {
     "each_end": "one bound for both signs, or qmin and qmax exchanged",
     "sign": "max(w) in place of max(|w|), or a scale that comes out negative",
@@ -13,6 +15,7 @@ NOTES = {
     "levels": "2^bits levels where there are 2^bits - 1 steps, or the other way round",
     "offset_choice": "an offset of min, of the middle, or with qmin in place of qmax",
     "degenerate": "scale 0 or at the floor for a group without extent: it gets 1 and code 0",
+    "long_group": "a kernel that sees the beginning of a group, or the first groups, only",
     "group_of_one": "0 / 0 in the deviation of a single weight",
     "group_index": "statistics over another group, over the row, or over the tensor",
     "one_group_per_row": "an absent group_size read as one group per tensor",
@@ -50,7 +53,14 @@ def one(id, flags, rule, weight, error=None, remark=None, bits=4, **params):
     )
 
 
+# Two groups of 70 weights of 18 bits.
+LONG = long([2, 70], seed=91, size=4.0)
+LONG_RULES = ["l4q", "lsq", "lsq_plus", "symmetric", "asymmetric", "min_max", "lit_gpt"]
+
 CASES = [
+    *[one(f"{rule}_of_70_weights", "long_group", rule, LONG) for rule in LONG_RULES],
+    one("lp_of_70_weights", "long_group", "lp", LONG, p=2.0, steps=8),
+    one("l4q_of_130_groups", "long_group", "l4q", long([1, 260], seed=92), group_size=2),
     by_rule("l4q", "each_end group_index"),
     one("l4q_positive_end_decides", "each_end", "l4q", [[7.0, -7.0]], remark="7/7 beats 7/8"),
     one(

@@ -98,8 +98,22 @@ def merge(id, flags, inputs, *, error=None, remark=None, **params):
     return case(id, flags, with_defaults(params), **inputs, error=error, remark=remark)
 
 
+LONG_PARAMS = {"bits": 8, "group_size": 4, "downcast": "f32"}
+LONG_KINDS = [
+    ("", LONG, {}),
+    (
+        "_inside_a_live_scale",
+        {name: LONG[name] for name in LONG if name != "initial_scale"},
+        {"inner_scale": "live"},
+    ),
+    ("_as_the_public_code_rounds", LONG, {"dialect": "lr_qat_code"}),
+]
+
 FORWARD = [
-    forward("numbers_of_18_bits", "one_precision", LONG, X8, bits=8, group_size=4, downcast="f32"),
+    *[
+        forward(f"numbers_of_18_bits{name}", "one_precision", layer, X8, **LONG_PARAMS, **params)
+        for name, layer, params in LONG_KINDS
+    ],
     *[
         forward(
             f"by_hand_from_{kind}",
@@ -255,16 +269,18 @@ FORWARD = [
 ]
 
 BACKWARD = [
-    backward(
-        "numbers_of_18_bits",
-        "one_precision all_tokens",
-        LONG,
-        X8,
-        long([5, 3], seed=75),
-        bits=8,
-        group_size=4,
-        downcast="f32",
-    ),
+    *[
+        backward(
+            f"numbers_of_18_bits{name}",
+            "one_precision all_tokens",
+            layer,
+            X8,
+            long([5, 3], seed=75),
+            **LONG_PARAMS,
+            **params,
+        )
+        for name, layer, params in LONG_KINDS
+    ],
     *[
         backward(
             f"by_hand_from_{kind}",

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use plumbline::cuda::{Cuda, Interpreter, Module};
+use plumbline::cuda::{Compute, Cuda, Interpreter, Module};
 
 use crate::case::{Case, Expected};
 use crate::judge::judge;
@@ -232,29 +232,32 @@ impl fmt::Display for Fate {
     }
 }
 
-/// The golden cases that run each kernel, by module and entry.
+/// The golden cases that run a kernel, and what the products are computed in when they do.
+struct Judges<'a> {
+    compute: Compute,
+    cases: Vec<&'a Case>,
+}
+
+/// The judges of each kernel, by module and entry.
 pub struct Reach<'a> {
-    cases: BTreeMap<(&'static str, &'static str), Vec<&'a Case>>,
+    judges: BTreeMap<(&'static str, &'static str), Judges<'a>>,
 }
 
 impl<'a> Reach<'a> {
-    /// Runs every case once on the kernels as they are; those that pass count.
+    /// Runs every case on the kernels as they are, with products in f32 and, for the kernels that this
+    /// leaves out, in bf16; the cases that pass count.
     ///
     /// # Errors
     /// When the host has no room.
     pub fn of(cases: &'a [Case]) -> Result<Self, String> {
-        let mut reach: BTreeMap<_, Vec<_>> = BTreeMap::new();
-        for case in cases.iter().filter(|case| matches!(case.expected, Expected::Outputs(_))) {
-            let backend = backend(Interpreter::new())?;
-            let report = judge(case, &mut interpreted(Arc::clone(&backend)), Precision::F32);
-            if matches!(report.status, Status::Pass) {
-                for kernel in backend.launcher().launched() {
-                    reach.entry(kernel).or_default().push(case);
-                }
+        let mut judges = BTreeMap::new();
+        for compute in [Compute::F32, Compute::Bf16] {
+            for (kernel, cases) in reached(cases, compute)? {
+                judges.entry(kernel).or_insert(Judges { compute, cases });
             }
         }
         // Whole models take long: they judge the kernels that nothing smaller runs.
-        for cases in reach.values_mut() {
+        for Judges { cases, .. } in judges.values_mut() {
             let size = |case: &&Case| match case.request.op.name {
                 "llama.train" => 2,
                 "llama.loss_and_gradients" => 1,
@@ -263,7 +266,7 @@ impl<'a> Reach<'a> {
             let smallest = cases.iter().map(size).min();
             cases.retain(|case| Some(size(case)) == smallest);
         }
-        Ok(Self { cases: reach })
+        Ok(Self { judges })
     }
 
     /// Tries a mistake on the cases of its kernel until one rejects it.
@@ -272,13 +275,15 @@ impl<'a> Reach<'a> {
     /// When the host has no room.
     pub fn fate(&self, mutant: Mutant) -> Result<Fate, String> {
         let Module { name, source, .. } = *mutant.module;
+        let Some(judges) = self.judges.get(&(name, mutant.entry)) else {
+            return Ok(Fate { mutant, cases: 0, killer: None });
+        };
         // Kernels are named by what lives as long as the program.
         let edited = Module { name, source, ptx: mutant.ptx().leak() };
         let interpreter = Interpreter::new().budget(BUDGET).replacing(Box::leak(Box::new(edited)));
-        let mut subject = interpreted(backend(interpreter)?);
-        let cases = self.cases.get(&(name, mutant.entry));
+        let mut subject = interpreted(backend(interpreter, judges.compute)?);
         let (mut tried, mut killer) = (0, None);
-        for case in cases.into_iter().flatten() {
+        for case in &judges.cases {
             tried += 1;
             if let Status::Fail { failures } = judge(case, &mut subject, Precision::F32).status {
                 let why = failures.first().map(in_words).unwrap_or_default();
@@ -288,6 +293,24 @@ impl<'a> Reach<'a> {
         }
         Ok(Fate { mutant, cases: tried, killer })
     }
+}
+
+/// The cases that pass, by the kernels that they run.
+fn reached(
+    cases: &[Case],
+    compute: Compute,
+) -> Result<BTreeMap<(&'static str, &'static str), Vec<&Case>>, String> {
+    let mut reached: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for case in cases.iter().filter(|case| matches!(case.expected, Expected::Outputs(_))) {
+        let backend = backend(Interpreter::new(), compute)?;
+        let report = judge(case, &mut interpreted(Arc::clone(&backend)), Precision::F32);
+        if matches!(report.status, Status::Pass) {
+            for kernel in backend.launcher().launched() {
+                reached.entry(kernel).or_default().push(case);
+            }
+        }
+    }
+    Ok(reached)
 }
 
 fn in_words(failure: &Failure) -> String {
@@ -303,6 +326,6 @@ fn in_words(failure: &Failure) -> String {
 /// Instructions after which a loop is taken to have lost its end.
 const BUDGET: u64 = 1 << 22;
 
-fn backend(interpreter: Interpreter) -> Result<Arc<Cuda<Interpreter>>, String> {
-    Cuda::new(interpreter).map(Arc::new).map_err(|e| e.to_string())
+fn backend(interpreter: Interpreter, compute: Compute) -> Result<Arc<Cuda<Interpreter>>, String> {
+    Cuda::with_compute(interpreter, compute).map(Arc::new).map_err(|e| e.to_string())
 }
