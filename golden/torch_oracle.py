@@ -416,7 +416,7 @@ def tile_cases(long):
             "lora_b": long((rows, rank), seed + 3),
         }
         scale = long((rows, groups), seed + 4, 0.25).abs() + 0.5
-        return long((rows, columns), seed + 1, 4.0), factors, scale
+        return long((rows, columns), seed + 1, 8.0), factors, scale
 
     def gradient(op, rows, seed):
         return {"d_y": long((tokens, rows), seed + 5)} if op.endswith("backward") else {}
@@ -429,12 +429,12 @@ def tile_cases(long):
         params = {"bits": 4, "group_size": columns // groups, **params}
         cases[name] = judged_case(op, params, inputs, note)
 
-    for op, rows, seed in [("l4q.forward", 35, 1400), ("l4q.backward", 130, 4410)]:
+    for op, rows, seed in [("l4q.forward", 35, 1400), ("l4q.backward", 130, 10410)]:
         weight, factors, scale = layer(rows, seed)
         learned = {"scale": scale, "offset": long((rows, groups), seed + 6, 0.25)}
         inputs = {"weight": weight, **factors, **learned}
         add(op, rows, {"lora_scaling": 0.5}, inputs, seed)
-    for op, seed in [("lr_qat.forward", 420), ("lr_qat.backward", 430)]:
+    for op, seed in [("lr_qat.forward", 420), ("lr_qat.backward", 1430)]:
         weight, factors, scale = layer(35, seed)
         inputs = {"weight": weight, "initial_scale": scale, **factors, "scale": scale * 1.125}
         add(op, 35, {"lora_scaling": 2.0, "downcast": "f32"}, inputs, seed)

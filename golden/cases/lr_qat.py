@@ -106,7 +106,6 @@ LONG_KINDS = [
         {name: LONG[name] for name in LONG if name != "initial_scale"},
         {"inner_scale": "live"},
     ),
-    ("_as_the_public_code_rounds", LONG, {"dialect": "lr_qat_code"}),
 ]
 
 FORWARD = [
