@@ -111,7 +111,9 @@ fn reference<T: Real>(
         let values = values.into_iter().map(|value| T::of(f64::from(value))).collect();
         weights.insert(name, ArrayD::from_shape_vec(shape, values).map_err(usage)?);
     }
+    let activations = folder.quantization().and_then(|quantization| quantization.activations);
     let model = model::Llama::new(folder.config().clone(), weights).map_err(usage)?;
+    let model = model.with_activations(activations);
     let logits = |tokens: &[i32]| {
         let tokens = Array2::from_shape_vec((1, tokens.len()), tokens.to_vec()).map_err(usage)?;
         let logits = model.logits(tokens.view()).map_err(usage)?;

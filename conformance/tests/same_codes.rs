@@ -13,6 +13,9 @@ use plumbline_conformance::tensor::Tensor;
 /// Operations whose answer holds what a quantizer chose, and those of its outputs that follow from
 /// elementwise operations alone.
 const CHOICES: &[(&str, &[&str])] = &[
+    // Not zero_point, where the reference may say -0.
+    ("dynamic_quantize.forward", &["codes", "scale", "output"]),
+    ("dynamic_quantize.backward", &["d_x"]),
     ("fake_quantize.forward", &["codes", "output"]),
     ("l4q.forward", &["codes", "fake_quantized"]),
     ("l4q.merge", &["codes", "scale", "offset"]),

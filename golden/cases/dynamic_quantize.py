@@ -35,6 +35,7 @@ FORWARD_NOTES = {
 BACKWARD_NOTES = {
     **SHARED,
     "constants": "a gradient through the extremes",
+    "true_division": "multiplying by the reciprocal of the scale",
     "unmasked": "the unmasked gradient handed on for an activation beyond the grid",
 }
 
@@ -48,6 +49,10 @@ TOKENS = [
     [0.375, -0.25, -6.0, 0.0, 5.0, 4.0],
 ]
 ODD = spread([5, 7], seed=61, step=0.25, reach=30)
+# The extremes lie far apart, among values that reach half as far: several warps read a token.
+LONG = spread([2, 262], seed=64, step=0.25, reach=60)
+LONG[0][3], LONG[0][201] = -30.0, 33.75
+LONG[1][3], LONG[1][201] = 33.75, -30.0
 FLOATING = {"zero_point": "float"}
 # In f32, 37.5 / 15 is the tie 2.5 and 37.5 * (1 / 15) lies above it.
 QUOTIENT = [[0.0, 37.5, 22.5, 45.0, 7.5]]
@@ -121,6 +126,13 @@ FORWARD = [
         remark="each comes back as it is: scale |x|, zero point -1 or 1, code 0; zero has scale 1",
     ),
     forward("constant_floating", "constant float_zero_point", [[0.3125, 0.3125]], **FLOATING),
+    forward(
+        "long_tokens",
+        "odd_size per_token",
+        LONG,
+        bits=8,
+        remark="scale 0.25, from extremes far apart",
+    ),
     forward("one_activation", "odd_size constant", [[-0.75]], bits=8),
     forward(
         "range_below_the_floor",
@@ -188,6 +200,13 @@ BACKWARD = [
         BOTH_TIES,
         POWERS,
     ),
+    backward(
+        "division_is_not_by_reciprocal",
+        "true_division clipped_extreme",
+        [[-91.5, 30.5, 91.5]],
+        [[1.0, 2.0, 4.0]],
+        remark="scale 61: in f32, 91.5 / 61 is the tie 1.5 and 91.5 * (1 / 61) lies below it",
+    ),
     backward("odd_zero_point", "rounded_apart", ODD_ZERO_POINT, POWERS),
     backward(
         "groups_and_tokens",
@@ -204,6 +223,15 @@ BACKWARD = [
         spread([5, 7], seed=63),
         bits=3,
         **FLOATING,
+    ),
+    backward(
+        "long_tokens",
+        "odd_size per_token",
+        LONG,
+        spread([2, 262], seed=65),
+        bits=8,
+        **FLOATING,
+        remark="scale 0.25, zero point 120: everything passes, and with other extremes not",
     ),
     backward("eight_bits", "grid_width", [[-127.5, 127.5, 0.5, 1.5]], POWERS, bits=8),
     backward("nan_in_d_output", "non_finite", STEPS, [[1.0, math.nan, 0.0, 0.0]], error="d_output"),

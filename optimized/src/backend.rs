@@ -144,6 +144,7 @@ pub trait Backend:
     + ops::attention::Attention
     + ops::cross_entropy::CrossEntropy
     + ops::dropout::Dropout
+    + ops::dynamic_quantize::DynamicQuantize
     + ops::embedding::Embedding
     + ops::fake_quantize::FakeQuantize
     + ops::fake_quantize_backward::FakeQuantizeBackward

@@ -90,10 +90,11 @@ pub fn method_model_on<B: Backend, M: Method>(
 ) -> Result<Llama<B, M::Layer<B>>> {
     specs_of(base.config(), |linear| method.grid_of(linear))?;
     let device = backend.clone();
-    build(backend, base, |index, linear, weight| {
+    let model = build(backend, base, |index, linear, weight| {
         let codes = codes.and_then(|codes| codes.get(&linear.name));
         method.layer(&*device, LayerStart { linear, index, weight, codes, start })
-    })
+    })?;
+    Ok(model.with_activations(method.activations()))
 }
 
 /// The same of weights that are drawn where they are used: for timing, not for training. Tables and
@@ -135,7 +136,7 @@ pub fn random_model<B: Backend, M: Method>(
     };
     let residual = 1.0 / (2.0 * config.num_hidden_layers as f32).sqrt();
     let mut index = 0;
-    Llama::build(
+    let model = Llama::build(
         backend,
         config.clone(),
         false,
@@ -154,7 +155,8 @@ pub fn random_model<B: Backend, M: Method>(
             index += 1;
             made
         },
-    )
+    )?;
+    Ok(model.with_activations(method.activations()))
 }
 
 /// Round-to-nearest: every linear layer on the grid of a rule, nothing trained.

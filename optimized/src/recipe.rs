@@ -4,6 +4,7 @@ mod compare;
 mod data;
 mod frozen_codes;
 mod layers;
+mod lr_qat;
 mod method;
 
 use std::path::{Path, PathBuf};
@@ -20,9 +21,10 @@ pub use compare::{CompareRecipe, GptqSettings, Making, Row, RowRecipe};
 pub use data::{DataFormat, DataSettings};
 pub use frozen_codes::{FrozenBase, GptqBase};
 pub use layers::{GridOverride, MethodRecipe};
+pub use lr_qat::LrQatSettings;
 pub use method::{
-    L4qSettings, LoraSettings, LrQatSettings, MethodSettings, PeqaSettings, QaLoraSettings,
-    QatLoraSettings, QatSettings, QloraSettings,
+    L4qSettings, LoraSettings, MethodSettings, PeqaSettings, QaLoraSettings, QatLoraSettings,
+    QatSettings, QloraSettings,
 };
 
 /// `plumbline train`.

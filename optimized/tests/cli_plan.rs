@@ -68,6 +68,27 @@ fn every_method_is_timed_and_uses_the_memory_that_its_plan_says() {
     }
 }
 
+/// Of a block's five rounded copies the first is as wide as the widest input of a linear layer.
+#[test]
+fn rounded_activations_cost_one_set_of_copies() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = small_config(folder.path());
+    let shape = ["plan", "--config", &config, "--group-size", "16", "--tokens", "24"];
+    let activations = |more: &[&str], way: usize| {
+        let told = json(&[&shape[..], &["--method", "lr_qat"], more].concat());
+        told["ways"][way]["plan"]["activations"].as_u64().unwrap()
+    };
+    for way in [0, 1] {
+        let rounded = activations(&["--activation-bits", "8", "--kv-bits", "4"], way);
+        assert_eq!(rounded - activations(&[], way), 4 * 24 * (64 + 32 + 3 * 16));
+    }
+    refused(&[&shape[..], &["--activation-bits", "8"]].concat(), &["--method l4q", "activations"]);
+    let wide = ["--method", "lr_qat", "--activation-bits", "9"];
+    refused(&[&shape[..], &wide[..]].concat(), &["activations.bits is 9, expected 2 to 8"]);
+    let other = ["--method", "lr_qat", "--kv-bits", "4"];
+    refused(&[&shape[..], &other[..]].concat(), &["--activation-bits"]);
+}
+
 #[test]
 fn weights_have_the_type_that_the_configuration_says() {
     let folder = tempfile::tempdir().unwrap();

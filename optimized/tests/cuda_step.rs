@@ -25,7 +25,7 @@ use plumbline::train::{
     Observer, Optimizer, OptimizerSettings, Schedule, StepRecord, TokenWindows, Trainer,
     TrainingSettings, new_model,
 };
-use plumbline_reference::spec::{Bits, Downcast, Pool, QatQuantizer, QuantSpec};
+use plumbline_reference::spec::{ActivationSpec, Bits, Downcast, Pool, QatQuantizer, QuantSpec};
 
 const CONTEXT: usize = 6;
 const ACCUMULATION: usize = 2;
@@ -152,6 +152,7 @@ fn planned_on<M: Method>(method: &M, stored: WeightType) {
             accumulation,
             operand_bytes: 4,
             state: StateType::F32,
+            activations: method.activations(),
         };
         let plan = Plan::of_costs(&config, &costs, run);
         assert_eq!(Plan::new(&mut model, CONTEXT, recompute, accumulation, StateType::F32), plan);
@@ -177,6 +178,8 @@ fn a_plan_of_settings_alone_is_what_the_device_holds() {
     planned(&L4qSettings { train_scale: false, ..l4q(4) });
     planned(&L4qSettings { lora_warmup_steps: 2, ..l4q(4) });
     planned(&LrQatSettings { train_scale: false, ..lr_qat(4, Downcast::Int, "frozen") });
+    let activations = Some(ActivationSpec::new(Bits::new(8).unwrap()));
+    planned(&LrQatSettings { activations, ..lr_qat(4, Downcast::Int, "frozen") });
     planned(&QatSettings { train_scale: false, ..qat(4, QatQuantizer::LsqPlus) });
     planned(&QatLoraSettings(L4qSettings { train_scale: false, dropout: 0.1, ..l4q(3) }));
     planned(&QaLoraSettings { dropout: 0.1, ..qa_lora(4, Pool::Mean) });

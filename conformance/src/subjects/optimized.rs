@@ -4,6 +4,7 @@
 //! The crate's operations take flat buffers and sizes. Shapes, and values that the operations do
 //! not promise to notice, are refused here, at the boundary, as the crate's own callers do.
 
+mod activations;
 mod affine;
 mod layers;
 mod stored;
@@ -48,6 +49,8 @@ impl<B: Backend> Optimized<B> {
 
     fn implementation(op: &str) -> Option<Implementation<B>> {
         let implementation: Implementation<B> = match op {
+            "dynamic_quantize.forward" => |call| call.dynamic_quantize(),
+            "dynamic_quantize.backward" => |call| call.dynamic_quantize_backward(),
             "fake_quantize.forward" => |call| call.fake_quantize(),
             "fake_quantize.backward" => |call| call.fake_quantize_backward(),
             "init_scale" => |call| call.init_scale(),
@@ -156,10 +159,16 @@ impl<B: Backend> Call<'_, B> {
         let Request { op, params, inputs } = self.request;
         op.check_inputs(self.request, &op.tensors(params)?)?;
         let quantizes = ["fake_quantize.", "l4q.", "lr_qat.", "init_scale"];
-        let own_check = quantizes.iter().any(|prefix| op.name.starts_with(prefix));
+        let is_one_of = |prefixes: &[&str]| prefixes.iter().any(|one| op.name.starts_with(one));
+        let looked_at: &[&str] = if is_one_of(&quantizes) {
+            &["weight", "lora_a", "lora_b", "scale", "offset"]
+        } else if is_one_of(&["dynamic_quantize."]) {
+            &["x"]
+        } else {
+            &[]
+        };
         for (name, tensor) in inputs {
-            let looked_at = ["weight", "lora_a", "lora_b", "scale", "offset"];
-            if own_check && looked_at.contains(&name.as_str()) {
+            if looked_at.contains(&name.as_str()) {
                 continue;
             }
             if let Some(index) = tensor.first_non_finite() {

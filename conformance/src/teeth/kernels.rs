@@ -31,8 +31,14 @@ pub struct Slip {
 }
 
 /// Modules whose results are equal to the reference's in every bit.
-const EXACT: &[&str] =
-    &["fake_quantize", "fake_quantize_backward", "init_scale", "lr_qat_quantize", "affine"];
+const EXACT: &[&str] = &[
+    "fake_quantize",
+    "fake_quantize_backward",
+    "init_scale",
+    "lr_qat_quantize",
+    "affine",
+    "dynamic_quantize",
+];
 
 /// Every kind.
 pub const SLIPS: &[Slip] = &[

@@ -355,12 +355,14 @@ impl ModelFolder {
                     self.targeted(&*device, linear, || Affine::new(&*device, &self.affine(linear)?))
                 };
                 let model = Llama::build(backend, config, false, tensor, linear)?;
+                let model = model.with_activations(quantization.activations);
                 return Ok(LoadedModel::Affine(model));
             }
             let linear = |linear: &Projection| {
                 self.targeted(&*device, linear, || Merged::new(&*device, &self.merged(linear)?))
             };
-            return Ok(LoadedModel::Merged(Llama::build(backend, config, false, tensor, linear)?));
+            let model = Llama::build(backend, config, false, tensor, linear)?;
+            return Ok(LoadedModel::Merged(model.with_activations(quantization.activations)));
         }
         self.load_dense(backend, false).map(LoadedModel::Dense)
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use plumbline_reference::spec::{Bits, LlamaConfig, QuantSpec};
+use plumbline_reference::spec::{ActivationSpec, Bits, LlamaConfig, QuantSpec};
 use serde::{Deserialize, Serialize};
 
 use super::packed::Packed;
@@ -28,6 +28,10 @@ pub struct QuantizationConfig {
     /// Linear layers that are a weight as they were; absent where there are none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unquantized: Vec<String>,
+    /// How activations were rounded in training, and must be where the model is used; absent where
+    /// they stay as they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub activations: Option<ActivationSpec>,
 }
 
 /// Bits and groups of one layer.
@@ -58,7 +62,14 @@ impl QuantizationConfig {
             }
         }
         let quant_method = "plumbline".to_owned();
-        Self { quant_method, bits, group_size, zero_point, layers, unquantized }
+        let activations = None;
+        Self { quant_method, bits, group_size, zero_point, layers, unquantized, activations }
+    }
+
+    /// The same with activations rounded, or not.
+    #[must_use]
+    pub fn with_activations(self, activations: Option<ActivationSpec>) -> Self {
+        Self { activations, ..self }
     }
 
     /// Bits and groups of a layer; `None` for one that is a weight as it was.

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Result;
 use plumbline::checkpoint::{LayerGrid, ModelFolder};
 use plumbline::model::Projection;
-use plumbline_reference::spec::{LlamaConfig, RopeScaling};
+use plumbline_reference::spec::{ActivationSpec, LlamaConfig, RopeScaling};
 
 use super::source::open_model;
 
@@ -48,6 +48,10 @@ pub fn inspect(model: Option<&Path>, json: bool) -> Result<()> {
         Some(quantization) => {
             let group = quantization.group_size.map_or("a row".into(), |size| size.to_string());
             println!("  merged: {} bits, groups of {group}", quantization.bits.count());
+            if let Some(ActivationSpec { bits, kv_bits, .. }) = quantization.activations {
+                let (bits, kv_bits) = (bits.count(), kv_bits.count());
+                println!("  activations: {bits} bits for each token, keys and values {kv_bits}");
+            }
             for (name, LayerGrid { bits, group_size }) in &quantization.layers {
                 let group = group_size.map_or("a row".into(), |size| size.to_string());
                 println!("    {name}: {} bits, groups of {group}", bits.count());

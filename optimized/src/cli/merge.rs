@@ -19,6 +19,7 @@ use plumbline::methods::{CodeTensors, IntoCodes, LinearMethod};
 use plumbline::model::{Llama, Projection};
 use plumbline::recipe::{self, MethodSettings, TrainRecipe};
 use plumbline::train::{Checkpoints, RECIPE};
+use plumbline_reference::spec::ActivationSpec;
 
 use super::device::{DeviceOption, Opened};
 use super::frozen;
@@ -205,24 +206,32 @@ impl<B: Backend> Merge<'_, B> {
             let grid = method.grid_of(&linear);
             (linear.name, grid)
         });
-        let quantization = QuantizationConfig::new(grid, Codes::<B, M>::ZERO_POINT, grids);
+        let quantization = QuantizationConfig::new(grid, Codes::<B, M>::ZERO_POINT, grids)
+            .with_activations(method.activations());
         let layers = merged.linears.len() - quantization.unquantized.len();
         if let Some(difference) = write_and_reload(self.out, &merged, &quantization, base, &logits)?
         {
             return Ok(refuse("the model as reloaded", "the merged one", difference));
         }
-        self.report(proof, layers, logits.len(), apart);
+        self.report(proof, layers, logits.len(), apart, method.activations());
         Ok(ExitCode::SUCCESS)
     }
 
-    fn report(&self, proof: Proof, layers: usize, compared: usize, apart: f32) {
+    fn report(
+        &self,
+        proof: Proof,
+        layers: usize,
+        compared: usize,
+        apart: f32,
+        activations: Option<ActivationSpec>,
+    ) {
         let Self { out, path, .. } = self;
         let is_equal = proof == Proof::Bits;
         if self.json {
             let value = serde_json::json!({
                 "out": out, "checkpoint": path, "layers": layers,
                 "logits_compared": compared, "bitwise_equal": is_equal,
-                "largest_difference": apart,
+                "largest_difference": apart, "activations": activations,
             });
             println!("{value}");
             return;
@@ -243,6 +252,15 @@ impl<B: Backend> Merge<'_, B> {
                  model than the trained one: of {compared} logits the largest difference is \
                  {apart:e}; after reloading every bit is the merged model's"
             ),
+        }
+        if let Some(ActivationSpec { bits, kv_bits, .. }) = activations {
+            println!(
+                "{out}: trained with activations rounded to {} bits for each token, keys and \
+                 values to {}: whatever serves the model must round them alike \
+                 (quantization_config.activations of its config.json)",
+                bits.count(),
+                kv_bits.count()
+            );
         }
     }
 }

@@ -6,6 +6,7 @@ use plumbline::methods::LayerCost;
 use plumbline::model::{DEVICES, Plan, Projection, Recompute, Run, StepWork, tensor_shapes};
 use plumbline::ops::adamw::StateType;
 use plumbline::recipe::MethodSettings;
+use plumbline_reference::spec::ActivationSpec;
 use serde_json::{Value, json};
 
 use super::device::ComputeOption;
@@ -77,6 +78,14 @@ fn costs<M: Method>(shape: &Shape, method: &M) -> Result<Vec<LayerCost>> {
     Ok(layers.iter().map(|linear| method.cost(linear, shape.stored)).collect::<Result<_, _>>()?)
 }
 
+/// How activations are rounded under the method that was asked for, if they are.
+fn activations(shape: &Shape) -> Option<ActivationSpec> {
+    match &shape.method.settings {
+        MethodSettings::LrQat(settings) => settings.activations,
+        _ => None,
+    }
+}
+
 /// The linear layers under the method that was asked for.
 fn layers(shape: &Shape) -> Result<Vec<LayerCost>> {
     let method = &shape.method;
@@ -119,7 +128,8 @@ pub fn plan(command: &PlanCommand) -> Result<()> {
     let (tokens, context) = (shape.sizes.tokens(), shape.sizes.context);
     let (accumulation, state) = (command.accumulation, StateType::from(command.state));
     let ways = [Recompute::None, Recompute::Blocks].map(|recompute| {
-        let run = Run { tokens, recompute, accumulation, operand_bytes, state };
+        let activations = activations(&shape);
+        let run = Run { tokens, recompute, accumulation, operand_bytes, state, activations };
         let sizes = (tokens, context);
         (
             recompute,

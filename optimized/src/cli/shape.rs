@@ -38,6 +38,12 @@ pub struct ShapeOption {
     /// How lr_qat keeps its frozen weight: f32, bf16, f16, fixed8 or int
     #[arg(long, default_value = "fixed8")]
     downcast: String,
+    /// Width of a code of the activations, which lr_qat can round; by default they stay as they are
+    #[arg(long)]
+    activation_bits: Option<u32>,
+    /// Another width for keys and values
+    #[arg(long, requires = "activation_bits")]
+    kv_bits: Option<u32>,
     /// Type that the checkpoint has its weights in, which l4q, lora and qat_lora keep; by default
     /// what the configuration says, or bf16
     #[arg(long, value_enum)]
@@ -187,6 +193,9 @@ impl ShapeOption {
         if self.method == "lr_qat" {
             value["lora_scaling"] = (1.0 / self.rank.max(1) as f64).into();
             value["downcast"] = self.downcast.clone().into();
+        }
+        if let Some(bits) = self.activation_bits {
+            value["activations"] = json!({ "bits": bits, "kv_bits": self.kv_bits });
         }
         let settings: MethodSettings =
             serde_json::from_value(value).with_context(|| format!("--method {}", self.method))?;

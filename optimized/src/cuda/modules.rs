@@ -22,6 +22,7 @@ modules! {
     ATTENTION_BF16 = "attention_bf16";
     CROSS_ENTROPY = "cross_entropy";
     DROPOUT = "dropout";
+    DYNAMIC_QUANTIZE = "dynamic_quantize";
     EMBEDDING = "embedding";
     FAKE_QUANTIZE = "fake_quantize";
     FAKE_QUANTIZE_BACKWARD = "fake_quantize_backward";

@@ -14,6 +14,8 @@ use crate::error::{Error, Result};
 const OPERATIONS: &[(&str, [&str; TENSORS])] = &[
     ("affine_dequantize", ["scale", "zero_point", "output", "", "", "", "", ""]),
     ("affine_quantize", ["weight", "scale", "", "", "", "", "", ""]),
+    ("dynamic_quantize", DYNAMIC),
+    ("dynamic_quantize_backward", DYNAMIC),
     ("fake_quantize", QUANTIZER),
     ("fake_quantize_backward", QUANTIZER),
     ("init_scale", ["weight", "", "", "", "", "", "", ""]),
@@ -22,6 +24,8 @@ const OPERATIONS: &[(&str, [&str; TENSORS])] = &[
     ("nf4_dequantize", ["output", "", "", "", "", "", "", ""]),
     ("rtn", ["weight", "scale", "", "", "", "", "", ""]),
 ];
+
+const DYNAMIC: [&str; TENSORS] = ["x", "scale", "output", "", "", "", "", ""];
 
 const QUANTIZER: [&str; TENSORS] =
     ["scale", "offset", "weight", "lora_a", "lora_b", "quantizer argument", "output", ""];

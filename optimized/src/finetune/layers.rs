@@ -1,7 +1,7 @@
 //! What a layer of each method is, fresh and from a checkpoint.
 
 use plumbline_reference::spec::{
-    Bits, InitScaleRule, InnerScale, QatQuantizer, QuantSpec, RtnSpec,
+    ActivationSpec, Bits, InitScaleRule, InnerScale, QatQuantizer, QuantSpec, RtnSpec,
 };
 
 use super::{LayerStart, Start};
@@ -30,6 +30,11 @@ pub trait Method {
     /// Those of one layer, where it has codes.
     fn grid_of(&self, _linear: &Projection) -> Option<(Bits, Option<usize>)> {
         self.grid()
+    }
+
+    /// How the activations of the model are rounded, if they are.
+    fn activations(&self) -> Option<ActivationSpec> {
+        None
     }
 
     /// What a layer of that place and size costs on a checkpoint that is stored so.
@@ -263,6 +268,10 @@ impl Method for LrQatSettings {
 
     fn grid(&self) -> Option<(Bits, Option<usize>)> {
         Some((self.bits, self.group_size))
+    }
+
+    fn activations(&self) -> Option<ActivationSpec> {
+        self.activations
     }
 
     fn cost(&self, linear: &Projection, _stored: WeightType) -> Result<LayerCost> {

@@ -1,6 +1,6 @@
 //! A method on the layers that a recipe chooses.
 
-use plumbline_reference::spec::Bits;
+use plumbline_reference::spec::{ActivationSpec, Bits};
 
 use super::{LayerStart, Method};
 use crate::backend::Backend;
@@ -81,6 +81,10 @@ impl<M: OnGrid> Method for Targets<'_, M> {
 
     fn grid_of(&self, linear: &Projection) -> Option<(Bits, Option<usize>)> {
         self.of(linear)?.grid()
+    }
+
+    fn activations(&self) -> Option<ActivationSpec> {
+        self.method.activations()
     }
 
     fn cost(&self, linear: &Projection, stored: WeightType) -> Result<LayerCost> {

@@ -1,7 +1,8 @@
 //! The memory of a forward and backward, allocated once and reused.
 
-use plumbline_reference::spec::LlamaConfig;
+use plumbline_reference::spec::{ActivationSpec, LlamaConfig};
 
+use super::on_grids::OnGrids;
 use crate::backend::Backend;
 use crate::error::Result;
 use crate::methods::{Scratch, ScratchNeed};
@@ -26,7 +27,7 @@ pub(super) struct BlockActivations<F> {
     pub(super) attention_norm: F, // [tokens, hidden]
     pub(super) attention_rms: F,  // [tokens], inverse
     pub(super) q: F,              // [tokens, heads * head_dim], rotated
-    pub(super) k: F,              // [tokens, kv_heads * head_dim], rotated
+    pub(super) k: F,              // [tokens, kv_heads * head_dim], rotated unless on grids
     pub(super) v: F,              // [tokens, kv_heads * head_dim]
     pub(super) attended: F,       // [tokens, heads * head_dim]
     pub(super) log_sum_exp: F,    // [batch, heads, length]
@@ -137,6 +138,7 @@ pub(super) struct Activations<F> {
     pub(super) blocks: Vec<BlockActivations<F>>,
     /// `None` in a workspace that only evaluates.
     pub(super) gradients: Option<ActivationGradients<F>>,
+    pub(super) on_grids: OnGrids<F>,
     pub(super) head: HeadActivations<F>,
 }
 
@@ -144,7 +146,7 @@ impl<F> Activations<F> {
     /// Makes each buffer with `zeros`; `recompute` is `None` where there is no backward.
     pub(super) fn new(
         zeros: &impl Fn(usize) -> Result<F>,
-        config: &LlamaConfig,
+        (config, spec): (&LlamaConfig, Option<ActivationSpec>),
         tokens: usize,
         recompute: Option<Recompute>,
     ) -> Result<Self> {
@@ -159,6 +161,7 @@ impl<F> Activations<F> {
                 .map(|_| BlockActivations::new(zeros, config, tokens))
                 .collect::<Result<_>>()?,
             gradients: recompute.map(|_| gradients()).transpose()?,
+            on_grids: OnGrids::new(zeros, config, tokens, spec)?,
             head: HeadActivations::new(zeros, config, tokens)?,
         })
     }
@@ -193,7 +196,7 @@ impl<B: Backend> Workspace<B> {
     /// When the device has no room.
     pub(super) fn new(
         backend: &B,
-        config: &LlamaConfig,
+        model: (&LlamaConfig, Option<ActivationSpec>),
         need: ScratchNeed,
         tokens: usize,
         recompute: Option<Recompute>,
@@ -208,7 +211,7 @@ impl<B: Backend> Workspace<B> {
                 documents: ids(tokens)?,
                 targets: ids(tokens.min(LOGIT_TOKENS))?,
             },
-            activations: Activations::new(&zeros, config, tokens, recompute)?,
+            activations: Activations::new(&zeros, model, tokens, recompute)?,
             scratch: need.allocate(backend, tokens)?,
         })
     }

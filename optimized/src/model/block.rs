@@ -1,9 +1,10 @@
 //! One transformer block: attention and a gated feed-forward layer, each behind a normalisation
 //! and added to the residual stream. Eq. (N8).
 
-use plumbline_reference::spec::LlamaConfig;
+use plumbline_reference::spec::{ActivationSpec, LlamaConfig};
 
 use super::activations::{ActivationGradients, BlockActivations};
+use super::on_grids::{OnGrids, Place};
 use super::run::Batch;
 use crate::backend::Backend;
 use crate::error::{Error, Result};
@@ -46,23 +47,25 @@ pub(super) struct Surroundings<'a, B: Backend> {
     pub(super) first_position: usize,
     /// For each token the place in its sequence where its document begins, `[batch, length]`.
     pub(super) documents: Option<&'a B::Tokens>,
+    /// How activations are rounded, if they are.
+    pub(super) activations: Option<ActivationSpec>,
 }
 
 impl<'a, B: Backend> Surroundings<'a, B> {
     /// `documents` holds what the batch says of them, if it does.
     pub(super) fn of_batch(
         backend: &'a B,
-        config: &'a LlamaConfig,
+        (config, activations): (&'a LlamaConfig, Option<ActivationSpec>),
         rope: &'a RopeTable<B::Floats>,
         batch: &Batch<'_>,
         documents: &'a B::Tokens,
     ) -> Self {
         let documents = batch.documents.map(|_| documents);
         let (length, batch) = (batch.tokens.len() / batch.batch, batch.batch);
-        Self { backend, config, rope, batch, length, first_position: 0, documents }
+        Self { backend, config, rope, batch, length, first_position: 0, documents, activations }
     }
 
-    fn tokens(&self) -> usize {
+    pub(super) fn tokens(&self) -> usize {
         self.batch * self.length
     }
 
@@ -71,7 +74,7 @@ impl<'a, B: Backend> Surroundings<'a, B> {
         RmsNormArgs { tokens: self.tokens(), hidden: self.config.hidden_size, eps }
     }
 
-    fn rope(&self, heads: usize) -> RopeArgs {
+    pub(super) fn rope(&self, heads: usize) -> RopeArgs {
         RopeArgs {
             batch: self.batch,
             length: self.length,
@@ -99,6 +102,13 @@ pub(super) struct KeyValueCache<'a, B: Backend> {
     pub(super) v: &'a mut B::Floats, // [capacity, kv_heads * head_dim]
 }
 
+/// What a forward writes beside its output.
+pub(super) struct BlockMemory<'a, B: Backend> {
+    pub(super) saved: &'a mut BlockActivations<B::Floats>,
+    pub(super) on_grids: &'a mut OnGrids<B::Floats>,
+    pub(super) scratch: &'a mut Scratch<B>,
+}
+
 impl<B: Backend, L: LinearMethod<B>> Block<B, L> {
     /// `output` from `input`, both `[tokens, hidden]`; what the backward needs stays in `saved`.
     /// With a cache, the new keys and values are appended to it and queries see all of it.
@@ -107,22 +117,26 @@ impl<B: Backend, L: LinearMethod<B>> Block<B, L> {
         around: &Surroundings<'_, B>,
         input: &B::Floats,
         output: &mut B::Floats,
-        saved: &mut BlockActivations<B::Floats>,
+        memory: BlockMemory<'_, B>,
         cache: Option<KeyValueCache<'_, B>>,
-        scratch: &mut Scratch<B>,
     ) -> Result<()> {
         let (backend, config, tokens) = (around.backend, around.config, around.tokens());
         let hidden = tokens * config.hidden_size;
+        let BlockMemory { saved, on_grids, scratch } = memory;
         let BlockActivations { attention_norm, attention_rms, q, k, v, attended, .. } = saved;
         let weight = &self.input_layernorm.value;
         backend.rms_norm(around.norm(), input, weight, attention_norm, attention_rms)?;
-        self.q_proj.forward(backend, tokens, attention_norm, q, scratch)?;
-        self.k_proj.forward(backend, tokens, attention_norm, k, scratch)?;
-        self.v_proj.forward(backend, tokens, attention_norm, v, scratch)?;
+        let read = around.rounded(Place::NormOutput, attention_norm, &mut on_grids.linear_input)?;
+        self.q_proj.forward(backend, tokens, read, q, scratch)?;
+        self.k_proj.forward(backend, tokens, read, k, scratch)?;
+        self.v_proj.forward(backend, tokens, read, v, scratch)?;
         let documents = around.documents;
         let (of_q, of_k) = (config.num_attention_heads, config.num_key_value_heads);
         backend.rope(around.rope(of_q), around.rope, documents, q)?;
-        backend.rope(around.rope(of_k), around.rope, documents, k)?;
+        if around.activations.is_none() {
+            backend.rope(around.rope(of_k), around.rope, documents, k)?;
+        }
+        let [q, k, v] = around.attention_inputs([&*q, &*k, &*v], on_grids)?;
         match cache {
             None => {
                 let args = around.attention(around.length);
@@ -139,15 +153,19 @@ impl<B: Backend, L: LinearMethod<B>> Block<B, L> {
                 backend.attention(args, inputs, attended, &mut saved.log_sum_exp)?;
             }
         }
-        let BlockActivations { middle, mlp_norm, mlp_rms, gate, up, gated, .. } = saved;
-        self.o_proj.forward(backend, tokens, &saved.attended, middle, scratch)?;
+        let BlockActivations { attended, middle, mlp_norm, mlp_rms, gate, up, gated, .. } = saved;
+        let copy = &mut on_grids.linear_input;
+        let read = around.rounded(Place::Attended, attended, copy)?;
+        self.o_proj.forward(backend, tokens, read, middle, scratch)?;
         backend.add(input, middle, hidden)?;
         let weight = &self.post_attention_layernorm.value;
         backend.rms_norm(around.norm(), middle, weight, mlp_norm, mlp_rms)?;
-        self.gate_proj.forward(backend, tokens, mlp_norm, gate, scratch)?;
-        self.up_proj.forward(backend, tokens, mlp_norm, up, scratch)?;
+        let read = around.rounded(Place::NormOutput, mlp_norm, copy)?;
+        self.gate_proj.forward(backend, tokens, read, gate, scratch)?;
+        self.up_proj.forward(backend, tokens, read, up, scratch)?;
         backend.swiglu(tokens * config.intermediate_size, gate, up, gated)?;
-        self.down_proj.forward(backend, tokens, gated, output, scratch)?;
+        let read = around.rounded(Place::Gated, gated, copy)?;
+        self.down_proj.forward(backend, tokens, read, output, scratch)?;
         backend.add(middle, output, hidden)
     }
 
@@ -157,48 +175,70 @@ impl<B: Backend, L: LinearMethod<B>> Block<B, L> {
         &mut self,
         around: &Surroundings<'_, B>,
         input: &B::Floats,
-        saved: &BlockActivations<B::Floats>,
+        memory: BlockMemory<'_, B>,
         gradients: &mut ActivationGradients<B::Floats>,
-        scratch: &mut Scratch<B>,
     ) -> Result<()> {
-        let (backend, config, tokens) = (around.backend, around.config, around.tokens());
-        let ActivationGradients { d_hidden, d_norm, d_gate, d_up, d_gated, .. } = gradients;
-        let down = BackwardCall::new(tokens, &saved.gated, d_hidden, d_gated, Write::Replace);
-        self.down_proj.backward(backend, down, scratch)?;
-        let len = tokens * config.intermediate_size;
-        backend.swiglu_backward(len, &saved.gate, &saved.up, d_gated, d_gate, d_up)?;
-        let gate = BackwardCall::new(tokens, &saved.mlp_norm, d_gate, d_norm, Write::Replace);
-        self.gate_proj.backward(backend, gate, scratch)?;
-        let up = BackwardCall::new(tokens, &saved.mlp_norm, d_up, d_norm, Write::Add);
-        self.up_proj.backward(backend, up, scratch)?;
-        let residual = Residual { x: &saved.middle, rms: &saved.mlp_rms, d_norm };
-        residual.backward(around, &mut self.post_attention_layernorm, d_hidden)?;
-
-        let ActivationGradients { d_q, d_k, d_v, d_attended, .. } = gradients;
-        let out = BackwardCall::new(tokens, &saved.attended, d_hidden, d_attended, Write::Replace);
+        let BlockMemory { saved, on_grids, scratch } = memory;
+        self.feed_forward_backward(around, saved, on_grids, gradients, scratch)?;
+        let (backend, tokens) = (around.backend, around.tokens());
+        let ActivationGradients { d_hidden, d_norm, d_q, d_k, d_v, d_attended, .. } = gradients;
+        let read = around.rounded(Place::Attended, &saved.attended, &mut on_grids.linear_input)?;
+        let out = BackwardCall::new(tokens, read, d_hidden, d_attended, Write::Replace);
         self.o_proj.backward(backend, out, scratch)?;
+        around.mask(Place::Attended, &saved.attended, d_attended)?;
+        let BlockActivations { q, k, v, .. } = &*saved;
+        let [q_read, k_read, v_read] = around.attention_inputs([q, k, v], on_grids)?;
         let documents = around.documents;
         let kept = AttentionSaved {
-            inputs: AttentionInputs { q: &saved.q, k: &saved.k, v: &saved.v, documents },
+            inputs: AttentionInputs { q: q_read, k: k_read, v: v_read, documents },
             output: &saved.attended,
             log_sum_exp: &saved.log_sum_exp,
         };
         let to = AttentionGradients { d_q, d_k, d_v };
         backend.attention_backward(around.attention(around.length), kept, d_attended, to)?;
-        let (of_q, of_k) = (config.num_attention_heads, config.num_key_value_heads);
-        backend.rope_backward(around.rope(of_q), around.rope, documents, d_q)?;
-        backend.rope_backward(around.rope(of_k), around.rope, documents, d_k)?;
+        around.projected_gradients([q, k, v], on_grids, [d_q, d_k, d_v])?;
+        let norm = &saved.attention_norm;
+        let read = around.rounded(Place::NormOutput, norm, &mut on_grids.linear_input)?;
         let inputs = [
             (&mut self.q_proj, &*d_q, Write::Replace),
             (&mut self.k_proj, &*d_k, Write::Add),
             (&mut self.v_proj, &*d_v, Write::Add),
         ];
         for (linear, d_y, write) in inputs {
-            let input = BackwardCall::new(tokens, &saved.attention_norm, d_y, d_norm, write);
+            let input = BackwardCall::new(tokens, read, d_y, d_norm, write);
             linear.backward(backend, input, scratch)?;
         }
+        around.mask(Place::NormOutput, norm, d_norm)?;
         let residual = Residual { x: input, rms: &saved.attention_rms, d_norm };
         residual.backward(around, &mut self.input_layernorm, d_hidden)
+    }
+
+    /// From the gradient of the block's output to that of `middle`, both `d_hidden`.
+    fn feed_forward_backward(
+        &mut self,
+        around: &Surroundings<'_, B>,
+        saved: &BlockActivations<B::Floats>,
+        on_grids: &mut OnGrids<B::Floats>,
+        gradients: &mut ActivationGradients<B::Floats>,
+        scratch: &mut Scratch<B>,
+    ) -> Result<()> {
+        let (backend, config, tokens) = (around.backend, around.config, around.tokens());
+        let ActivationGradients { d_hidden, d_norm, d_gate, d_up, d_gated, .. } = gradients;
+        let copy = &mut on_grids.linear_input;
+        let read = around.rounded(Place::Gated, &saved.gated, copy)?;
+        let down = BackwardCall::new(tokens, read, d_hidden, d_gated, Write::Replace);
+        self.down_proj.backward(backend, down, scratch)?;
+        around.mask(Place::Gated, &saved.gated, d_gated)?;
+        let len = tokens * config.intermediate_size;
+        backend.swiglu_backward(len, &saved.gate, &saved.up, d_gated, d_gate, d_up)?;
+        let read = around.rounded(Place::NormOutput, &saved.mlp_norm, copy)?;
+        let gate = BackwardCall::new(tokens, read, d_gate, d_norm, Write::Replace);
+        self.gate_proj.backward(backend, gate, scratch)?;
+        let up = BackwardCall::new(tokens, read, d_up, d_norm, Write::Add);
+        self.up_proj.backward(backend, up, scratch)?;
+        around.mask(Place::NormOutput, &saved.mlp_norm, d_norm)?;
+        let residual = Residual { x: &saved.middle, rms: &saved.mlp_rms, d_norm };
+        residual.backward(around, &mut self.post_attention_layernorm, d_hidden)
     }
 
     /// Names and layers, in the order of the forward.

@@ -1,7 +1,7 @@
 //! Token by token: keys and values of the past are kept, so a new token costs one row of work.
 
 use super::activations::{Activations, Workspace};
-use super::block::{KeyValueCache, Surroundings};
+use super::block::{BlockMemory, KeyValueCache, Surroundings};
 use super::head::LossSlot;
 use super::llama::Llama;
 use crate::backend::Backend;
@@ -107,15 +107,17 @@ impl<'m, B: Backend, L: LinearMethod<B>> Decoder<'m, B, L> {
             length: tokens.len(),
             first_position: position,
             documents: None,
+            activations: model.activations,
         };
         let Workspace { activations, ids, scratch, .. } = &mut self.workspace;
-        let Activations { hidden, blocks: saved, .. } = activations;
+        let Activations { hidden, blocks: saved, on_grids, .. } = activations;
         model.embed(tokens, &mut ids.tokens, &mut hidden[0])?;
         for (index, (block, (k, v))) in model.blocks.iter().zip(&mut self.caches).enumerate() {
             let (inputs, outputs) = hidden.split_at_mut(index + 1);
             let cache = Some(KeyValueCache { k, v });
             let (input, output) = (&inputs[index], &mut outputs[0]);
-            block.forward(&around, input, output, &mut saved[0], cache, scratch)?;
+            let memory = BlockMemory { saved: &mut saved[0], on_grids, scratch };
+            block.forward(&around, input, output, memory, cache)?;
         }
         self.position += tokens.len();
         Ok(())

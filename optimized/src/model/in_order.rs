@@ -6,7 +6,7 @@ use std::ops::Range;
 use plumbline_reference::spec::LlamaConfig;
 
 use super::activations::{Activations, Workspace};
-use super::block::Surroundings;
+use super::block::{BlockMemory, Surroundings};
 use super::llama::Llama;
 use super::run::Batch;
 use crate::backend::Backend;
@@ -51,7 +51,8 @@ impl LinearInput {
 }
 
 impl<B: Backend> Workspace<B> {
-    /// What the layers of the last block that was run read, `[tokens, width]`.
+    /// What the layers of the last block that was run read, `[tokens, width]`, before it is rounded
+    /// to a grid where the model does that.
     pub(crate) fn linear_input(&self, input: LinearInput) -> &B::Floats {
         let last = &self.activations.blocks[0];
         match input {
@@ -85,14 +86,15 @@ impl<B: Backend, L: LinearMethod<B>> Llama<B, L> {
         workspace: &mut Workspace<B>,
     ) -> Result<()> {
         self.check_fits(batch, workspace)?;
-        let Workspace { activations: Activations { blocks: saved, .. }, ids, scratch, .. } =
-            workspace;
+        let Workspace { activations, ids, scratch, .. } = workspace;
+        let Activations { blocks: saved, on_grids, .. } = activations;
         if let Some(documents) = batch.documents {
             self.backend.write_tokens(documents, &mut ids.documents)?;
         }
-        let (backend, config) = (&*self.backend, &self.config);
+        let (backend, config) = (&*self.backend, (&self.config, self.activations));
         let around = Surroundings::of_batch(backend, config, &self.rope, batch, &ids.documents);
-        self.blocks[index].forward(&around, input, output, &mut saved[0], None, scratch)
+        let memory = BlockMemory { saved: &mut saved[0], on_grids, scratch };
+        self.blocks[index].forward(&around, input, output, memory, None)
     }
 
     /// The linear layers of a block, in the order of the forward.

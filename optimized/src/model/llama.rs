@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use plumbline_reference::spec::LlamaConfig;
+use plumbline_reference::spec::{ActivationSpec, LlamaConfig};
 
 use super::block::Block;
 use crate::backend::Backend;
@@ -21,6 +21,7 @@ pub struct Llama<B: Backend, L> {
     /// `None` where the embedding table is also the output projection.
     pub(super) lm_head: Option<Parameter<B>>,
     pub(super) rope: RopeTable<B::Floats>,
+    pub(super) activations: Option<ActivationSpec>,
 }
 
 /// A tensor on the host.
@@ -144,7 +145,20 @@ impl<B: Backend, L: LinearMethod<B>> Llama<B, L> {
         };
         let positions = config.longest_sequence();
         let rope = RopeTable::new(&*backend, config.rope, config.head_dim, positions)?;
-        Ok(Self { backend, config, embed_tokens, blocks, norm, lm_head, rope })
+        let activations = None;
+        Ok(Self { backend, config, embed_tokens, blocks, norm, lm_head, rope, activations })
+    }
+
+    /// The same model with its activations rounded to grids of their own, or not. Eq. (N8d).
+    #[must_use]
+    pub fn with_activations(mut self, spec: Option<ActivationSpec>) -> Self {
+        self.activations = spec;
+        self
+    }
+
+    /// How its activations are rounded, if they are.
+    pub fn activations(&self) -> Option<ActivationSpec> {
+        self.activations
     }
 
     /// The model's shape and constants.
@@ -193,6 +207,7 @@ impl<B: Backend, L: LinearMethod<B>> Llama<B, L> {
             norm: self.norm,
             lm_head: self.lm_head,
             rope: self.rope,
+            activations: self.activations,
         })
     }
 

@@ -8,6 +8,7 @@ mod diagnose;
 mod head;
 mod in_order;
 mod llama;
+mod on_grids;
 mod plan;
 mod presets;
 mod run;

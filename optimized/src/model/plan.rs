@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::fmt;
 
-use plumbline_reference::spec::LlamaConfig;
+use plumbline_reference::spec::{ActivationSpec, LlamaConfig};
 
 use super::activations::{Activations, LOGIT_TOKENS, Recompute};
 use super::llama::{Llama, Projection, tensor_shapes};
@@ -27,6 +27,8 @@ pub struct Run {
     pub operand_bytes: usize,
     /// What the optimizer's moments are kept in.
     pub state: StateType,
+    /// How activations are rounded, if they are.
+    pub activations: Option<ActivationSpec>,
 }
 
 /// Trained tensors and all their values.
@@ -69,7 +71,8 @@ impl Plan {
             model.base_parameters().iter().map(|(_, parameter)| parameter.frozen_bytes()).sum();
         let layers: Vec<LayerCost> = model.linears().iter().map(|(_, l)| l.cost()).collect();
         let operand_bytes = model.backend.operand_bytes();
-        let run = Run { tokens, recompute, accumulation, operand_bytes, state };
+        let activations = model.activations;
+        let run = Run { tokens, recompute, accumulation, operand_bytes, state, activations };
         let trainable = model.trainable();
         let trained = Tensors {
             count: trainable.len(),
@@ -101,14 +104,14 @@ impl Plan {
         trained: Tensors,
         run: Run,
     ) -> Self {
-        let Run { tokens, recompute, accumulation, operand_bytes, state } = run;
+        let Run { tokens, recompute, accumulation, operand_bytes, state, activations } = run;
         let frozen_layers: usize = layers.iter().map(|layer| layer.frozen_bytes).sum();
         let angles = config.longest_sequence() * (config.head_dim / 2);
         let need = layers.iter().map(|layer| layer.scratch);
         let need = need.fold(ScratchNeed::default(), ScratchNeed::max);
         let slots = StepSlots { losses: accumulation, tensors: trained.count };
         let ids = 2 * tokens + tokens.min(LOGIT_TOKENS); // of tokens, documents and targets
-        let values = activation_values(config, tokens, recompute);
+        let values = activation_values((config, activations), tokens, recompute);
         Self {
             frozen: frozen_base + frozen_layers + 2 * 4 * angles,
             trained: 4 * trained.values,
@@ -138,13 +141,17 @@ impl Plan {
 }
 
 /// Counts with the code that allocates.
-fn activation_values(config: &LlamaConfig, tokens: usize, recompute: Recompute) -> usize {
+fn activation_values(
+    model: (&LlamaConfig, Option<ActivationSpec>),
+    tokens: usize,
+    recompute: Recompute,
+) -> usize {
     let values = Cell::new(0);
     let count = |len: usize| -> Result<()> {
         values.set(values.get() + len);
         Ok(())
     };
-    Activations::new(&count, config, tokens, Some(recompute)).expect("counting cannot fail");
+    Activations::new(&count, model, tokens, Some(recompute)).expect("counting cannot fail");
     values.get()
 }
 

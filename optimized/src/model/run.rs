@@ -3,7 +3,7 @@
 use plumbline_reference::spec::LlamaConfig;
 
 use super::activations::{Activations, Recompute, Workspace};
-use super::block::Surroundings;
+use super::block::{BlockMemory, Surroundings};
 use super::head::LossSlot;
 use super::llama::Llama;
 use crate::backend::Backend;
@@ -36,7 +36,8 @@ impl<B: Backend, L: LinearMethod<B>> Llama<B, L> {
     /// When the device has no room.
     pub fn training_workspace(&self, tokens: usize, recompute: Recompute) -> Result<Workspace<B>> {
         let need = self.scratch_need();
-        Workspace::new(&*self.backend, &self.config, need, tokens, Some(recompute))
+        let model = (&self.config, self.activations);
+        Workspace::new(&*self.backend, model, need, tokens, Some(recompute))
     }
 
     /// Memory for forwards of up to `tokens` tokens in all.
@@ -44,7 +45,8 @@ impl<B: Backend, L: LinearMethod<B>> Llama<B, L> {
     /// # Errors
     /// When the device has no room.
     pub fn evaluation_workspace(&self, tokens: usize) -> Result<Workspace<B>> {
-        Workspace::new(&*self.backend, &self.config, self.scratch_need(), tokens, None)
+        let model = (&self.config, self.activations);
+        Workspace::new(&*self.backend, model, self.scratch_need(), tokens, None)
     }
 
     /// Logits `[batch * length, vocab_size]`, on the host.
@@ -122,7 +124,7 @@ impl<B: Backend, L: LinearMethod<B>> Llama<B, L> {
         check_targets(batch)?;
         self.hidden_states(batch, workspace)?;
         let Workspace { recompute, activations, ids, scratch, .. } = workspace;
-        let Activations { hidden, blocks: saved, gradients, head } = activations;
+        let Activations { hidden, blocks: saved, gradients, on_grids, head } = activations;
         let Some(gradients) = gradients else {
             return Err(Error::Invalid("the workspace is for evaluation only".into()));
         };
@@ -135,7 +137,7 @@ impl<B: Backend, L: LinearMethod<B>> Llama<B, L> {
             &mut gradients.d_hidden,
             loss,
         )?;
-        let (backend, config) = (&*self.backend, &self.config);
+        let (backend, config) = (&*self.backend, (&self.config, self.activations));
         let around = Surroundings::of_batch(backend, config, &self.rope, batch, &ids.documents);
         for (index, block) in self.blocks.iter_mut().enumerate().rev() {
             let (inputs, outputs) = hidden.split_at_mut(index + 1);
@@ -145,13 +147,15 @@ impl<B: Backend, L: LinearMethod<B>> Llama<B, L> {
                 Recompute::Blocks => {
                     // The last block's activations are still there.
                     if index + 1 < last {
-                        let output = &mut outputs[0];
-                        block.forward(&around, input, output, &mut saved[0], None, scratch)?;
+                        let (output, saved) = (&mut outputs[0], &mut saved[0]);
+                        let memory = BlockMemory { saved, on_grids, scratch };
+                        block.forward(&around, input, output, memory, None)?;
                     }
                     &mut saved[0]
                 }
             };
-            block.backward(&around, input, saved, gradients, scratch)?;
+            let memory = BlockMemory { saved, on_grids, scratch };
+            block.backward(&around, input, memory, gradients)?;
         }
         if let Some(d_table) = &mut self.embed_tokens.gradient {
             let shape = embedding_shape(&self.config, batch.tokens.len());
@@ -164,17 +168,18 @@ impl<B: Backend, L: LinearMethod<B>> Llama<B, L> {
     fn hidden_states(&self, batch: &Batch<'_>, workspace: &mut Workspace<B>) -> Result<()> {
         self.check_fits(batch, workspace)?;
         let Workspace { activations, ids, scratch, .. } = workspace;
-        let Activations { hidden, blocks: saved, .. } = activations;
+        let Activations { hidden, blocks: saved, on_grids, .. } = activations;
         self.embed(batch.tokens, &mut ids.tokens, &mut hidden[0])?;
         if let Some(documents) = batch.documents {
             self.backend.write_tokens(documents, &mut ids.documents)?;
         }
-        let (backend, config) = (&*self.backend, &self.config);
+        let (backend, config) = (&*self.backend, (&self.config, self.activations));
         let around = Surroundings::of_batch(backend, config, &self.rope, batch, &ids.documents);
         for (index, block) in self.blocks.iter().enumerate() {
             let (inputs, outputs) = hidden.split_at_mut(index + 1);
             let saved = if saved.len() == 1 { &mut saved[0] } else { &mut saved[index] };
-            block.forward(&around, &inputs[index], &mut outputs[0], saved, None, scratch)?;
+            let memory = BlockMemory { saved, on_grids, scratch };
+            block.forward(&around, &inputs[index], &mut outputs[0], memory, None)?;
         }
         Ok(())
     }
@@ -203,6 +208,10 @@ impl<B: Backend, L: LinearMethod<B>> Llama<B, L> {
             let room = workspace.tokens;
             let reason = format!("{tokens} tokens exceed the workspace's {room}");
             return Err(Error::Invalid(reason));
+        }
+        if workspace.activations.on_grids.q.is_some() != self.activations.is_some() {
+            let reason = "the workspace is of a model whose activations are rounded in another way";
+            return Err(Error::Invalid(reason.into()));
         }
         if let Some(documents) = documents.filter(|documents| documents.len() != tokens) {
             let reason = format!("{tokens} tokens with {} documents' places", documents.len());

@@ -8,6 +8,7 @@ pub mod attention;
 pub(crate) mod counter;
 pub mod cross_entropy;
 pub mod dropout;
+pub mod dynamic_quantize;
 pub mod embedding;
 pub mod fake_quantize;
 pub mod fake_quantize_backward;

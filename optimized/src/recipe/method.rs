@@ -1,12 +1,12 @@
 //! `[method]`: a method and its own settings.
 
 use plumbline_reference::spec::{
-    Bits, BlockSize, Downcast, GradScale, GroupPool, InitScaleRule, InnerScale, LrQatDialect,
-    LrQatMask, LrQatSpec, Pool, QaLoraDialect, QatQuantizer, QuantSpec, RangeSearch, RtnSpec,
-    SymmetricScale,
+    Bits, BlockSize, GradScale, GroupPool, InitScaleRule, Pool, QaLoraDialect, QatQuantizer,
+    QuantSpec, RangeSearch, RtnSpec, SymmetricScale,
 };
 use serde::{Deserialize, Serialize};
 
+use super::LrQatSettings;
 use super::frozen_codes::{FrozenBase, GptqBase};
 use crate::error::{Error, Result};
 use crate::methods::refuse_offset;
@@ -85,47 +85,6 @@ pub struct LoraSettings {
     #[serde(default = "two")]
     pub lora_scaling: f32,
     /// Probability with which what the adapter reads is dropped.
-    #[serde(default)]
-    pub dropout: f32,
-}
-
-/// `[method] name = "lr_qat"`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct LrQatSettings {
-    /// Width of a code.
-    pub bits: Bits,
-    /// Consecutive inputs that share a scale; absent for one group per row.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub group_size: Option<usize>,
-    /// Inner dimension of the update.
-    pub rank: usize,
-    /// Final multiplier of the update, in units of the grid; 1 / rank as published.
-    pub lora_scaling: f32,
-    /// How the frozen weight is kept.
-    pub downcast: Downcast,
-    /// Which scale divides the frozen weight: `frozen` or `live`.
-    #[serde(default = "frozen")]
-    pub inner_scale: String,
-    /// Which elements pass their gradient.
-    #[serde(default)]
-    pub mask: LrQatMask,
-    /// What is rounded.
-    #[serde(default)]
-    pub dialect: LrQatDialect,
-    /// How the scale begins.
-    #[serde(default = "min_max")]
-    pub init: String,
-    /// Exponent, with `init = "lp"`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub init_p: Option<f64>,
-    /// Ranges tried, with `init = "lp"`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub init_steps: Option<usize>,
-    /// Whether the scale is trained.
-    #[serde(default = "yes")]
-    pub train_scale: bool,
-    /// Refused unless 0: there is no adapter beside the weight.
     #[serde(default)]
     pub dropout: f32,
 }
@@ -285,7 +244,7 @@ fn l4q_rule() -> String {
     "l4q".into()
 }
 
-fn min_max() -> String {
+pub(super) fn min_max() -> String {
     "min_max".into()
 }
 
@@ -293,12 +252,8 @@ fn sixty_four() -> usize {
     64
 }
 
-fn yes() -> bool {
+pub(super) fn yes() -> bool {
     true
-}
-
-fn frozen() -> String {
-    "frozen".into()
 }
 
 impl L4qSettings {
@@ -322,27 +277,6 @@ impl QatSettings {
             refuse_offset(rule, "quantizer lsq")?;
         }
         Ok(rule)
-    }
-}
-
-impl LrQatSettings {
-    /// The initialisation rule.
-    ///
-    /// # Errors
-    /// `Spec` naming the field; `Invalid` for a rule that gives an offset.
-    pub fn rule(&self) -> Result<InitScaleRule> {
-        let rule = InitScaleRule::from_name(&self.init, self.init_p, self.init_steps)?;
-        refuse_offset(rule, "lr_qat")?;
-        Ok(rule)
-    }
-
-    /// The method's choices for a layer of that grid.
-    ///
-    /// # Errors
-    /// `Spec` naming the field, also where two of them contradict each other.
-    pub fn spec(&self, grid: QuantSpec) -> Result<LrQatSpec> {
-        let inner_scale = InnerScale::from_name(Some(&self.inner_scale), self.downcast)?;
-        Ok(LrQatSpec::new(grid, inner_scale, self.mask, self.dialect)?)
     }
 }
 

@@ -56,6 +56,7 @@ pub fn lr_qat(bits: u32, downcast: Downcast, inner_scale: &str) -> LrQatSettings
         init_steps: None,
         train_scale: true,
         dropout: 0.0,
+        activations: None,
     }
 }
 

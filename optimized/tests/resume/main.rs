@@ -86,6 +86,8 @@ fn every_method_goes_on_to_the_same_bits() {
          downcast = \"int\"",
         "name = \"lr_qat\"\nbits = 3\nrank = 2\nlora_scaling = 4.0\ndowncast = \"f32\"\n\
          inner_scale = \"live\"",
+        "name = \"lr_qat\"\nbits = 4\ngroup_size = 16\nrank = 2\nlora_scaling = 4.0\n\
+         downcast = \"fixed8\"\nactivations = { bits = 8, kv_bits = 4 }",
         "name = \"peqa\"\nbits = 4",
         "name = \"qa_lora\"\nbits = 4\ngroup_size = 16\nrank = 2",
         GPTQ_BASE,

@@ -3,12 +3,13 @@
 
 use ndarray::{Array2, Array3, Array4, ArrayD, ArrayView1, ArrayView2, ArrayView3, Axis, Ix2};
 
+use super::activations::{Passed, Place};
 use super::layer::Layer;
 use super::reshape;
 use crate::attention::{attention, attention_backward};
 use crate::rms_norm::{rms_norm, rms_norm_backward};
 use crate::rope::{rope, rope_backward};
-use crate::spec::LlamaConfig;
+use crate::spec::{ActivationSpec, LlamaConfig};
 use crate::swiglu::{swiglu, swiglu_backward};
 use crate::{Error, Real, check};
 
@@ -25,6 +26,7 @@ pub(super) const DOWN: &str = "mlp.down_proj";
 /// The norms and linear layers of one block.
 pub(super) struct Block<'a, T> {
     pub config: &'a LlamaConfig,
+    pub activations: Option<ActivationSpec>,
     pub attention_norm: ArrayView1<'a, T>,
     pub query: Layer<'a, T>,
     pub key: Layer<'a, T>,
@@ -41,25 +43,27 @@ pub(super) struct Saved<T> {
     /// `[rows, hidden]`, the block's input.
     hidden: Array2<T>,
     /// `[rows, hidden]`
-    attention_input: Array2<T>,
-    /// `[batch, length, heads, head_dim]`, rotated.
-    q: Array4<T>,
-    /// `[batch, length, kv_heads, head_dim]`, rotated.
-    k: Array4<T>,
-    /// `[batch, length, kv_heads, head_dim]`
-    v: Array4<T>,
+    attention_input: Passed<T>,
+    /// `[rows, heads * head_dim]`, rotated.
+    q: Passed<T>,
+    /// `[rows, kv_heads * head_dim]`, before and behind the place ahead of the rotation.
+    k: Passed<T>,
+    /// The same, rotated.
+    rotated_k: Passed<T>,
+    /// `[rows, kv_heads * head_dim]`
+    v: Passed<T>,
     /// `[rows, heads * head_dim]`
-    attended: Array2<T>,
+    attended: Passed<T>,
     /// `[rows, hidden]`, after the attention's residual sum.
     middle: Array2<T>,
     /// `[rows, hidden]`
-    feed_forward_input: Array2<T>,
+    feed_forward_input: Passed<T>,
     /// `[rows, intermediate]`
     gate: Array2<T>,
     /// `[rows, intermediate]`
     up: Array2<T>,
     /// `[rows, intermediate]`
-    gated: Array2<T>,
+    gated: Passed<T>,
 }
 
 /// Gradients through one block.
@@ -71,7 +75,7 @@ pub(super) struct Backward<T> {
 }
 
 impl<T: Real> Block<'_, T> {
-    /// One block. Eq. (N8c).
+    /// One block. Eq. (N8c); with activations on grids, those of Eq. (N8d) behind each part.
     ///
     /// ```text
     /// a = rms_norm(hidden, input_layernorm)
@@ -88,27 +92,36 @@ impl<T: Real> Block<'_, T> {
         sequences: (usize, usize),
     ) -> Result<(Array2<T>, Saved<T>), Error> {
         let eps = self.config.rms_norm_eps;
-        let attention_input = rms_norm(hidden.view(), self.attention_norm, eps)?;
-        let q = self.split_heads(self.query.forward(attention_input.view())?, sequences);
-        let k = self.split_heads(self.key.forward(attention_input.view())?, sequences);
-        let v = self.split_heads(self.value.forward(attention_input.view())?, sequences);
-        let q = each_sequence(q, |q| rope(q, self.config.rope, 0))?;
-        let k = each_sequence(k, |k| rope(k, self.config.rope, 0))?;
-        let attended = join_heads(attention(q.view(), k.view(), v.view())?);
-        let middle = &hidden + &self.attention_output.forward(attended.view())?;
+        let normed = rms_norm(hidden.view(), self.attention_norm, eps)?;
+        let attention_input = self.pass(Place::NormOutput, normed)?;
+        let input = attention_input.after.view();
+        let q = self.rotate(self.query.forward(input)?, sequences)?;
+        let q = self.pass(Place::Rotated, q)?;
+        let k = self.pass(Place::KeyOrValue, self.key.forward(input)?)?;
+        let rotated_k = self.rotate(k.after.clone(), sequences)?;
+        let rotated_k = self.pass(Place::Rotated, rotated_k)?;
+        let v = self.pass(Place::KeyOrValue, self.value.forward(input)?)?;
+        let [of_q, of_k, of_v] =
+            [&q, &rotated_k, &v].map(|one| self.split_heads(one.after.clone(), sequences));
+        let attended = join_heads(attention(of_q.view(), of_k.view(), of_v.view())?);
+        let attended = self.pass(Place::WayOut, attended)?;
+        let middle = &hidden + &self.attention_output.forward(attended.after.view())?;
         let middle = check::result("llama", "middle", middle)?;
 
-        let feed_forward_input = rms_norm(middle.view(), self.feed_forward_norm, eps)?;
-        let gate = self.gate.forward(feed_forward_input.view())?;
-        let up = self.up.forward(feed_forward_input.view())?;
+        let normed = rms_norm(middle.view(), self.feed_forward_norm, eps)?;
+        let feed_forward_input = self.pass(Place::NormOutput, normed)?;
+        let gate = self.gate.forward(feed_forward_input.after.view())?;
+        let up = self.up.forward(feed_forward_input.after.view())?;
         let gated = matrix(swiglu(gate.view().into_dyn(), up.view().into_dyn())?);
-        let output = &middle + &self.down.forward(gated.view())?;
+        let gated = self.pass(Place::WayOut, gated)?;
+        let output = &middle + &self.down.forward(gated.after.view())?;
         let output = check::result("llama", "hidden", output)?;
         let saved = Saved {
             hidden,
             attention_input,
             q,
             k,
+            rotated_k,
             v,
             attended,
             middle,
@@ -141,19 +154,21 @@ impl<T: Real> Block<'_, T> {
         d_output: Array2<T>,
         gradients: &mut Vec<(String, ArrayD<T>)>,
     ) -> Result<Array2<T>, Error> {
-        let through_down = self.down.backward(saved.gated.view(), d_output.view())?;
+        let through_down = self.down.backward(saved.gated.after.view(), d_output.view())?;
+        let d_gated = self.pass_backward(Place::WayOut, &saved.gated, through_down.d_x)?;
         let through_gate = swiglu_backward(
             saved.gate.view().into_dyn(),
             saved.up.view().into_dyn(),
-            through_down.d_x.view().into_dyn(),
+            d_gated.view().into_dyn(),
         )?;
         keep(gradients, DOWN, through_down.gradients);
-        let input = saved.feed_forward_input.view();
+        let input = saved.feed_forward_input.after.view();
         let projections = [
             (GATE, &self.gate, matrix(through_gate.d_gate)),
             (UP, &self.up, matrix(through_gate.d_up)),
         ];
         let d_input = projections_backward(input, projections, gradients)?;
+        let d_input = self.pass_backward(Place::NormOutput, &saved.feed_forward_input, d_input)?;
         let through_norm = rms_norm_backward(
             saved.middle.view(),
             self.feed_forward_norm,
@@ -173,20 +188,28 @@ impl<T: Real> Block<'_, T> {
         gradients: &mut Vec<(String, ArrayD<T>)>,
     ) -> Result<Array2<T>, Error> {
         let through_output =
-            self.attention_output.backward(saved.attended.view(), d_middle.view())?;
+            self.attention_output.backward(saved.attended.after.view(), d_middle.view())?;
         keep(gradients, ATTENTION_OUTPUT, through_output.gradients);
-        let d_attended = self.split_heads(through_output.d_x, sequences);
+        let d_attended = self.pass_backward(Place::WayOut, &saved.attended, through_output.d_x)?;
+        let d_attended = self.split_heads(d_attended, sequences);
+        let [q, k, v] = [&saved.q, &saved.rotated_k, &saved.v]
+            .map(|one| self.split_heads(one.after.clone(), sequences));
         let through_attention =
-            attention_backward(saved.q.view(), saved.k.view(), saved.v.view(), d_attended.view())?;
-        let spec = self.config.rope;
-        let d_q = each_sequence(through_attention.d_q, |d| rope_backward(d, spec, 0))?;
-        let d_k = each_sequence(through_attention.d_k, |d| rope_backward(d, spec, 0))?;
-        let (d_q, d_k) = (join_heads(d_q), join_heads(d_k));
+            attention_backward(q.view(), k.view(), v.view(), d_attended.view())?;
+        let d_q = join_heads(through_attention.d_q);
+        let d_q = self.pass_backward(Place::Rotated, &saved.q, d_q)?;
+        let d_q = self.rotate_back(d_q, sequences)?;
+        let d_k = join_heads(through_attention.d_k);
+        let d_k = self.pass_backward(Place::Rotated, &saved.rotated_k, d_k)?;
+        let d_k = self.rotate_back(d_k, sequences)?;
+        let d_k = self.pass_backward(Place::KeyOrValue, &saved.k, d_k)?;
         let d_v = join_heads(through_attention.d_v);
-        let input = saved.attention_input.view();
+        let d_v = self.pass_backward(Place::KeyOrValue, &saved.v, d_v)?;
+        let input = saved.attention_input.after.view();
         let projections =
             [(QUERY, &self.query, d_q), (KEY, &self.key, d_k), (VALUE, &self.value, d_v)];
         let d_input = projections_backward(input, projections, gradients)?;
+        let d_input = self.pass_backward(Place::NormOutput, &saved.attention_input, d_input)?;
         let through_norm = rms_norm_backward(
             saved.hidden.view(),
             self.attention_norm,
@@ -195,6 +218,17 @@ impl<T: Real> Block<'_, T> {
         )?;
         gradients.push((weight_of(ATTENTION_NORM), through_norm.d_weight.into_dyn()));
         Ok(d_middle + through_norm.d_x)
+    }
+
+    /// Every head by its position, `[rows, n * head_dim]` -> the same.
+    fn rotate(&self, rows: Array2<T>, sequences: (usize, usize)) -> Result<Array2<T>, Error> {
+        let heads = self.split_heads(rows, sequences);
+        Ok(join_heads(each_sequence(heads, |x| rope(x, self.config.rope, 0))?))
+    }
+
+    fn rotate_back(&self, d: Array2<T>, sequences: (usize, usize)) -> Result<Array2<T>, Error> {
+        let heads = self.split_heads(d, sequences);
+        Ok(join_heads(each_sequence(heads, |d| rope_backward(d, self.config.rope, 0))?))
     }
 
     /// `[rows, n * head_dim]` -> `[batch, length, n, head_dim]`

@@ -11,7 +11,7 @@ use crate::cross_entropy::{cross_entropy, cross_entropy_backward};
 use crate::embedding::{embedding, embedding_backward};
 use crate::linear::{linear, linear_backward};
 use crate::rms_norm::{rms_norm, rms_norm_backward};
-use crate::spec::LlamaConfig;
+use crate::spec::{ActivationSpec, LlamaConfig};
 use crate::{Error, Real};
 
 /// Marks the last position of a sequence, which has nothing to predict.
@@ -47,6 +47,7 @@ impl<'a, T: Real> Decoder<'a, T> {
             let layer = |part| layer(&block_name(index, part));
             Ok(Block {
                 config,
+                activations: None,
                 attention_norm: vector(block::ATTENTION_NORM),
                 query: layer(block::QUERY)?,
                 key: layer(block::KEY)?,
@@ -60,6 +61,12 @@ impl<'a, T: Real> Decoder<'a, T> {
         };
         let blocks = (0..config.num_hidden_layers).map(block).collect::<Result<_, Error>>()?;
         Ok(Self { config, weights, blocks })
+    }
+
+    /// The same model with its activations rounded to grids of their own, or not.
+    pub fn with_activations(mut self, spec: Option<ActivationSpec>) -> Self {
+        self.blocks.iter_mut().for_each(|block| block.activations = spec);
+        self
     }
 
     /// `[batch * length, vocab]`

@@ -5,6 +5,7 @@
 //! gradient of that weight from [`Llama::loss_and_gradients`] on to its own parameters. In
 //! [`train::Training`] every linear layer is a method's own, forward and backward.
 
+mod activations;
 mod block;
 mod decoder;
 mod layer;
@@ -14,7 +15,7 @@ use std::collections::BTreeMap;
 
 use ndarray::{Array, Array2, Array3, ArrayD, ArrayView2, Dimension, IntoDimension};
 
-use crate::spec::LlamaConfig;
+use crate::spec::{ActivationSpec, LlamaConfig};
 use crate::{Error, Real, check};
 use decoder::{Decoder, matrix};
 use layer::Layer;
@@ -84,6 +85,7 @@ pub fn expected_shapes(config: &LlamaConfig) -> BTreeMap<String, Vec<usize>> {
 pub struct Llama<T> {
     config: LlamaConfig,
     weights: BTreeMap<String, ArrayD<T>>,
+    activations: Option<ActivationSpec>,
 }
 
 /// Result of [`Llama::loss_and_gradients`].
@@ -120,7 +122,14 @@ impl<T: Real> Llama<T> {
         for (name, weight) in &weights {
             check::input("llama", name, weight, &shapes[name])?;
         }
-        Ok(Self { config, weights })
+        Ok(Self { config, weights, activations: None })
+    }
+
+    /// The same model with its activations rounded to grids of their own, or not. Eq. (N8d).
+    #[must_use]
+    pub fn with_activations(mut self, spec: Option<ActivationSpec>) -> Self {
+        self.activations = spec;
+        self
     }
 
     /// The configuration.
@@ -185,9 +194,10 @@ impl<T: Real> Llama<T> {
     }
 
     fn decoder(&self) -> Result<Decoder<'_, T>, Error> {
-        Decoder::new(&self.config, &self.weights, |name| {
+        let decoder = Decoder::new(&self.config, &self.weights, |name| {
             Ok(Layer::Dense(matrix(&self.weights, &format!("{name}.weight"))))
-        })
+        })?;
+        Ok(decoder.with_activations(self.activations))
     }
 }
 

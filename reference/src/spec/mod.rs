@@ -4,6 +4,7 @@
 //! There is no arithmetic on tensors here: the two crates compute independently, and that is what
 //! makes their agreement worth something.
 
+mod activations;
 mod gptq;
 mod l4q;
 mod llama_config;
@@ -18,6 +19,7 @@ mod rtn;
 mod stored;
 mod zero_point;
 
+pub use activations::ActivationSpec;
 pub use gptq::GptqSpec;
 pub use l4q::L4qDialect;
 pub use llama_config::{LlamaConfig, ModelType};

@@ -4,6 +4,7 @@ mod differences;
 mod inputs;
 mod proof;
 
+mod activations;
 mod adamw;
 mod affine;
 mod awq;

@@ -11,7 +11,11 @@ use crate::params;
 use crate::tensor::{Data, Tensor, Tensors};
 
 impl<B: Backend> Call<'_, B> {
-    fn unsigned_codes(&self, codes: &B::Codes, shape: [usize; 2]) -> Result<Tensor, Refused> {
+    pub(super) fn unsigned_codes(
+        &self,
+        codes: &B::Codes,
+        shape: [usize; 2],
+    ) -> Result<Tensor, Refused> {
         let codes = self.backend.download_codes(codes)?.into_iter().map(|code| code as u8);
         Ok(Tensor::new(shape.to_vec(), Data::U8(codes.collect()))?)
     }
