@@ -13,20 +13,23 @@ const UNFINISHED: &str = ".unfinished-";
 /// # Errors
 /// `Io` naming the path.
 pub fn write_file(path: &Path, content: &[u8]) -> Result<()> {
+    write_parts(path, |write| write(content))
+}
+
+/// The same of a content that `fill` hands over part by part.
+///
+/// # Errors
+/// `Io` naming the path; whatever `fill` returns.
+pub(super) fn write_parts(
+    path: &Path,
+    fill: impl FnOnce(&mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>,
+) -> Result<()> {
     let folder = parent(path);
-    let io = Error::io(path, "write");
-    let mut file = match tempfile::Builder::new().prefix(UNFINISHED).tempfile_in(folder) {
-        Ok(file) => file,
-        Err(source) => return Err(io(source)),
-    };
-    let written = file
-        .write_all(content)
-        .and_then(|()| shared(file.path()))
-        .and_then(|()| file.as_file().sync_all());
-    if let Err(source) = written {
-        return Err(io(source));
-    }
-    file.persist(path).map_err(|error| io(error.error))?;
+    let io = || Error::io(path, "write");
+    let mut file = tempfile::Builder::new().prefix(UNFINISHED).tempfile_in(folder).map_err(io())?;
+    fill(&mut |part| file.write_all(part).map_err(io()))?;
+    shared(file.path()).and_then(|()| file.as_file().sync_all()).map_err(io())?;
+    file.persist(path).map_err(|error| io()(error.error))?;
     sync_folder(folder)
 }
 

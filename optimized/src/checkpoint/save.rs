@@ -5,9 +5,9 @@ use std::path::Path;
 
 use half::bf16;
 use plumbline_reference::spec::LlamaConfig;
-use safetensors::tensor::{Dtype, TensorView};
+use safetensors::tensor::{Dtype, Metadata, TensorInfo, TensorView};
 
-use super::atomic::write_file;
+use super::atomic::{write_file, write_parts};
 use super::folder::ModelFolder;
 use super::quantization::QuantizationConfig;
 use crate::backend::Backend;
@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::methods::{
     AffineTensors, Dense, LinearMethod, MergedTensors, Parameter, TargetedTensors,
 };
-use crate::model::{Llama, tensor_shapes};
+use crate::model::{LazyTensor, Llama, tensor_shapes};
 use crate::ops::widen::FrozenWeight;
 
 /// A tensor ready to be written: type, shape, little-endian bytes.
@@ -58,6 +58,43 @@ pub(super) fn write_safetensors(
     let metadata = metadata.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
     let bytes = safetensors::serialize(views, Some(metadata)).map_err(unusable)?;
     write_file(path, &bytes)
+}
+
+/// The same of tensors that come to the host one after the other: no more than one is there at a
+/// time.
+pub(super) fn stream_safetensors(
+    path: &Path,
+    mut tensors: Vec<LazyTensor<'_>>,
+    precision: Precision,
+    metadata: &[(&str, &str)],
+) -> Result<()> {
+    let (dtype, width) = match precision {
+        Precision::F32 => (Dtype::F32, 4),
+        Precision::Bf16 => (Dtype::BF16, 2),
+    };
+    tensors.sort_by(|a, b| a.name.cmp(&b.name));
+    let mut end = 0;
+    let infos = tensors.iter().map(|LazyTensor { name, shape, .. }| {
+        let start = end;
+        end += width * shape.iter().product::<usize>();
+        (name.clone(), TensorInfo { dtype, shape: shape.clone(), data_offsets: (start, end) })
+    });
+    let infos = infos.collect();
+    let metadata = metadata.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+    let header = Metadata::new(Some(metadata), infos).map_err(|error| Error::file(path, error))?;
+    let mut header = serde_json::to_vec(&header).expect("plain data serialises");
+    header.resize(header.len().next_multiple_of(8), b' ');
+    write_parts(path, |write| {
+        write(&(header.len() as u64).to_le_bytes())?;
+        write(&header)?;
+        for LazyTensor { name, shape, values } in tensors {
+            let values = values()?;
+            assert_eq!(values.len(), shape.iter().product::<usize>(), "{name}");
+            let (_, _, bytes) = store(&values, &shape, precision);
+            write(&bytes)?;
+        }
+        Ok(())
+    })
 }
 
 /// Embeddings and norms of a model, by Hugging Face name.

@@ -10,11 +10,11 @@ use serde::{Deserialize, Serialize};
 use super::atomic::{new_folder, write_file};
 use super::hash::sha256_file;
 use super::reader::TensorFile;
-use super::save::{Precision, Stored, store, write_safetensors};
+use super::save::{Precision, stream_safetensors};
 use crate::error::{Error, Result};
-use crate::model::NamedTensor;
+use crate::model::LazyTensor;
 use crate::ops::adamw::StateType;
-use crate::train::{Evaluations, HostMoments, Position};
+use crate::train::{Evaluations, FIRST_MOMENT, HostMoments, Position, SECOND_MOMENT};
 
 const FORMAT: &str = "plumbline-checkpoint-1";
 const TENSORS: &str = "adapter.safetensors";
@@ -77,50 +77,29 @@ pub struct Checkpoint {
 }
 
 /// Writes a checkpoint as a new folder; the moments in the type that the optimizer keeps them in.
+/// No more than one tensor at a time is on the host.
 ///
 /// # Errors
-/// `File` when the folder exists; `Io`.
+/// `File` when the folder exists; `Io`; when the device failed.
 pub fn save_checkpoint(
     folder: &Path,
-    tensors: Vec<NamedTensor>,
-    (moments, moment_type): (&BTreeMap<String, HostMoments>, StateType),
+    tensors: Vec<LazyTensor<'_>>,
+    (moments, moment_type): (Vec<LazyTensor<'_>>, StateType),
     state: &TrainingState,
 ) -> Result<()> {
-    let mut values = BTreeMap::new();
-    for NamedTensor { name, shape, values: of_tensor } in tensors {
-        values.insert(name, store(&of_tensor, &shape, Precision::F32));
-    }
-    let moments = stored_moments(moments, moment_type);
+    let precision = match moment_type {
+        StateType::F32 => Precision::F32,
+        StateType::Bf16 => Precision::Bf16,
+    };
     new_folder(folder, |folder| {
         let metadata = [("format", FORMAT)];
-        write_safetensors(&folder.join(TENSORS), &values, &metadata)?;
-        write_safetensors(&folder.join(MOMENTS), &moments, &metadata)?;
+        stream_safetensors(&folder.join(TENSORS), tensors, Precision::F32, &metadata)?;
+        stream_safetensors(&folder.join(MOMENTS), moments, precision, &metadata)?;
         let text = serde_json::to_string_pretty(state).expect("plain data serialises");
         write_file(&folder.join(STATE), text.as_bytes())?;
         write_file(&folder.join(SUMS), checksums(folder)?.as_bytes())
     })
 }
-
-fn stored_moments(
-    moments: &BTreeMap<String, HostMoments>,
-    moment_type: StateType,
-) -> BTreeMap<String, Stored> {
-    let precision = match moment_type {
-        StateType::F32 => Precision::F32,
-        StateType::Bf16 => Precision::Bf16,
-    };
-    let mut stored = BTreeMap::new();
-    for (name, HostMoments { first, second }) in moments {
-        for (which, values) in [(FIRST, first), (SECOND, second)] {
-            let tensor = store(values, &[values.len()], precision);
-            stored.insert(format!("{name}.{which}"), tensor);
-        }
-    }
-    stored
-}
-
-const FIRST: &str = "first_moment";
-const SECOND: &str = "second_moment";
 
 /// One line a file, as `sha256sum --check` reads them.
 fn checksums(folder: &Path) -> Result<String> {
@@ -183,7 +162,7 @@ impl Checkpoint {
     /// `File` naming the tensor.
     pub fn moments(&self, name: &str, len: usize) -> Result<HostMoments> {
         let read = |which: &str| self.moments.bits(&format!("{name}.{which}"), &[len]);
-        Ok(HostMoments { first: read(FIRST)?, second: read(SECOND)? })
+        Ok(HostMoments { first: read(FIRST_MOMENT)?, second: read(SECOND_MOMENT)? })
     }
 }
 
@@ -192,14 +171,20 @@ mod tests {
     use super::*;
 
     fn write(folder: &Path) -> TrainingState {
-        let tensor =
-            NamedTensor { name: "a.scale".into(), shape: vec![2, 1], values: vec![0.1, -2.5] };
-        let host = HostMoments { first: vec![1e-40, 3.0], second: vec![0.0, f32::INFINITY] };
-        let moments = BTreeMap::from([("a.scale".to_owned(), host)]);
+        let lazy = |name: &str, shape: &[usize], values: [f32; 2]| LazyTensor {
+            name: name.into(),
+            shape: shape.to_vec(),
+            values: Box::new(move || Ok(values.to_vec())),
+        };
+        let tensors = vec![lazy("a.scale", &[2, 1], [0.1, -2.5])];
+        let moments = vec![
+            lazy("a.scale.second_moment", &[2], [0.0, f32::INFINITY]),
+            lazy("a.scale.first_moment", &[2], [1e-40, 3.0]),
+        ];
         let [base, data, recipe] = ["b", "d", "r"].map(|letter| letter.repeat(64));
         let mut state = TrainingState::new("cpu".into(), base, data, recipe);
         state.position = Position { step: 7, seconds: 0.1 + 0.2, ..Position::default() };
-        save_checkpoint(folder, vec![tensor], (&moments, StateType::F32), &state).unwrap();
+        save_checkpoint(folder, tensors, (moments, StateType::F32), &state).unwrap();
         state
     }
 

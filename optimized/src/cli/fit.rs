@@ -131,7 +131,7 @@ impl Run {
         trainer: &mut Trainer<B>,
     ) -> Result<End> {
         if self.state.position.step == 0 && self.timetable.eval_start {
-            self.evaluate(0, model)?;
+            self.evaluate(0, model, trainer)?;
             // The time that is left is judged by steps alone.
             self.progress = Progress::from("training", 0, self.timetable.steps);
         }
@@ -146,7 +146,7 @@ impl Run {
             let is_due = |every: u64| step == steps || every > 0 && step.is_multiple_of(every);
             let mut is_best = false;
             if is_due(self.timetable.eval_every) {
-                is_best = self.evaluate(step, model)?;
+                is_best = self.evaluate(step, model, trainer)?;
             }
             let interrupted = self.interrupt.exit_code();
             let is_saved = is_due(self.timetable.checkpoints.every) || self.end().is_some();
@@ -195,7 +195,12 @@ impl Run {
         &mut self,
         step: u64,
         model: &Llama<B, L>,
+        trainer: &mut Trainer<B>,
     ) -> Result<bool> {
+        if !self.texts.is_empty() {
+            // So that the run never needs both a step's memory and an evaluation's.
+            trainer.release_workspace();
+        }
         let (mut sum, mut predicted) = (0.0, 0);
         let mut scalars = Vec::new();
         for text in &self.texts {
@@ -239,9 +244,9 @@ impl Run {
         self.state.position = trainer.position();
         self.state.logs = self.folder.sync()?;
         let path = self.folder.checkpoints.path(self.state.position.step);
-        let moments = trainer.optimizer().moments(model.backend())?;
-        let moments = (&moments, trainer.optimizer().state());
-        save_checkpoint(&path, model.trained_values()?, moments, &self.state)?;
+        let (backend, optimizer) = (model.shared_backend(), trainer.optimizer());
+        let moments = (optimizer.moment_tensors(&*backend), optimizer.state());
+        save_checkpoint(&path, model.trained_tensors(), moments, &self.state)?;
         let best = self.state.evaluations.best.map(|best| best.step);
         Ok(self.folder.checkpoints.prune(self.timetable.checkpoints.keep, best)?)
     }

@@ -132,7 +132,8 @@ impl<F> HeadActivations<F> {
 
 /// What depends on the number of tokens.
 pub(super) struct Activations<F> {
-    /// Input of each block, then the output of the last: `[tokens, hidden]` each.
+    /// Input of each block, then the output of the last: `[tokens, hidden]` each. In a workspace
+    /// that only evaluates two take turns.
     pub(super) hidden: Vec<F>,
     /// One per block, or a single one when blocks are recomputed.
     pub(super) blocks: Vec<BlockActivations<F>>,
@@ -152,9 +153,10 @@ impl<F> Activations<F> {
     ) -> Result<Self> {
         let layers = config.num_hidden_layers;
         let kept = if recompute == Some(Recompute::None) { layers.max(1) } else { 1 };
+        let states = if recompute.is_some() { layers + 1 } else { 2.min(layers + 1) };
         let gradients = || ActivationGradients::new(zeros, config, tokens);
         Ok(Self {
-            hidden: (0..=layers)
+            hidden: (0..states)
                 .map(|_| zeros(tokens * config.hidden_size))
                 .collect::<Result<_>>()?,
             blocks: (0..kept)
@@ -165,6 +167,23 @@ impl<F> Activations<F> {
             head: HeadActivations::new(zeros, config, tokens)?,
         })
     }
+}
+
+/// The hidden states before block `index` and where those behind it go.
+pub(super) fn states<F>(hidden: &mut [F], index: usize) -> (&F, &mut F) {
+    let (from, to) = (index % hidden.len(), (index + 1) % hidden.len());
+    if from < to {
+        let (left, right) = hidden.split_at_mut(to);
+        (&left[from], &mut right[0])
+    } else {
+        let (left, right) = hidden.split_at_mut(from);
+        (&right[0], &mut left[to])
+    }
+}
+
+/// The hidden states behind the last of `blocks` blocks.
+pub(super) fn last_states<F>(hidden: &[F], blocks: usize) -> &F {
+    &hidden[blocks % hidden.len()]
 }
 
 /// Token ids of a batch, its documents, and the targets of a chunk of it.

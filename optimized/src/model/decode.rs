@@ -1,6 +1,6 @@
 //! Token by token: keys and values of the past are kept, so a new token costs one row of work.
 
-use super::activations::{Activations, Workspace};
+use super::activations::{Activations, Workspace, states};
 use super::block::{BlockMemory, KeyValueCache, Surroundings};
 use super::head::LossSlot;
 use super::llama::Llama;
@@ -61,9 +61,9 @@ impl<'m, B: Backend, L: LinearMethod<B>> Decoder<'m, B, L> {
     /// `TokenOutOfRange`; `Invalid` when nothing is appended or the sequence would outgrow its room.
     pub fn append(&mut self, tokens: &[i32]) -> Result<Vec<f32>> {
         self.extend(tokens)?;
-        self.take_last_states(tokens.len(), 1)?;
+        let place = self.take_last_states(tokens.len(), 1)?;
         let Activations { hidden, head, .. } = &mut self.workspace.activations;
-        self.model.head_logits(1, &hidden[0], head)
+        self.model.head_logits(1, &hidden[place], head)
     }
 
     /// Appends tokens and returns the log-likelihood of `targets`, nats: the sum over the last
@@ -77,13 +77,13 @@ impl<'m, B: Backend, L: LinearMethod<B>> Decoder<'m, B, L> {
             return Err(Error::Invalid(format!("cannot judge {targets} of {tokens} tokens")));
         }
         self.extend(tokens)?;
-        self.take_last_states(tokens.len(), targets.len())?;
+        let place = self.take_last_states(tokens.len(), targets.len())?;
         let backend = &*self.model.backend;
         let mut sums = backend.upload_sums(&[0.0])?;
         let loss = LossSlot { sums: &mut sums, slot: 0 };
         let Workspace { activations: Activations { hidden, head, .. }, ids, .. } =
             &mut self.workspace;
-        self.model.head_loss(targets, &hidden[0], head, &mut ids.targets, loss)?;
+        self.model.head_loss(targets, &hidden[place], head, &mut ids.targets, loss)?;
         Ok(-backend.read_sums(&mut sums)?[0])
     }
 
@@ -113,9 +113,8 @@ impl<'m, B: Backend, L: LinearMethod<B>> Decoder<'m, B, L> {
         let Activations { hidden, blocks: saved, on_grids, .. } = activations;
         model.embed(tokens, &mut ids.tokens, &mut hidden[0])?;
         for (index, (block, (k, v))) in model.blocks.iter().zip(&mut self.caches).enumerate() {
-            let (inputs, outputs) = hidden.split_at_mut(index + 1);
             let cache = Some(KeyValueCache { k, v });
-            let (input, output) = (&inputs[index], &mut outputs[0]);
+            let (input, output) = states(hidden, index);
             let memory = BlockMemory { saved: &mut saved[0], on_grids, scratch };
             block.forward(&around, input, output, memory, cache)?;
         }
@@ -123,13 +122,15 @@ impl<'m, B: Backend, L: LinearMethod<B>> Decoder<'m, B, L> {
         Ok(())
     }
 
-    /// Copies the final states of the last `rows` of the `appended` tokens to the first buffer of
-    /// states, which is not read again.
-    fn take_last_states(&mut self, appended: usize, rows: usize) -> Result<()> {
-        let width = self.model.config.hidden_size;
-        let (first, others) = self.workspace.activations.hidden.split_at_mut(1);
-        let states = &others[others.len() - 1];
+    /// Copies the final states of the last `rows` of the `appended` tokens to the buffer of states
+    /// that is free, and says which that is.
+    fn take_last_states(&mut self, appended: usize, rows: usize) -> Result<usize> {
+        let (width, blocks) = (self.model.config.hidden_size, self.model.blocks.len());
+        let hidden = &mut self.workspace.activations.hidden;
+        let place = (blocks + 1) % hidden.len();
+        let (last, free) = states(hidden, blocks);
         let start = (appended - rows) * width;
-        self.model.backend.copy(states, start, &mut first[0], 0, rows * width)
+        self.model.backend.copy(last, start, free, 0, rows * width)?;
+        Ok(place)
     }
 }

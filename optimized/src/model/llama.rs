@@ -35,6 +35,16 @@ pub struct NamedTensor {
     pub values: Vec<f32>,
 }
 
+/// A tensor whose values come to the host when they are asked for.
+pub struct LazyTensor<'a> {
+    /// Name in the checkpoint.
+    pub name: String,
+    /// Row-major shape.
+    pub shape: Vec<usize>,
+    /// Gives the row-major values.
+    pub values: Box<dyn FnOnce() -> Result<Vec<f32>> + 'a>,
+}
+
 /// A linear layer of the model: its place and size.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Projection {
@@ -292,12 +302,21 @@ impl<B: Backend, L: LinearMethod<B>> Llama<B, L> {
     /// # Errors
     /// When the device failed.
     pub fn trained_values(&mut self) -> Result<Vec<NamedTensor>> {
+        let host =
+            |LazyTensor { name, shape, values }| Ok(NamedTensor { name, shape, values: values()? });
+        self.trained_tensors().into_iter().map(host).collect()
+    }
+
+    /// The same, to be fetched one after the other.
+    pub fn trained_tensors(&mut self) -> Vec<LazyTensor<'_>> {
         let backend = self.backend.clone();
-        let host = |tensor: Trainable<'_, B>| {
-            let values = backend.download(tensor.value, tensor.len)?;
-            Ok(NamedTensor { name: tensor.name, shape: tensor.shape.to_vec(), values })
-        };
-        self.trainable().into_iter().map(host).collect()
+        let trained = self.trainable().into_iter();
+        let lazy = trained.map(|Trainable { name, shape, len, value, .. }| {
+            let backend = backend.clone();
+            let values = Box::new(move || backend.download(value, len));
+            LazyTensor { name, shape: shape.to_vec(), values }
+        });
+        lazy.collect()
     }
 
     /// Overwrites every trained tensor with what `values` gives for its name and shape.

@@ -19,7 +19,7 @@ pub use block::Block;
 pub use decode::Decoder;
 pub use head::LossSlot;
 pub use in_order::LinearInput;
-pub use llama::{Llama, NamedTensor, Projection, tensor_shapes};
+pub use llama::{LazyTensor, Llama, NamedTensor, Projection, tensor_shapes};
 pub use plan::{Plan, Run};
 pub use presets::{PRESETS, preset};
 pub use run::{Batch, IGNORE};

@@ -2,7 +2,7 @@
 
 use plumbline_reference::spec::LlamaConfig;
 
-use super::activations::{Activations, Recompute, Workspace};
+use super::activations::{Activations, Recompute, Workspace, last_states, states};
 use super::block::{BlockMemory, Surroundings};
 use super::head::LossSlot;
 use super::llama::Llama;
@@ -74,7 +74,7 @@ impl<B: Backend, L: LinearMethod<B>> Llama<B, L> {
     ) -> Result<Vec<f32>> {
         self.hidden_states(batch, workspace)?;
         let Activations { hidden, head, .. } = &mut workspace.activations;
-        self.head_logits(batch.tokens.len(), &hidden[self.blocks.len()], head)
+        self.head_logits(batch.tokens.len(), last_states(hidden, self.blocks.len()), head)
     }
 
     /// Sum of the losses over the counted targets. Eq. (N7).
@@ -87,7 +87,7 @@ impl<B: Backend, L: LinearMethod<B>> Llama<B, L> {
         let Workspace { activations: Activations { hidden, head, .. }, ids, .. } = workspace;
         let mut sums = self.backend.upload_sums(&[0.0])?;
         let loss = LossSlot { sums: &mut sums, slot: 0 };
-        let last = &hidden[self.blocks.len()];
+        let last = last_states(hidden, self.blocks.len());
         let counted = self.head_loss(batch.targets, last, head, &mut ids.targets, loss)?;
         Ok(LossSum { sum: self.backend.read_sums(&mut sums)?[0], counted })
     }
@@ -164,7 +164,7 @@ impl<B: Backend, L: LinearMethod<B>> Llama<B, L> {
         Ok(counted)
     }
 
-    /// Runs the embedding and every block; the last hidden states are `workspace.hidden[blocks]`.
+    /// Runs the embedding and every block; [`last_states`] has the result.
     fn hidden_states(&self, batch: &Batch<'_>, workspace: &mut Workspace<B>) -> Result<()> {
         self.check_fits(batch, workspace)?;
         let Workspace { activations, ids, scratch, .. } = workspace;
@@ -176,10 +176,10 @@ impl<B: Backend, L: LinearMethod<B>> Llama<B, L> {
         let (backend, config) = (&*self.backend, (&self.config, self.activations));
         let around = Surroundings::of_batch(backend, config, &self.rope, batch, &ids.documents);
         for (index, block) in self.blocks.iter().enumerate() {
-            let (inputs, outputs) = hidden.split_at_mut(index + 1);
+            let (input, output) = states(hidden, index);
             let saved = if saved.len() == 1 { &mut saved[0] } else { &mut saved[index] };
             let memory = BlockMemory { saved, on_grids, scratch };
-            block.forward(&around, &inputs[index], &mut outputs[0], memory, None)?;
+            block.forward(&around, input, output, memory, None)?;
         }
         Ok(())
     }

@@ -18,6 +18,7 @@ mod tensorboard;
 pub use data::TokenWindows;
 pub use log::Log;
 pub use metrics::StepRecord;
+pub(crate) use optimizer::{FIRST_MOMENT, SECOND_MOMENT};
 pub use optimizer::{HostMoments, KindSettings, OnNonfinite, Optimizer, OptimizerSettings};
 pub use position::{Best, Evaluations, Position};
 pub use pretrain::new_model;

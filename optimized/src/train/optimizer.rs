@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::methods::{LinearMethod, ParameterKind};
-use crate::model::{Llama, LossSlot};
+use crate::model::{LazyTensor, Llama, LossSlot};
 use crate::ops::adamw::{AdamWArgs, AdamWTensor, GradientMultiplier, Moment, StateType};
 use crate::ops::sums::StepSlots;
 
@@ -178,6 +178,12 @@ pub struct HostMoments {
     pub second: Vec<f32>,
 }
 
+/// What a tensor's first moment is called behind its name.
+pub(crate) const FIRST_MOMENT: &str = "first_moment";
+
+/// What the second is called.
+pub(crate) const SECOND_MOMENT: &str = "second_moment";
+
 /// AdamW and its state.
 pub struct Optimizer<B: Backend> {
     settings: OptimizerSettings,
@@ -270,6 +276,19 @@ impl<B: Backend> Optimizer<B> {
             Ok((name.clone(), HostMoments { first, second }))
         };
         self.moments.iter().map(download).collect()
+    }
+
+    /// The same, to be fetched one after the other: both moments of each tensor by their names.
+    pub fn moment_tensors<'a>(&'a self, backend: &'a B) -> Vec<LazyTensor<'a>> {
+        let both = |(name, moments): (&String, &'a Moments<B>)| {
+            let Moments { first, second, len } = moments;
+            [(FIRST_MOMENT, first), (SECOND_MOMENT, second)].map(|(which, moment)| LazyTensor {
+                name: format!("{name}.{which}"),
+                shape: vec![*len],
+                values: Box::new(move || moment.to_host(backend, *len)),
+            })
+        };
+        self.moments.iter().flat_map(both).collect()
     }
 
     /// Makes moments and sums for every trained tensor and for `micro_batches` of a step, so that

@@ -86,7 +86,8 @@ pub struct Trainer<B: Backend> {
     optimizer: Optimizer<B>,
     data: TrainingData,
     context: usize,
-    workspace: Workspace<B>,
+    /// Absent where it was released and no step has asked for it since.
+    workspace: Option<Workspace<B>>,
     position: Position,
     /// When `position.seconds` was counted last.
     clock: Instant,
@@ -125,7 +126,7 @@ impl<B: Backend> Trainer<B> {
             optimizer,
             data: data.into(),
             context,
-            workspace,
+            workspace: Some(workspace),
             position,
             clock,
         })
@@ -165,6 +166,11 @@ impl<B: Backend> Trainer<B> {
         &self.optimizer
     }
 
+    /// Gives the memory of a step to whatever is computed before the next one, which takes it back.
+    pub fn release_workspace(&mut self) {
+        self.workspace = None;
+    }
+
     /// Runs all steps that are left.
     ///
     /// # Errors
@@ -192,8 +198,17 @@ impl<B: Backend> Trainer<B> {
         let rate_factor = self.schedule.factor(step, self.settings.steps);
         let may_skip = self.on_nonfinite == OnNonfinite::Skip
             && self.position.skipped_in_a_row < MOST_SKIPPED_IN_A_ROW;
-        let done =
-            self.update(model, rate_factor).map_err(|error| model.locate(error, &self.workspace));
+        let mut workspace = match self.workspace.take() {
+            Some(workspace) => workspace,
+            None => {
+                let tokens = self.settings.micro_batch * self.context;
+                model.training_workspace(tokens, self.settings.recompute)?
+            }
+        };
+        let done = self
+            .update(model, rate_factor, &mut workspace)
+            .map_err(|error| model.locate(error, &workspace));
+        self.workspace = Some(workspace);
         let (sums, skipped) = match done {
             Ok(sums) => (sums, None),
             Err(error @ Error::NonFinite { .. }) if may_skip => {
@@ -237,6 +252,7 @@ impl<B: Backend> Trainer<B> {
         &mut self,
         model: &mut Llama<B, L>,
         rate_factor: f64,
+        workspace: &mut Workspace<B>,
     ) -> Result<StepSums> {
         let TrainingSettings { micro_batch, accumulation, .. } = self.settings;
         let first = self.position.next_sample;
@@ -252,8 +268,8 @@ impl<B: Backend> Trainer<B> {
         for (micro, sequences) in batches.iter().enumerate() {
             let loss = self.optimizer.loss_slot(micro)?;
             let multiplier = 1.0 / counted as f32;
-            self.workspace.set_dropout_key(Some(subkey(of_step, micro as u64)));
-            model.add_gradients(&sequences.batch(), multiplier, &mut self.workspace, loss)?;
+            workspace.set_dropout_key(Some(subkey(of_step, micro as u64)));
+            model.add_gradients(&sequences.batch(), multiplier, workspace, loss)?;
         }
         let StepSums { loss, grad_norm } = self.optimizer.step(model, rate_factor)?;
         model.at_update(self.optimizer.steps())?;
