@@ -1,4 +1,4 @@
-//! Perplexity: how surprised a model is by a text.
+//! Perplexity: how surprised a model is by a text, or by the answers of samples.
 
 use serde::Serialize;
 
@@ -7,18 +7,26 @@ use crate::error::{Error, Result};
 use crate::methods::LinearMethod;
 use crate::model::{Batch, IGNORE, Llama};
 use crate::ops::cross_entropy::LossSum;
+use crate::train::samples::Samples;
 
-/// What a model makes of a text.
+/// What a model makes of a text or of samples.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Perplexity {
     /// `exp(mean_nll)`.
     pub perplexity: f64,
     /// Mean negative log-likelihood of the predicted tokens, nats.
     pub mean_nll: f64,
-    /// Tokens predicted: all of a window but its first.
+    /// Tokens predicted: of a text all of a window but its first, of samples those that are learnt.
     pub predicted_tokens: usize,
     /// Windows, the shorter last one included.
     pub windows: usize,
+}
+
+impl Perplexity {
+    fn new(loss: LossSum, windows: usize) -> Self {
+        let mean_nll = loss.sum / loss.counted as f64;
+        Self { perplexity: mean_nll.exp(), mean_nll, predicted_tokens: loss.counted, windows }
+    }
 }
 
 /// Tokens evaluated together.
@@ -61,8 +69,29 @@ pub fn perplexity<B: Backend, L: LinearMethod<B>>(
         done += tokens.len();
         progress(done);
     }
-    let mean_nll = loss.sum / loss.counted as f64;
-    Ok(Perplexity { perplexity: mean_nll.exp(), mean_nll, predicted_tokens: loss.counted, windows })
+    Ok(Perplexity::new(loss, windows))
+}
+
+/// Averages over the counted targets of all samples. They stand in their windows as in training, and
+/// each is read without what stands beside it, so its loss is the one that it has alone.
+///
+/// # Errors
+/// `Invalid` for a context beyond the model's; `Io`; `File` for a file that is no longer what it
+/// was.
+pub fn samples_perplexity<B: Backend, L: LinearMethod<B>>(
+    model: &Llama<B, L>,
+    samples: &mut Samples,
+) -> Result<Perplexity> {
+    let (context, windows) = (samples.context(), samples.windows_per_epoch());
+    model.config().check_length(context)?;
+    let together = (BATCH_TOKENS / context).clamp(1, windows);
+    let mut workspace = model.evaluation_workspace(together * context)?;
+    let mut loss = LossSum::default();
+    for first in (0..windows).step_by(together) {
+        let sequences = samples.in_order(first..windows.min(first + together))?;
+        loss += model.loss(&sequences.batch(), &mut workspace)?;
+    }
+    Ok(Perplexity::new(loss, windows))
 }
 
 /// Each position's target is the next token of its sequence; the last has none.

@@ -129,12 +129,12 @@ pub struct EarlyStopping {
 impl EarlyStopping {
     /// # Errors
     /// `Invalid` for a patience that waits for evaluations that do not take place.
-    pub fn check(&self, eval_every: u64, texts: usize) -> Result<()> {
+    pub fn check(&self, eval_every: u64, measured: usize) -> Result<()> {
         let patience = self.patience;
-        if patience > 0 && (eval_every == 0 || texts == 0) {
+        if patience > 0 && (eval_every == 0 || measured == 0) {
             let reason = format!(
                 "early_stopping.patience is {patience}, which needs training.eval_every and \
-                 data.eval"
+                 data.eval or data.eval_samples"
             );
             return Err(Error::Invalid(reason));
         }

@@ -100,8 +100,8 @@ impl Plan {
         let mut recipe: CompareRecipe = recipe::read(path)?;
         let text = std::fs::read(path).with_context(|| path.display().to_string())?;
         let folder = path.parent().unwrap_or(Path::new(""));
-        for text in recipe.data.train.iter_mut().chain(&mut recipe.data.eval) {
-            *text = resolve(folder, text)?;
+        for file in recipe.data.files_mut() {
+            *file = resolve(folder, file)?;
         }
         if let Some(model) = &mut recipe.model.path {
             *model = resolve(folder, model)?;

@@ -1,48 +1,101 @@
-//! What a recipe trains on, read and checked.
+//! What a recipe trains on and measures, read and checked.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Result, bail, ensure};
 use plumbline::checkpoint::{ModelFolder, Tokenizer};
 use plumbline::recipe::{DataFormat, DataSettings, TrainRecipe};
-use plumbline::train::samples::{Encoder, SampleFormat, Samples, WindowSettings};
+use plumbline::train::samples::{DataReport, Encoder, SampleFormat, Samples, WindowSettings};
 use plumbline::train::{TokenWindows, TrainingData};
+use serde::Serialize;
 
 use super::progress::waiting;
-use super::run::read_text;
+use super::run::{Measured, name_of, read_text};
+use super::train::eval_text;
 
-/// Reads every file of `data.train`. What is found in samples is said on standard error.
-pub fn training_data(
+/// Reads every file that the recipe names. What is found in samples is said on standard error.
+pub fn read_data(
     recipe: &TrainRecipe,
     base: &ModelFolder,
     tokenizer: &Tokenizer,
-) -> Result<TrainingData> {
-    let (data, seed) = (&recipe.data, recipe.training.seed);
-    let vocab_size = base.config().vocab_size;
+) -> Result<(TrainingData, Vec<Measured>)> {
+    let data = &recipe.data;
+    let text = |path: &PathBuf| Ok(Measured::Text(eval_text(path, base, tokenizer)?));
+    let mut measured: Vec<Measured> = data.eval.iter().map(text).collect::<Result<_>>()?;
+    let seed = recipe.training.seed;
+    let Some(encoder) = encoder(data, base, tokenizer)? else {
+        let tokens = encode_files(&data.train, tokenizer, base.config().vocab_size)?;
+        return Ok((TokenWindows::new(tokens, data.context, seed)?.into(), measured));
+    };
+    let packing = data.packing.unwrap_or(true);
+    let settings = WindowSettings { packing, max_dropped: data.max_dropped(), seed };
+    let open = |paths: &[PathBuf]| {
+        waiting("reading the samples", || Samples::open(paths, encoder.clone(), settings))
+    };
+    let train = open(&data.train)?;
+    eprintln!("{}", train.report());
+    for path in &data.eval_samples {
+        let (name, samples) = (free_name(path, &measured)?, open(std::slice::from_ref(path))?);
+        eprintln!("{name}: {}", samples.report());
+        measured.push(Measured::Samples(name, Box::new(samples)));
+    }
+    Ok((TrainingData::Samples(Box::new(train)), measured))
+}
+
+/// How records become samples; none for text.
+fn encoder(
+    data: &DataSettings,
+    base: &ModelFolder,
+    tokenizer: &Tokenizer,
+) -> Result<Option<Arc<Encoder>>> {
     let format = match data.format {
-        DataFormat::Text => {
-            let tokens = encode_files(&data.train, tokenizer, vocab_size)?;
-            return Ok(TokenWindows::new(tokens, data.context, seed)?.into());
-        }
+        DataFormat::Text => return Ok(None),
         DataFormat::Alpaca => SampleFormat::Alpaca { end: end_token(data, base, tokenizer)? },
         DataFormat::Messages => {
             let end = end_token(data, base, tokenizer)?;
             SampleFormat::Messages { template: data.template(), end }
         }
     };
-    let encoder = Encoder {
+    Ok(Some(Arc::new(Encoder {
         format,
         loss: data.loss.unwrap_or_default(),
         too_long: data.too_long.unwrap_or_default(),
         context: data.context,
-        vocab_size,
+        vocab_size: base.config().vocab_size,
         tokenizer: tokenizer.clone(),
-    };
-    let packing = data.packing.unwrap_or(true);
-    let settings = WindowSettings { packing, max_dropped: data.max_dropped(), seed };
-    let samples = waiting("reading the samples", || Samples::open(&data.train, encoder, settings))?;
-    eprintln!("{}", samples.report());
-    Ok(TrainingData::Samples(Box::new(samples)))
+    })))
+}
+
+/// The name of a file in reports, where one name may not stand for two files.
+fn free_name(path: &Path, measured: &[Measured]) -> Result<String> {
+    let name = name_of(path);
+    if measured.iter().any(|other| other.name() == name) {
+        bail!("data.eval_samples: {}: another file that is measured has this name", path.display());
+    }
+    Ok(name)
+}
+
+/// `data.json` of a run.
+#[derive(Serialize)]
+pub struct Found {
+    #[serde(flatten)]
+    train: DataReport,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    eval_samples: BTreeMap<String, DataReport>,
+}
+
+impl Found {
+    /// What the first reading of samples counted; none for text.
+    pub fn of(train: &TrainingData, measured: &[Measured]) -> Option<Self> {
+        let report = |measured: &Measured| match measured {
+            Measured::Text(_) => None,
+            Measured::Samples(name, samples) => Some((name.clone(), samples.report().clone())),
+        };
+        let eval_samples = measured.iter().filter_map(report).collect();
+        train.report().cloned().map(|train| Self { train, eval_samples })
+    }
 }
 
 /// Token ids of several texts, each encoded alone, one after the other.

@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::{Result, bail};
 use plumbline::backend::Backend;
 use plumbline::checkpoint::{TrainingState, save_checkpoint};
-use plumbline::eval::{Perplexity, perplexity};
+use plumbline::eval::Perplexity;
 use plumbline::methods::LinearMethod;
 use plumbline::model::Llama;
 use plumbline::recipe::{CheckpointSettings, EarlyStopping};
@@ -19,7 +19,7 @@ use serde::Serialize;
 
 use super::interrupt::Interrupt;
 use super::progress::Progress;
-use super::run::EvalText;
+use super::run::Measured;
 
 /// When the loop does what.
 pub struct Timetable {
@@ -65,7 +65,7 @@ pub struct Run {
     /// What the next checkpoint will say.
     pub state: TrainingState,
     timetable: Timetable,
-    texts: Vec<EvalText>,
+    measured: Vec<Measured>,
     interrupt: Interrupt,
     progress: Progress,
 }
@@ -94,7 +94,7 @@ impl Run {
         mut folder: RunFolder,
         state: TrainingState,
         timetable: Timetable,
-        texts: Vec<EvalText>,
+        measured: Vec<Measured>,
         (model, trainer): (&mut Llama<B, L>, &mut Trainer<B>),
     ) -> Result<Self> {
         let mut state = state;
@@ -120,7 +120,7 @@ impl Run {
         add_session(&folder.path().join(SESSIONS), session)?;
         let progress = Progress::from("training", state.position.step, timetable.steps);
         let interrupt = Interrupt::listen()?;
-        Ok(Self { folder, state, timetable, texts, interrupt, progress })
+        Ok(Self { folder, state, timetable, measured, interrupt, progress })
     }
 
     /// Runs until the last step, an early end or a signal. What stands in the folder then is
@@ -189,8 +189,8 @@ impl Run {
         Ok(())
     }
 
-    /// Perplexity of every text and statistics of every layer, written to the metrics; whether
-    /// the mean loss over all texts' tokens is the best so far.
+    /// Perplexity of every text and file of samples and statistics of every layer, written to the
+    /// metrics; whether the mean loss over all their predicted tokens is the best so far.
     fn evaluate<B: Backend, L: LinearMethod<B>>(
         &mut self,
         step: u64,
@@ -203,16 +203,17 @@ impl Run {
         }
         let (mut sum, mut predicted) = (0.0, 0);
         let mut scalars = Vec::new();
-        for text in &self.texts {
-            let result = perplexity(model, &text.tokens, self.timetable.context, |_| {})?;
-            self.folder.metrics.write_json(&EvalRecord { step, text: &text.name, result })?;
-            let line = format!("step {step}: perplexity of {} {:.3}", text.name, result.perplexity);
+        for measured in &mut self.measured {
+            let result = measured.perplexity(model, self.timetable.context)?;
+            let text = measured.name();
+            self.folder.metrics.write_json(&EvalRecord { step, text, result })?;
+            let line = format!("step {step}: perplexity of {text} {:.3}", result.perplexity);
             self.progress.say(&line);
-            scalars.push((format!("perplexity/{}", text.name), result.perplexity));
+            scalars.push((format!("perplexity/{text}"), result.perplexity));
             sum += result.mean_nll * result.predicted_tokens as f64;
             predicted += result.predicted_tokens;
             let value = result.perplexity.is_finite().then_some(result.perplexity);
-            self.state.evaluations.perplexity.insert(text.name.clone(), value);
+            self.state.evaluations.perplexity.insert(text.to_owned(), value);
         }
         for statistics in &layer_statistics(model)? {
             self.folder.metrics.write_json(&LayerRecord { step, statistics })?;

@@ -12,7 +12,7 @@ use plumbline::train::{TokenWindows, Trainer, new_model};
 
 use super::device::{DeviceOption, Opened};
 use super::fit::{End, Run, Timetable};
-use super::run::{EvalText, Place, read_text};
+use super::run::{EvalText, Measured, Place, read_text};
 
 /// Runs a recipe and writes `model/` into its output folder.
 pub fn pretrain(recipe_path: &Path, on: DeviceOption, resume: bool) -> Result<ExitCode> {
@@ -27,8 +27,8 @@ pub fn pretrain(recipe_path: &Path, on: DeviceOption, resume: bool) -> Result<Ex
 fn read_recipe(path: &Path) -> Result<PretrainRecipe> {
     let mut recipe: PretrainRecipe = recipe::read(path)?;
     let folder = path.parent().unwrap_or(Path::new("."));
-    for text in recipe.data.train.iter_mut().chain(&mut recipe.data.eval) {
-        *text = resolve(folder, text)?;
+    for file in recipe.data.files_mut() {
+        *file = resolve(folder, file)?;
     }
     recipe.output.dir = resolve(folder, &recipe.output.dir)?;
     check(&recipe).with_context(|| path.display().to_string())?;
@@ -48,7 +48,7 @@ fn check(recipe: &PretrainRecipe) -> Result<()> {
     recipe.optimizer.check()?;
     recipe.schedule.check()?;
     recipe.checkpoints.check()?;
-    recipe.early_stopping.check(recipe.training.eval_every, recipe.data.eval.len())?;
+    recipe.early_stopping.check(recipe.training.eval_every, recipe.data.measured())?;
     recipe.data.check()?;
     Ok(())
 }
@@ -71,8 +71,8 @@ fn pretrain_on<B: Backend>(
     for text in &texts {
         tokens.extend(tokenizer.encode(text)?);
     }
-    let read = |path: &PathBuf| EvalText::read(path, &tokenizer);
-    let eval: Vec<EvalText> = recipe.data.eval.iter().map(read).collect::<Result<_>>()?;
+    let read = |path: &PathBuf| Ok(Measured::Text(EvalText::read(path, &tokenizer)?));
+    let eval: Vec<Measured> = recipe.data.eval.iter().map(read).collect::<Result<_>>()?;
     let data = TokenWindows::new(tokens, context, recipe.training.seed)?;
     eprintln!(
         "{} windows of {context} tokens an epoch, {:.1} epochs",

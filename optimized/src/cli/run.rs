@@ -3,9 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use plumbline::backend::Backend;
 use plumbline::checkpoint::Tokenizer;
 use plumbline::embedded;
+use plumbline::eval::{Perplexity, perplexity, samples_perplexity};
+use plumbline::methods::LinearMethod;
+use plumbline::model::Llama;
 use plumbline::recipe;
+use plumbline::train::samples::Samples;
 use plumbline::train::{RECIPE, RunFolder};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -44,8 +49,42 @@ impl EvalText {
         if tokens.len() < 2 {
             bail!("{}: has fewer than two tokens", path.display());
         }
-        let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
-        Ok(Self { name, tokens })
+        Ok(Self { name: name_of(path), tokens })
+    }
+}
+
+/// What a file has as its name in reports: without folder.
+pub fn name_of(path: &Path) -> String {
+    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+}
+
+/// What a run is measured on.
+pub enum Measured {
+    /// Every token of a text but the first of each window.
+    Text(EvalText),
+    /// The counted targets of samples, by the name that their file has in reports.
+    Samples(String, Box<Samples>),
+}
+
+impl Measured {
+    /// In reports.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Text(text) => &text.name,
+            Self::Samples(name, _) => name,
+        }
+    }
+
+    /// Measures; `context` is the length of a text's windows.
+    pub fn perplexity<B: Backend, L: LinearMethod<B>>(
+        &mut self,
+        model: &Llama<B, L>,
+        context: usize,
+    ) -> plumbline::error::Result<Perplexity> {
+        match self {
+            Self::Text(text) => perplexity(model, &text.tokens, context, |_| {}),
+            Self::Samples(_, samples) => samples_perplexity(model, samples),
+        }
     }
 }
 

@@ -13,20 +13,20 @@ use plumbline::model::Llama;
 use plumbline::recipe::{self, MethodSettings, TrainRecipe, resolve};
 use plumbline::train::{Trainer, TrainingData};
 
-use super::data::training_data;
+use super::data::{Found, read_data};
 use super::device::{DeviceOption, Opened};
 use super::fit::{Run, Timetable};
 use super::frozen::Frozen;
 use super::progress::waiting;
-use super::run::{EvalText, Place, recipe_file};
+use super::run::{EvalText, Measured, Place, recipe_file};
 use super::source::open_model;
 
 /// Reads a recipe and makes its paths absolute.
 pub fn read_recipe(path: &Path) -> Result<TrainRecipe> {
     let mut recipe: TrainRecipe = recipe::read(path)?;
     let folder = path.parent().unwrap_or(Path::new(""));
-    for text in recipe.data.train.iter_mut().chain(&mut recipe.data.eval) {
-        *text = resolve(folder, text)?;
+    for file in recipe.data.files_mut() {
+        *file = resolve(folder, file)?;
     }
     if let Some(model) = &mut recipe.model.path {
         *model = resolve(folder, model)?;
@@ -58,7 +58,7 @@ pub struct Prepared {
     /// What it is trained on.
     pub data: TrainingData,
     /// What it is measured on.
-    pub eval: Vec<EvalText>,
+    pub eval: Vec<Measured>,
 }
 
 fn prepare(path: &Path, options: TrainOptions) -> Result<Prepared> {
@@ -84,10 +84,8 @@ impl Prepared {
         recipe.method.check_layers(base.config()).with_context(|| file.display().to_string())?;
         check_context(recipe.data.context, &base).with_context(|| file.display().to_string())?;
         let tokenizer = base.tokenizer()?;
-        let data = training_data(&recipe, &base, &tokenizer)
-            .with_context(|| file.display().to_string())?;
-        let eval = recipe.data.eval.iter().map(|text| eval_text(text, &base, &tokenizer));
-        let eval = eval.collect::<Result<_>>()?;
+        let (data, eval) =
+            read_data(&recipe, &base, &tokenizer).with_context(|| file.display().to_string())?;
         Ok(Self { recipe, place, base, data, eval })
     }
 }
@@ -114,7 +112,7 @@ fn check(recipe: &TrainRecipe) -> Result<()> {
     recipe.schedule.check()?;
     recipe.method.check()?;
     recipe.checkpoints.check()?;
-    recipe.early_stopping.check(recipe.training.eval_every, recipe.data.eval.len())?;
+    recipe.early_stopping.check(recipe.training.eval_every, recipe.data.measured())?;
     recipe.data.check()?;
     Ok(())
 }
@@ -187,7 +185,7 @@ impl<B: Backend, L: LinearMethod<B>> Begun<B, L> {
         on: DeviceOption,
     ) -> Result<Self> {
         let Prepared { recipe, place, base, mut data, eval } = prepared;
-        let found = data.report().cloned();
+        let found = Found::of(&data, &eval);
         let start = Start::Fresh(recipe.training.seed);
         let run_path = &recipe.output.dir;
         let frozen =

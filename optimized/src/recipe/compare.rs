@@ -188,6 +188,9 @@ impl CompareRecipe {
         if self.data.eval.is_empty() {
             return invalid("data.eval is empty: there is nothing to compare by");
         }
+        if !self.data.eval_samples.is_empty() {
+            return invalid("data.eval_samples is for train; a comparison measures texts");
+        }
         if self.training.eval_every > 0 {
             return invalid("training.eval_every is for train; a comparison measures at the end");
         }

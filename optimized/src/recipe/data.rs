@@ -16,6 +16,9 @@ pub struct DataSettings {
     /// Text files whose perplexity is measured.
     #[serde(default)]
     pub eval: Vec<PathBuf>,
+    /// Files of samples, of the format of `train`, whose loss is measured.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub eval_samples: Vec<PathBuf>,
     /// Tokens of a window.
     pub context: usize,
     /// What the files of `train` hold.
@@ -67,6 +70,7 @@ impl DataSettings {
             return Err(Error::Invalid("data.train is empty".into()));
         }
         let of_samples = [
+            ("eval_samples", !self.eval_samples.is_empty()),
             ("loss", self.loss.is_some()),
             ("end_token", self.end_token.is_some()),
             ("packing", self.packing.is_some()),
@@ -92,6 +96,16 @@ impl DataSettings {
             return Err(Error::Invalid(reason));
         }
         Ok(())
+    }
+
+    /// Every file.
+    pub fn files_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
+        self.train.iter_mut().chain(&mut self.eval).chain(&mut self.eval_samples)
+    }
+
+    /// How many files are measured.
+    pub fn measured(&self) -> usize {
+        self.eval.len() + self.eval_samples.len()
     }
 
     /// How the turns of messages are written.
@@ -132,6 +146,7 @@ mod tests {
             ("format = \"parquet\"", "expected one of `text`, `alpaca`, `messages`"),
             ("loss = \"all\"", "data.loss is for the formats alpaca and messages, not text"),
             ("packing = false", "data.packing is for the formats"),
+            ("eval_samples = [\"b.jsonl\"]", "data.eval_samples is for the formats"),
             ("format = \"alpaca\"\ntemplate = \"plain\"", "data.template is for the format"),
             ("format = \"alpaca\"\nmax_dropped = 1.5", "data.max_dropped is 1.5, expected 0 to 1"),
             (

@@ -33,7 +33,7 @@ pub fn page(run: &Path) -> Result<String> {
     );
     summary(&mut out, &metrics);
     out.push_str(&chart("Loss", "nats a token, over steps", &[metrics.of_steps("loss")]));
-    out.push_str(&chart("Perplexity", "of each text, over steps", &metrics.perplexity()));
+    out.push_str(&chart("Perplexity", "of each file, over steps", &metrics.perplexity()));
     out.push_str(&chart("Learning rate", "over steps", &[metrics.of_steps("learning_rate")]));
     let norm = metrics.of_steps("grad_norm");
     out.push_str(&chart("Gradient norm", "before clipping, over steps", &[norm]));

@@ -270,3 +270,39 @@ fn a_run_ends_where_its_evaluations_stop_improving() {
     fs::remove_dir_all(at.join("run")).unwrap();
     refused(&plumbline(at, &["train", "recipe.toml"]), &["early_stopping.patience", "eval_every"]);
 }
+
+/// Held-back samples stand where texts do: they end the run and name its best checkpoint.
+#[test]
+fn a_run_that_is_judged_by_held_back_samples_goes_on_to_the_same_bits() {
+    let place = Place::new();
+    let at = place.path();
+    let samples = |count: usize| -> String {
+        let answers = ["chaos", "the secret top", "seed", "rose out of chaos"];
+        let turn = |role: &str, content| serde_json::json!({ "role": role, "content": content });
+        let sample = |n: usize| {
+            let answer = format!("{}{}", answers[n % 4], " the earth".repeat(n % 3));
+            let turns = [turn("user", "a".into()), turn("assistant", answer)];
+            format!("{}\n", serde_json::json!({ "messages": turns }))
+        };
+        (0..count).map(sample).collect()
+    };
+    fs::write(at.join("train.jsonl"), samples(17)).unwrap();
+    fs::write(at.join("held_back.jsonl"), samples(5)).unwrap();
+    let of_samples = |recipe: String| {
+        patient(&recipe).replace("train = [\"text.txt\"]\neval = [\"text.txt\"]\ncontext = 24", {
+            "train = [\"train.jsonl\"]\neval_samples = [\"held_back.jsonl\"]\ncontext = 64\n\
+             format = \"messages\""
+        })
+    };
+    place.recipe(of_samples);
+    let ended = trained(&place, &[]);
+    assert_eq!(ended["end"], "early");
+    assert!(ended["perplexity"]["held_back.jsonl"].is_number(), "{ended}");
+    let (best, last) = (ended["best_step"].as_u64().unwrap(), ended["steps"].as_u64().unwrap());
+    assert!(last == best + 2 && last < 60, "{best} {last}");
+    place.recipe(|recipe| into(&of_samples(recipe), "cut"));
+    trained(&place, &[]);
+    cut_short(&at.join("cut"), best);
+    assert_eq!(trained(&place, &["--resume"])["steps"], last);
+    assert_same_run(&at.join("run"), &at.join("cut"));
+}

@@ -12,7 +12,9 @@ mod records;
 mod report;
 
 use std::fs::File;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
@@ -60,7 +62,7 @@ struct Source {
 
 /// Windows of samples.
 pub struct Samples {
-    encoder: Encoder,
+    encoder: Arc<Encoder>,
     sources: Vec<Source>,
     places: Vec<Place>,
     windows: Windows,
@@ -84,7 +86,12 @@ impl Samples {
     /// # Errors
     /// `File` naming file and line of a record that cannot be used; `Invalid` when more samples
     /// would be dropped or cut than the settings allow, or none is left; `Io`.
-    pub fn open(paths: &[PathBuf], encoder: Encoder, settings: WindowSettings) -> Result<Self> {
+    pub fn open(
+        paths: &[PathBuf],
+        encoder: impl Into<Arc<Encoder>>,
+        settings: WindowSettings,
+    ) -> Result<Self> {
+        let encoder = encoder.into();
         let mut reading = Reading {
             encoder: &encoder,
             places: Vec::new(),
@@ -120,6 +127,11 @@ impl Samples {
         &self.report
     }
 
+    /// Tokens of a window.
+    pub fn context(&self) -> usize {
+        self.encoder.context
+    }
+
     /// Windows of one epoch.
     pub fn windows_per_epoch(&self) -> usize {
         self.windows.count()
@@ -138,6 +150,18 @@ impl Samples {
     pub fn batch(&mut self, first: u64, count: usize) -> Result<Sequences> {
         let windows: Vec<usize> =
             (first..first + count as u64).map(|number| self.order.window(number)).collect();
+        self.sequences(&windows)
+    }
+
+    /// Some windows in the order in which they were made, whatever the seed: for measuring.
+    ///
+    /// # Errors
+    /// As [`Samples::batch`].
+    pub fn in_order(&mut self, windows: Range<usize>) -> Result<Sequences> {
+        self.sequences(&windows.collect::<Vec<_>>())
+    }
+
+    fn sequences(&mut self, windows: &[usize]) -> Result<Sequences> {
         let length = match self.packing {
             true => self.encoder.context,
             false => {
@@ -145,8 +169,8 @@ impl Samples {
                 windows.iter().map(alone).max().unwrap_or(0)
             }
         };
-        let mut sequences = Sequences::new(count, length);
-        for window in windows {
+        let mut sequences = Sequences::new(windows.len(), length);
+        for &window in windows {
             for index in 0..self.windows.samples(window).len() {
                 let sample = self.sample(self.windows.samples(window)[index] as usize)?;
                 sequences.add_document(&sample.tokens, &sample.targets);

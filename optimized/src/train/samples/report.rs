@@ -64,7 +64,10 @@ impl DataReport {
     /// Refuses data of which more is dropped or cut than was allowed, or nothing left.
     pub(super) fn check(&self, max_dropped: f64, context: usize) -> Result<()> {
         if self.dropped() == self.samples {
-            let reason = format!("none of {} samples is left: {}", self.samples, self.losses());
+            let first = self.first_incomplete.as_deref().unwrap_or_default();
+            let (samples, losses) = (self.samples, self.losses());
+            let reason =
+                format!("none of {samples} samples is left: {losses}; the first is {first}");
             return Err(Error::Invalid(reason));
         }
         let incomplete = self.cut + self.dropped();

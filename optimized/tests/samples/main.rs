@@ -1,7 +1,9 @@
 //! Samples of answers: what a batch holds, that nothing is left out in silence, and that a step
 //! does not depend on how its samples are divided.
 
+#[path = "../common/mod.rs"]
 mod common;
+mod held_back;
 
 use std::fs;
 use std::path::{Path, PathBuf};
