@@ -197,7 +197,7 @@ impl Run {
         model: &Llama<B, L>,
         trainer: &mut Trainer<B>,
     ) -> Result<bool> {
-        if !self.texts.is_empty() {
+        if !self.measured.is_empty() {
             // So that the run never needs both a step's memory and an evaluation's.
             trainer.release_workspace();
         }
