@@ -20,7 +20,7 @@ use plumbline::report::comparison::{Comparison, RowResult, RowState};
 use super::device::DeviceOption;
 use super::interrupt::Interrupt;
 use super::progress::waiting;
-use super::run::read_text;
+use super::run::{is_table, read_text};
 use super::source::open_model;
 use super::train::check_context;
 
@@ -232,7 +232,10 @@ struct Depends {
 
 impl Depends {
     fn new(recipe: &CompareRecipe, base: &ModelFolder, device: &str) -> Result<Self> {
-        let text = |path: &PathBuf| Ok(sha256(read_text(path)?.as_bytes()));
+        let text = |path: &PathBuf| match is_table(path) {
+            true => Ok(sha256_file(path)?),
+            false => Ok(sha256(read_text(path)?.as_bytes())),
+        };
         let data = &recipe.data;
         let train = data.train.iter().map(|path| match data.format {
             DataFormat::Text => text(path),

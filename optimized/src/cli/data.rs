@@ -12,7 +12,7 @@ use plumbline::train::{TokenWindows, TrainingData};
 use serde::Serialize;
 
 use super::progress::waiting;
-use super::run::{Measured, name_of, read_text};
+use super::run::{Measured, encode_text, name_of};
 use super::train::eval_text;
 
 /// Reads every file that the recipe names. What is found in samples is said on standard error.
@@ -106,7 +106,7 @@ pub fn encode_files(
 ) -> Result<Vec<i32>> {
     let mut tokens = Vec::new();
     for path in paths {
-        let of_text = tokenizer.encode(&read_text(path)?)?;
+        let of_text = encode_text(path, tokenizer)?;
         if let Some(token) = of_text.iter().find(|token| **token as usize >= vocab_size) {
             bail!("{}: token id {token} is outside 0..{vocab_size}", path.display());
         }

@@ -10,15 +10,35 @@ use plumbline::eval::{Perplexity, perplexity, samples_perplexity};
 use plumbline::methods::LinearMethod;
 use plumbline::model::Llama;
 use plumbline::recipe;
+use plumbline::train::parquet::{is_parquet, token_ids};
 use plumbline::train::samples::Samples;
 use plumbline::train::{RECIPE, RunFolder};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+/// Whether a file of a recipe is Parquet, and not a text inside this program.
+pub fn is_table(path: &Path) -> bool {
+    !path.to_string_lossy().starts_with("builtin:") && is_parquet(path)
+}
+
+/// Token ids of a text, or of the texts of a table one after the other, each encoded alone.
+pub fn encode_text(path: &Path, tokenizer: &Tokenizer) -> Result<Vec<i32>> {
+    match is_table(path) {
+        true => Ok(token_ids(path, tokenizer)?),
+        false => Ok(tokenizer.encode(&read_text(path)?)?),
+    }
+}
+
 /// A text file, or one inside this program; an empty one is refused.
 pub fn read_text(path: &Path) -> Result<String> {
     let text = match path.to_string_lossy().strip_prefix("builtin:") {
         Some(name) => embedded::text(name)?.to_owned(),
+        None if is_parquet(path) => {
+            bail!(
+                "{}: is Parquet, which is read in data of train and compare alone",
+                path.display()
+            )
+        }
         None => {
             let bytes =
                 std::fs::read(path).with_context(|| format!("{}: cannot read", path.display()))?;
@@ -45,7 +65,7 @@ pub struct EvalText {
 impl EvalText {
     /// Reads and encodes.
     pub fn read(path: &Path, tokenizer: &Tokenizer) -> Result<Self> {
-        let tokens = tokenizer.encode(&read_text(path)?)?;
+        let tokens = encode_text(path, tokenizer)?;
         if tokens.len() < 2 {
             bail!("{}: has fewer than two tokens", path.display());
         }

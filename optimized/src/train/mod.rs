@@ -4,6 +4,7 @@ mod data;
 mod log;
 mod metrics;
 mod optimizer;
+pub mod parquet;
 mod position;
 mod pretrain;
 mod run;

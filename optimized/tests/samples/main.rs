@@ -4,6 +4,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod held_back;
+mod tables;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,15 +1,16 @@
 //! Samples of answers to learn, from files that may be larger than memory: instructions and chats.
 //!
 //! The files are read once at the start: every record is checked, turned into tokens and counted,
-//! and of each only its place and length are kept. A batch reads its records again. What a batch
-//! holds is a function of the files, the settings and its number: nothing else has to be remembered
-//! to go on with a run.
+//! and of each only its place and length are kept. A batch reads its records again, those of a
+//! table from a temporary file. What a batch holds is a function of the files, the settings and its
+//! number: nothing else has to be remembered to go on with a run.
 
 mod encode;
 mod format;
 mod packing;
 mod records;
 mod report;
+mod source;
 
 use std::fs::File;
 use std::ops::Range;
@@ -19,6 +20,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
+use self::source::Opened;
 use super::sequences::Sequences;
 use crate::checkpoint::hex;
 use crate::error::{Error, Result};
@@ -53,7 +55,7 @@ struct Place {
     tokens: u32,
 }
 
-/// A file, and the number of its first sample.
+/// A file, where its records are read again, and the number of its first sample.
 struct Source {
     path: PathBuf,
     file: File,
@@ -84,7 +86,7 @@ impl Samples {
     /// Reads and checks every file.
     ///
     /// # Errors
-    /// `File` naming file and line of a record that cannot be used; `Invalid` when more samples
+    /// `File` naming file and line or row of a record that cannot be used; `Invalid` when more samples
     /// would be dropped or cut than the settings allow, or none is left; `Io`.
     pub fn open(
         paths: &[PathBuf],
@@ -101,8 +103,7 @@ impl Samples {
         let mut sources = Vec::with_capacity(paths.len());
         for path in paths {
             let first = reading.places.len();
-            reading.read(path)?;
-            let file = File::open(path).map_err(Error::io(path, "read"))?;
+            let file = reading.read(path)?;
             sources.push(Source { path: path.clone(), file, first });
         }
         let Reading { places, mut report, mut hash, .. } = reading;
@@ -196,7 +197,7 @@ impl Samples {
     }
 }
 
-fn next_chunk(records: &mut Records) -> Result<Vec<Record>> {
+fn next_chunk(records: &mut Opened) -> Result<Vec<Record>> {
     let (mut chunk, mut bytes) = (Vec::new(), 0);
     for record in records {
         let record = record?;
@@ -210,8 +211,10 @@ fn next_chunk(records: &mut Records) -> Result<Vec<Record>> {
 }
 
 impl Reading<'_> {
-    fn read(&mut self, path: &Path) -> Result<()> {
-        let mut records = Records::open(path)?;
+    /// Reads and checks a file; the file that its records are read again from is returned.
+    fn read(&mut self, path: &Path) -> Result<File> {
+        let mut records = Opened::new(path, &self.encoder.format)?;
+        let unit = records.unit();
         let before = self.report.samples;
         loop {
             let chunk = next_chunk(&mut records)?;
@@ -223,21 +226,29 @@ impl Reading<'_> {
             for (record, encoded) in chunk.iter().zip(encoded) {
                 let encoded = encoded.map_err(|bad| {
                     let line = record.line + bad.line - 1;
-                    Error::file(path, format!("line {line}: {}", bad.reason))
+                    Error::file(path, format!("{unit} {line}: {}", bad.reason))
                 })?;
-                self.keep(path, record, encoded)?;
+                self.keep(path, (unit, record), encoded)?;
             }
         }
         match self.report.samples - before {
             0 => Err(Error::file(path, "holds no sample")),
-            _ => Ok(()),
+            _ => records.into_file(path),
         }
     }
 
-    fn keep(&mut self, path: &Path, record: &Record, encoded: Encoded) -> Result<()> {
-        self.report.count(path, record.line, &encoded);
+    fn keep(
+        &mut self,
+        path: &Path,
+        (unit, record): (&str, &Record),
+        encoded: Encoded,
+    ) -> Result<()> {
+        self.report.count(&encoded, || match unit {
+            "line" => format!("{}:{}", path.display(), record.line),
+            _ => format!("{}: {unit} {}", path.display(), record.line),
+        });
         let (Encoded::Whole(sample) | Encoded::Cut(sample)) = encoded else { return Ok(()) };
-        let too_large = |_| Error::file(path, format!("line {}: over 4 GiB", record.line));
+        let too_large = |_| Error::file(path, format!("{unit} {}: over 4 GiB", record.line));
         if self.places.len() == u32::MAX as usize {
             return Err(Error::Invalid(format!("more than {} samples", u32::MAX)));
         }

@@ -1,7 +1,6 @@
 //! What was found in the data: nothing is left out in silence.
 
 use std::fmt;
-use std::path::Path;
 
 use serde::Serialize;
 
@@ -35,7 +34,7 @@ pub struct DataReport {
 
 impl DataReport {
     /// One more record.
-    pub(super) fn count(&mut self, path: &Path, line: usize, encoded: &Encoded) {
+    pub(super) fn count(&mut self, encoded: &Encoded, place: impl FnOnce() -> String) {
         self.samples += 1;
         match encoded {
             Encoded::Whole(_) => {}
@@ -52,7 +51,7 @@ impl DataReport {
             Encoded::Dropped(_) => {}
         }
         if !matches!(encoded, Encoded::Whole(_)) && self.first_incomplete.is_none() {
-            self.first_incomplete = Some(format!("{}:{line}", path.display()));
+            self.first_incomplete = Some(place());
         }
     }
 
