@@ -187,7 +187,8 @@ fn instructions_have_the_input_that_is_not_null() {
         [Some("Sing."), Some(""), Some("chaos")],
     ];
     write_alpaca(&place.at("table"), &rows);
-    let object = |[instruction, input, output]: &[Option<&str>; 3]| json!({ "instruction": instruction, "input": input, "output": output });
+    let object =
+        |[a, b, c]: &[Option<&str>; 3]| json!({ "instruction": a, "input": b, "output": c });
     let records: Vec<Value> = rows.iter().map(object).collect();
     write_lines(&place.at("lines"), &records);
     let (table, lines) = (place.alpaca("table").unwrap(), place.alpaca("lines").unwrap());

@@ -1,8 +1,8 @@
 //! One column: its place in the schema, and its values as JSON.
 //!
-//! A column is stored as leaves. Beside its values a leaf has for each entry a definition level, how
-//! much of the path to it is there, and where the path has a list a repetition level, which is 0
-//! where a row begins.
+//! A column is stored as leaves. Beside its values a leaf has for each entry a definition level,
+//! how much of the path to it is there, and where the path has a list a repetition level, which is
+//! 0 where a row begins.
 
 use parquet::basic::{ConvertedType, Repetition, Type as PhysicalType};
 use parquet::column::reader::{ColumnReader as AnyReader, ColumnReaderImpl};
