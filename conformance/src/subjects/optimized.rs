@@ -144,7 +144,14 @@ impl From<String> for Refused {
 
 impl From<plumbline::error::Error> for Refused {
     fn from(error: plumbline::error::Error) -> Self {
-        Self(error.to_string())
+        use plumbline::error::Error;
+        match error {
+            // A refusal has the tensor's name and its index beside it.
+            Error::NonFinite { tensor, index, value } => {
+                Self(format!("{tensor}[{index}] is {value}"))
+            }
+            other => Self(other.to_string()),
+        }
     }
 }
 
