@@ -1,5 +1,7 @@
 //! Text to token ids and back, by the `tokenizers` library.
 
+mod pieces;
+
 use std::ops::Range;
 use std::path::Path;
 
@@ -9,6 +11,12 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{DecoderWrapper, NormalizerWrapper, PostProcessorWrapper, TokenizerBuilder};
 
 use crate::error::{Error, Result};
+
+/// How LLaMA 3 splits a text before the merges.
+pub(super) const LLAMA3_PATTERN: &str = concat!(
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}",
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+);
 
 /// A `tokenizer.json`.
 #[derive(Clone)]

@@ -16,7 +16,7 @@ use serde_json::json;
 use super::device::{DeviceOption, Opened};
 use super::merge::{logits, probe, refuse, write_and_reload};
 use super::progress::Progress;
-use super::run::read_text;
+use super::run::encode_plain;
 use super::source::open_model;
 
 /// Windows that GPTQ is calibrated on.
@@ -124,7 +124,7 @@ impl GptqArguments {
         if windows == 0 {
             bail!("--windows is 0, expected at least 1");
         }
-        let tokens = base.tokenizer()?.encode(&read_text(path)?)?;
+        let tokens = encode_plain(path, &base.tokenizer()?)?;
         Calibration::of_text(tokens, windows, context, self.seed.unwrap_or(0))
             .with_context(|| path.display().to_string())
     }

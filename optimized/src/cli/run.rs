@@ -25,6 +25,15 @@ pub fn is_table(path: &Path) -> bool {
 pub fn encode_text(path: &Path, tokenizer: &Tokenizer) -> Result<Vec<i32>> {
     match is_table(path) {
         true => Ok(token_ids(path, tokenizer)?),
+        false => encode_plain(path, tokenizer),
+    }
+}
+
+/// Token ids of a text file, or of a text inside this program; an empty one is refused.
+pub fn encode_plain(path: &Path, tokenizer: &Tokenizer) -> Result<Vec<i32>> {
+    let is_file = !path.to_string_lossy().starts_with("builtin:") && !is_parquet(path);
+    match is_file {
+        true => Ok(tokenizer.encode_file(path)?),
         false => Ok(tokenizer.encode(&read_text(path)?)?),
     }
 }

@@ -70,8 +70,7 @@ impl TextSource {
             return Ok((path.display().to_string(), read_token_ids(path, vocab_size)?));
         }
         let path = self.text.as_ref().context("neither --text nor --token-ids is given")?;
-        let text = super::run::read_text(path)?;
-        let tokens = model.tokenizer()?.encode(&text)?;
+        let tokens = super::run::encode_plain(path, &model.tokenizer()?)?;
         let outside = tokens.iter().enumerate().find(|(_, id)| **id as usize >= vocab_size);
         if let Some((position, id)) = outside {
             check_id(i64::from(*id), position, vocab_size)

@@ -3,14 +3,12 @@
 use serde_json::{Map, Value, json};
 
 use super::llama::Values;
+use crate::checkpoint::tokenizer::LLAMA3_PATTERN;
 
 /// Tokens of this type are never parts of a text.
 const CONTROL: i64 = 3;
 /// Tokens that are found in a text before it is split.
 const USER_DEFINED: i64 = 4;
-
-/// How LLaMA 3 splits a text before the merges.
-const LLAMA3_PATTERN: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// The text of `tokenizer.json`, or why it cannot be made.
 pub(super) fn json(values: &Values<'_>) -> Result<Vec<u8>, String> {
