@@ -363,9 +363,15 @@ def block_cases():
         "second_moment": long(many, 334, 0.25).abs(),
     }
     settings = {"lr": 0.125, "beta1": 0.875, "beta2": 0.96875, "eps": 2.0**-20}
-    vocabulary = {
-        "logits": long((3, 1100), 341, 8.0),
-        "targets": torch.tensor([1099, -100, 7], dtype=torch.int32),
+    vocabularies = {
+        "3x1100": {
+            "logits": long((3, 1100), 341, 8.0),
+            "targets": torch.tensor([1099, -100, 7], dtype=torch.int32),
+        },
+        "2x391": {
+            "logits": long(odd, 342, 8.0),
+            "targets": torch.tensor([390, 255], dtype=torch.int32),
+        },
     }
     gated = {"gate": long((2, 1100), 351, 4.0), "up": long((2, 1100), 352, 4.0)}
     queries = (1, 70, 2, 8)
@@ -396,12 +402,13 @@ def block_cases():
         cases[f"transformer/swiglu.{direction}.2x1100.safetensors"] = judged_case(
             f"swiglu.{direction}", {}, gated | gradient, "more numbers than a block has threads"
         )
-        cases[f"training/cross_entropy.{direction}.3x1100.safetensors"] = judged_case(
-            f"cross_entropy.{direction}",
-            {"ignore_index": -100},
-            vocabulary,
-            "a row longer than a block has threads, a token that does not count",
-        )
+        for size, vocabulary in vocabularies.items():
+            cases[f"training/cross_entropy.{direction}.{size}.safetensors"] = judged_case(
+                f"cross_entropy.{direction}",
+                {"ignore_index": -100},
+                vocabulary,
+                "rows of many warps",
+            )
     return {**norms, **cases, **tile_cases(long)}
 
 

@@ -4,7 +4,8 @@ import math
 
 from case_text import GoldenFile, case
 
-from .init_scale import ROWS
+from .init_scale import LONG, ROWS
+from .spread import long
 
 NOTES = {
     "zero_in_range": "a range without zero: min and max of the weights alone",
@@ -22,6 +23,7 @@ NOTES = {
     "group_index": "statistics over another group, over the row, or over the tensor",
     "one_group_per_row": "an absent group_size read as one group per tensor",
     "grid_width": "a range hard-coded for one width",
+    "long_group": "a kernel that sees the beginning of a group, or the first groups, only",
     "group_of_one": "a group of one weight, whose range has one end at zero",
     "clipping_error": "an error that leaves out clipped weights",
     "exponent": "a fixed exponent of 2",
@@ -45,6 +47,9 @@ def one(id, flags, weight, symmetric=False, *, bits=4, error=None, remark=None, 
 OUTLIER = [[1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 4.0]]
 
 CASES = [
+    one("asymmetric_of_70_weights", "long_group", LONG),
+    one("symmetric_of_70_weights", "long_group", LONG, symmetric=True),
+    one("asymmetric_of_130_groups", "long_group", long([1, 260], seed=93), group_size=2),
     one(
         "asymmetric_on_the_grid",
         "levels zero_point_rounded",
