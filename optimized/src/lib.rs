@@ -9,6 +9,7 @@ pub mod cuda;
 pub mod embedded;
 pub mod error;
 pub mod eval;
+pub mod export;
 pub mod finetune;
 pub mod generate;
 pub mod methods;
