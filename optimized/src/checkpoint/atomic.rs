@@ -20,7 +20,7 @@ pub fn write_file(path: &Path, content: &[u8]) -> Result<()> {
 ///
 /// # Errors
 /// `Io` naming the path; whatever `fill` returns.
-pub(super) fn write_parts(
+pub(crate) fn write_parts(
     path: &Path,
     fill: impl FnOnce(&mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>,
 ) -> Result<()> {
@@ -42,6 +42,64 @@ pub fn new_folder(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result
     if path.exists() {
         return Err(Error::file(path, "already exists; choose another output or remove it"));
     }
+    let temporary = filled(path, fill)?;
+    std::fs::rename(temporary.path(), path).map_err(Error::io(path, "rename to"))?;
+    // It has its name now; there is nothing to remove.
+    let _ = temporary.keep();
+    sync_folder(parent(path))
+}
+
+/// The same, and with `force` a model's folder that is there is replaced once the new one is whole.
+///
+/// # Errors
+/// As [`new_folder`]; `File` for a path that is there and is no model's folder.
+pub fn output_folder(
+    path: &Path,
+    force: bool,
+    fill: impl FnOnce(&Path) -> Result<()>,
+) -> Result<()> {
+    check_output(path, force)?;
+    if !path.exists() {
+        return new_folder(path, fill);
+    }
+    if !path.join("config.json").is_file() {
+        return Err(Error::file(path, "is no model's folder, and is not replaced"));
+    }
+    let temporary = filled(path, fill)?;
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let doomed = path.with_file_name(format!("{UNFINISHED}{name}"));
+    std::fs::rename(path, &doomed).map_err(Error::io(path, "rename"))?;
+    std::fs::rename(temporary.path(), path).map_err(Error::io(path, "rename to"))?;
+    let _ = temporary.keep();
+    sync_folder(parent(path))?;
+    std::fs::remove_dir_all(&doomed).map_err(Error::io(path, "remove the old"))
+}
+
+/// A file that `fill` writes under another name first; with `force`, in place of one that is there.
+///
+/// # Errors
+/// `File` when the path exists, or is a folder; `Io`; whatever `fill` returns.
+pub fn output_file(path: &Path, force: bool, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    check_output(path, force)?;
+    if path.is_dir() {
+        return Err(Error::file(path, "is a folder, and is not replaced by a file"));
+    }
+    let temporary =
+        filled(path, |folder| fill(&folder.join(path.file_name().unwrap_or_default())))?;
+    let file = temporary.path().join(path.file_name().unwrap_or_default());
+    std::fs::rename(&file, path).map_err(Error::io(path, "rename to"))?;
+    sync_folder(parent(path))
+}
+
+fn check_output(path: &Path, force: bool) -> Result<()> {
+    match path.exists() && !force {
+        true => Err(Error::file(path, "already exists; --force replaces it")),
+        false => Ok(()),
+    }
+}
+
+/// A temporary folder beside a path, filled and on the disk.
+fn filled(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<tempfile::TempDir> {
     let parent = parent(path);
     std::fs::create_dir_all(parent).map_err(Error::io(parent, "create"))?;
     let temporary = tempfile::Builder::new()
@@ -57,10 +115,29 @@ pub fn new_folder(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result
     }
     readable_by_others(temporary.path())?;
     sync_folder(temporary.path())?;
-    std::fs::rename(temporary.path(), path).map_err(Error::io(path, "rename to"))?;
-    // It has its name now; there is nothing to remove.
-    let _ = temporary.keep();
-    sync_folder(parent)
+    Ok(temporary)
+}
+
+/// Bytes that can still be written where a path would be.
+///
+/// # Errors
+/// `Io` naming the folder.
+pub fn free_bytes(path: &Path) -> Result<u64> {
+    let there = path.ancestors().skip(1).find(|folder| folder.exists());
+    let folder = there.filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    free_in(folder).map_err(Error::io(folder, "ask for the free space of"))
+}
+
+#[cfg(unix)]
+fn free_in(folder: &Path) -> std::io::Result<u64> {
+    let space = rustix::fs::statvfs(folder)?;
+    Ok(space.f_bavail.saturating_mul(space.f_frsize))
+}
+
+/// Where nothing can be asked, writing tells.
+#[cfg(not(unix))]
+fn free_in(_folder: &Path) -> std::io::Result<u64> {
+    Ok(u64::MAX)
 }
 
 /// Removes a folder so that a reader sees all of it or nothing.

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::gguf;
 use super::hash::hex;
-use super::packed::Packed;
+use super::packed::{Packed, Unpacked, dense};
 use super::quantization::{Linears, QuantizationConfig, linears, specs, specs_of};
 use super::reader::TensorFile;
 use super::tokenizer::Tokenizer;
@@ -167,7 +167,11 @@ impl ModelFolder {
         for (linear, spec) in Projection::all(&self.config).into_iter().zip(specs) {
             let Some(spec) = spec else { continue };
             shapes.remove(&format!("{}.weight", linear.name));
-            let codes = vec![linear.out_features, linear.in_features];
+            let row = match quantization.packed {
+                true => (linear.in_features * spec.bits().count() as usize).div_ceil(32),
+                false => linear.in_features,
+            };
+            let codes = vec![linear.out_features, row];
             let grid = vec![linear.out_features, spec.groups()];
             shapes.insert(format!("{}.codes", linear.name), codes);
             shapes.insert(format!("{}.scale", linear.name), grid.clone());
@@ -257,11 +261,33 @@ impl ModelFolder {
             let reason = "holds a merged model; training starts from a full-precision one";
             return Err(Error::file(&self.path, reason));
         }
-        let name = format!("{}.weight", linear.name);
-        if let Some(packed) = self.packed.as_ref().filter(|_| !self.has(&name)) {
-            return packed.weight(self, linear).map(FrozenWeight::F32);
+        if self.packed_layer(linear).is_some() {
+            let unpacked = self.unpacked(linear)?;
+            return Ok(FrozenWeight::F32(unpacked.expect("a packed layer has codes").weight()));
         }
+        let name = format!("{}.weight", linear.name);
         self.file(&name)?.weight(&name, &[linear.out_features, linear.in_features])
+    }
+
+    /// The layout of a layer that another program packed.
+    fn packed_layer(&self, linear: &Projection) -> Option<&Packed> {
+        self.packed.as_ref().filter(|packed| !packed.is_plain(linear, |name| self.has(name)))
+    }
+
+    /// Integers and grid of a layer that another program packed, or that a GGUF file has in blocks;
+    /// `None` for one that is a weight, or codes of this program's.
+    ///
+    /// # Errors
+    /// `File` naming tensor and file.
+    pub fn unpacked(&self, linear: &Projection) -> Result<Option<Unpacked>> {
+        if let Some(packed) = self.packed_layer(linear) {
+            return packed.unpacked(self, linear).map(Some);
+        }
+        let name = format!("{}.weight", linear.name);
+        match self.files.get(&name) {
+            Some(file) => file.unpacked(&name, &[linear.out_features, linear.in_features]),
+            None => Ok(None),
+        }
     }
 
     /// Bits and groups of a layer that is codes here.
@@ -289,7 +315,12 @@ impl ModelFolder {
         let grid = [out_features, spec.groups()];
         let codes_name = name("codes");
         let file = self.file(&codes_name)?;
-        let codes = file.codes(&codes_name, &[out_features, width])?;
+        let codes = match self.side_by_side(linear, spec)? {
+            Some(codes) => {
+                codes.into_iter().map(|code| (code as i32 + spec.qmin()) as i8).collect()
+            }
+            None => file.codes(&codes_name, &[out_features, width])?,
+        };
         let range = spec.qmin()..=spec.qmax();
         if let Some(index) = codes.iter().position(|code| !range.contains(&i32::from(*code))) {
             let reason = format!(
@@ -318,13 +349,31 @@ impl ModelFolder {
         let tensors = AffineTensors {
             spec,
             out_features,
-            codes: file.unsigned_codes(&name("codes"), &[out_features, width])?,
+            codes: match self.side_by_side(linear, spec)? {
+                Some(codes) => codes.into_iter().map(|code| code as u8).collect(),
+                None => file.unsigned_codes(&name("codes"), &[out_features, width])?,
+            },
             scale: self.positive(&name("scale"), &grid)?,
             zero_point: self.tensor(&name("zero_point"), &grid)?,
         };
         let place = |error| Error::file(file.path(), format!("{}: {error}", linear.name));
         tensors.check().map_err(place)?;
         Ok(tensors)
+    }
+
+    /// Unsigned codes `[out, in]` of a merged layer that stand side by side.
+    fn side_by_side(&self, linear: &Projection, spec: QuantSpec) -> Result<Option<Vec<u32>>> {
+        if !self.quantization.as_ref().is_some_and(|quantization| quantization.packed) {
+            return Ok(None);
+        }
+        let (rows, columns) = (linear.out_features, linear.in_features);
+        let width = (columns * spec.bits().count() as usize).div_ceil(32);
+        let words = self.words(&format!("{}.codes", linear.name), &[rows, width])?;
+        let code = |at: usize| {
+            let (row, column) = (at / columns, at % columns);
+            dense(spec.bits().count(), column, |word| words[row * width + word])
+        };
+        Ok(Some((0..rows * columns).map(code).collect()))
     }
 
     /// Scales, which are above zero.
@@ -449,7 +498,7 @@ impl ModelFolder {
         Ok(&self.file(name)?.tensors()[name].shape)
     }
 
-    /// An I32 tensor, bit for bit.
+    /// An I32 or U32 tensor, bit for bit.
     pub(super) fn words(&self, name: &str, shape: &[usize]) -> Result<Vec<u32>> {
         self.file(name)?.words(name, shape)
     }

@@ -13,14 +13,21 @@ mod save;
 mod tokenizer;
 mod training;
 
-pub use atomic::{new_folder, remove_folder, remove_unfinished, write_file};
+pub(crate) use atomic::write_parts;
+pub use atomic::{
+    free_bytes, new_folder, output_file, output_folder, remove_folder, remove_unfinished,
+    write_file,
+};
 pub use folder::{LoadedModel, ModelFolder};
 pub use gguf::BlockType;
 pub(crate) use hash::hex;
 pub use hash::{sha256, sha256_file};
+pub use packed::{Shift, Unpacked};
 pub(crate) use quantization::specs_of;
 pub use quantization::{LayerGrid, QuantizationConfig};
 pub use reader::{Dtype, Storage, TensorFile, TensorInfo};
 pub use save::{Precision, Stored, StoredCodes, dense_tensors, save_dense, save_merged};
+pub(crate) use save::{StreamedTensor, stream_tensors};
+pub(crate) use tokenizer::LLAMA3_PATTERN;
 pub use tokenizer::Tokenizer;
 pub use training::{Checkpoint, TrainingState, open_checkpoint, save_checkpoint};

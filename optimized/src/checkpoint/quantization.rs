@@ -22,6 +22,9 @@ pub struct QuantizationConfig {
     /// Codes are unsigned and groups have a zero point in place of an offset; absent means not.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub zero_point: bool,
+    /// Codes stand side by side in words of 32 bits, all of them unsigned; absent means a byte each.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub packed: bool,
     /// Linear layers with another grid, by name; absent where there are none.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub layers: BTreeMap<String, LayerGrid>,
@@ -62,8 +65,17 @@ impl QuantizationConfig {
             }
         }
         let quant_method = "plumbline".to_owned();
-        let activations = None;
-        Self { quant_method, bits, group_size, zero_point, layers, unquantized, activations }
+        let (packed, activations) = (false, None);
+        Self {
+            quant_method,
+            bits,
+            group_size,
+            zero_point,
+            packed,
+            layers,
+            unquantized,
+            activations,
+        }
     }
 
     /// The same with activations rounded, or not.
@@ -96,9 +108,14 @@ pub(super) enum Linears {
 pub(super) fn linears(path: &Path, text: &str) -> Result<Linears> {
     #[derive(Deserialize)]
     struct Stated {
+        quantization: Option<serde_json::Value>,
         quantization_config: Option<serde_json::Value>,
     }
     let stated: Stated = serde_json::from_str(text).map_err(|error| Error::file(path, error))?;
+    if let Some(mlx) = stated.quantization.filter(|value| !value.is_null()) {
+        let packed = Packed::read_mlx(&mlx).map_err(|reason| Error::file(path, reason))?;
+        return Ok(Linears::Packed(packed));
+    }
     let Some(value) = stated.quantization_config.filter(|value| !value.is_null()) else {
         return Ok(Linears::Plain);
     };
@@ -109,7 +126,7 @@ pub(super) fn linears(path: &Path, text: &str) -> Result<Linears> {
     if method != "plumbline" {
         let reason = format!(
             "quantization_config.quant_method is {method}, supported: plumbline, gptq, \
-             compressed-tensors"
+             compressed-tensors, awq"
         );
         return Err(Error::file(path, reason));
     }

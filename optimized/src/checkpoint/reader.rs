@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use super::gguf::{BlockType, GgufModel};
 use super::mapped::{Bytes, map};
+use super::packed::{Shift, Unpacked};
 use crate::cpu::Cpu;
 use crate::error::{Error, Result};
 use crate::ops::widen::FrozenWeight;
@@ -176,11 +177,8 @@ impl TensorFile {
             Storage::Safetensors(Dtype::BF16) => FrozenWeight::Bf16(halves()),
             Storage::Gguf { block, rotated: None } => FrozenWeight::F32(block.dequantize(&bytes)),
             Storage::Gguf { block, rotated: Some(heads) } => {
-                let values = halves_together(&block.dequantize(&bytes), shape, heads);
-                FrozenWeight::F32(values.ok_or_else(|| {
-                    let reason = format!("tensor {name} of {shape:?} has no {heads} even heads");
-                    Error::file(&self.path, reason)
-                })?)
+                let values = block.dequantize(&bytes);
+                FrozenWeight::F32(self.halves_together(name, &values, shape, heads)?)
             }
             Storage::Safetensors(other) => {
                 let reason = format!("tensor {name} is {other:?}, expected F32, F16 or BF16");
@@ -194,6 +192,46 @@ impl TensorFile {
             }
             None => Ok(weight),
         }
+    }
+
+    /// Integers and grid of a tensor `[out, in]` in blocks; `None` for one of another type.
+    ///
+    /// # Errors
+    /// `File` naming tensor or shape.
+    pub(super) fn unpacked(&self, name: &str, shape: &[usize; 2]) -> Result<Option<Unpacked>> {
+        let info = self.expect(name, shape)?;
+        let Storage::Gguf { block, rotated } = info.storage else { return Ok(None) };
+        let Some(mut unpacked) = block.unpack(&*self.bytes(info)?, shape[1]) else {
+            return Ok(None);
+        };
+        if let Some(heads) = rotated {
+            let groups = [shape[0], unpacked.groups()];
+            unpacked.codes = self.halves_together(name, &unpacked.codes, shape, heads)?;
+            unpacked.scale = self.halves_together(name, &unpacked.scale, &groups, heads)?;
+            unpacked.shift = match unpacked.shift {
+                Shift::ZeroPoint(zeros) => {
+                    Shift::ZeroPoint(self.halves_together(name, &zeros, &groups, heads)?)
+                }
+                Shift::Bias(bias) => {
+                    Shift::Bias(self.halves_together(name, &bias, &groups, heads)?)
+                }
+            };
+        }
+        Ok(Some(unpacked))
+    }
+
+    /// Rows of a turned projection in the order of Hugging Face.
+    fn halves_together<T: Copy>(
+        &self,
+        name: &str,
+        values: &[T],
+        shape: &[usize],
+        heads: usize,
+    ) -> Result<Vec<T>> {
+        halves_together(values, shape, heads).ok_or_else(|| {
+            let reason = format!("tensor {name} of {shape:?} has no {heads} even heads");
+            Error::file(&self.path, reason)
+        })
     }
 
     /// An F32 or BF16 tensor of the expected shape, whatever its values are.
@@ -227,12 +265,14 @@ impl TensorFile {
         Ok(self.bytes_of(name, shape, Dtype::U8)?.to_vec())
     }
 
-    /// An I32 tensor of the expected shape, bit for bit.
+    /// An I32 or U32 tensor of the expected shape, bit for bit.
     ///
     /// # Errors
     /// `File` naming tensor, shape or type.
     pub(super) fn words(&self, name: &str, shape: &[usize]) -> Result<Vec<u32>> {
-        let bytes = self.bytes_of(name, shape, Dtype::I32)?;
+        let unsigned = self.expect(name, shape)?.storage == Storage::Safetensors(Dtype::U32);
+        let dtype = if unsigned { Dtype::U32 } else { Dtype::I32 };
+        let bytes = self.bytes_of(name, shape, dtype)?;
         Ok(bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
     }
 
@@ -305,7 +345,7 @@ impl TensorFile {
 
 /// The rows `[out, in]` of `heads` heads from the order of turned pairs, `2 i` and `2 i + 1`, to that
 /// of Hugging Face, `i` and `head_dim / 2 + i`.
-fn halves_together(values: &[f32], shape: &[usize], heads: usize) -> Option<Vec<f32>> {
+fn halves_together<T: Copy>(values: &[T], shape: &[usize], heads: usize) -> Option<Vec<T>> {
     let &[out, width] = shape else { return None };
     let head_dim = out.checked_div(heads).filter(|dim| dim * heads == out && dim % 2 == 0)?;
     let mut moved = Vec::with_capacity(values.len());

@@ -60,24 +60,30 @@ pub(super) fn write_safetensors(
     write_file(path, &bytes)
 }
 
-/// The same of tensors that come to the host one after the other: no more than one is there at a
-/// time.
-pub(super) fn stream_safetensors(
+/// A tensor whose bytes are made when they are written.
+pub(crate) struct StreamedTensor<'a> {
+    /// Name in the file.
+    pub name: String,
+    /// Type in the file.
+    pub dtype: Dtype,
+    /// Row-major shape.
+    pub shape: Vec<usize>,
+    /// Gives the little-endian bytes.
+    pub bytes: Box<dyn FnOnce() -> Result<Vec<u8>> + 'a>,
+}
+
+/// Writes tensors in the order given: no more than one is there at a time.
+pub(crate) fn stream_tensors(
     path: &Path,
-    mut tensors: Vec<LazyTensor<'_>>,
-    precision: Precision,
+    tensors: Vec<StreamedTensor<'_>>,
     metadata: &[(&str, &str)],
 ) -> Result<()> {
-    let (dtype, width) = match precision {
-        Precision::F32 => (Dtype::F32, 4),
-        Precision::Bf16 => (Dtype::BF16, 2),
-    };
-    tensors.sort_by(|a, b| a.name.cmp(&b.name));
     let mut end = 0;
-    let infos = tensors.iter().map(|LazyTensor { name, shape, .. }| {
+    let infos = tensors.iter().map(|StreamedTensor { name, dtype, shape, .. }| {
         let start = end;
-        end += width * shape.iter().product::<usize>();
-        (name.clone(), TensorInfo { dtype, shape: shape.clone(), data_offsets: (start, end) })
+        end += dtype.bitsize() / 8 * shape.iter().product::<usize>();
+        let (dtype, shape) = (*dtype, shape.clone());
+        (name.clone(), TensorInfo { dtype, shape, data_offsets: (start, end) })
     });
     let infos = infos.collect();
     let metadata = metadata.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
@@ -87,14 +93,38 @@ pub(super) fn stream_safetensors(
     write_parts(path, |write| {
         write(&(header.len() as u64).to_le_bytes())?;
         write(&header)?;
-        for LazyTensor { name, shape, values } in tensors {
-            let values = values()?;
-            assert_eq!(values.len(), shape.iter().product::<usize>(), "{name}");
-            let (_, _, bytes) = store(&values, &shape, precision);
+        for StreamedTensor { name, dtype, shape, bytes } in tensors {
+            let bytes = bytes()?;
+            let expected = dtype.bitsize() / 8 * shape.iter().product::<usize>();
+            assert_eq!(bytes.len(), expected, "{name}");
             write(&bytes)?;
         }
         Ok(())
     })
+}
+
+/// The same of floats that come to the host one after the other, by their names.
+pub(super) fn stream_safetensors(
+    path: &Path,
+    mut tensors: Vec<LazyTensor<'_>>,
+    precision: Precision,
+    metadata: &[(&str, &str)],
+) -> Result<()> {
+    let dtype = match precision {
+        Precision::F32 => Dtype::F32,
+        Precision::Bf16 => Dtype::BF16,
+    };
+    tensors.sort_by(|a, b| a.name.cmp(&b.name));
+    let streamed = tensors.into_iter().map(|LazyTensor { name, shape, values }| StreamedTensor {
+        name,
+        dtype,
+        shape: shape.clone(),
+        bytes: Box::new(move || {
+            let (_, _, bytes) = store(&values()?, &shape, precision);
+            Ok(bytes)
+        }),
+    });
+    stream_tensors(path, streamed.collect(), metadata)
 }
 
 /// Embeddings and norms of a model, by Hugging Face name.

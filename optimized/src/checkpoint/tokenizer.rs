@@ -13,7 +13,7 @@ use tokenizers::{DecoderWrapper, NormalizerWrapper, PostProcessorWrapper, Tokeni
 use crate::error::{Error, Result};
 
 /// How LLaMA 3 splits a text before the merges.
-pub(super) const LLAMA3_PATTERN: &str = concat!(
+pub(crate) const LLAMA3_PATTERN: &str = concat!(
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}",
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 );

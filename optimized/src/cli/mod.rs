@@ -6,6 +6,7 @@ mod data;
 mod demo;
 mod device;
 mod eval;
+mod export;
 mod fit;
 mod frozen;
 mod generate;
@@ -90,6 +91,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Write a merged model as other programs read it, without changing a value
+    Export(export::ExportOptions),
     /// Make, measure and tabulate several methods on one model; finished rows stay
     Compare(compare::CompareCommand),
     /// One row of a comparison, which `compare` runs in a process of its own
@@ -149,6 +152,7 @@ fn run(command: Command) -> Result<ExitCode> {
             let options = merge::MergeOptions { run, checkpoint, out, json };
             return merge::merge(&options, on);
         }
+        Command::Export(options) => return export::run(&options),
         Command::Compare(command) => return compare::compare(&command),
         Command::CompareRow { row, on } => return compare::row(&row, on),
         Command::Quantize(arguments) => return quantize::quantize(&arguments),

@@ -4,6 +4,8 @@ use std::fmt;
 
 use half::{bf16, f16};
 
+use crate::checkpoint::packed::{Shift, Unpacked};
+
 /// A storage type. The quantized ones keep 32 consecutive values in a block with an f16 scale `d`,
 /// and an f16 minimum `m` where the value is `d q + m`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +66,32 @@ impl BlockType {
             Self::Q5_1 => 24,
             Self::Q8_0 => 34,
         }
+    }
+
+    /// Integers and grid of rows of `columns` values; `None` for a type without them.
+    pub(crate) fn unpack(self, bytes: &[u8], columns: usize) -> Option<Unpacked> {
+        let blocks = bytes.chunks_exact(self.bytes());
+        let (mut codes, mut scale) = (Vec::new(), Vec::new());
+        let (mut zeros, mut bias) = (Vec::new(), Vec::new());
+        for block in blocks {
+            let (q, zero) = match self {
+                Self::F32 | Self::F16 | Self::Bf16 => return None,
+                Self::Q4_0 => (nibbles(&block[2..]), 8),
+                Self::Q4_1 => (nibbles(&block[4..]), 0),
+                Self::Q5_0 => (fifth_bits(&block[2..], 0), 16),
+                Self::Q5_1 => (fifth_bits(&block[4..], 0), 0),
+                Self::Q8_0 => (std::array::from_fn(|i| i32::from(block[2 + i] as i8)), 0),
+            };
+            codes.extend(q.map(|code| code as i16));
+            scale.push(half(block));
+            zeros.push(zero);
+            bias.push(half(&block[2..]));
+        }
+        let shift = match self {
+            Self::Q4_1 | Self::Q5_1 => Shift::Bias(bias),
+            _ => Shift::ZeroPoint(zeros),
+        };
+        Some(Unpacked { codes, scale, shift, group_of: (0..columns).map(|i| i / 32).collect() })
     }
 
     /// The values of whole blocks. Products and sums are rounded to f32 one after the other.
@@ -137,6 +165,8 @@ mod tests {
             assert_eq!(bytes.len(), block.bytes());
             let expected: Vec<f32> = (0..32).map(value).collect();
             assert_eq!(block.dequantize(&bytes), expected, "{block}");
+            let unpacked = block.unpack(&bytes, 32).unwrap();
+            assert_eq!((unpacked.weight(), unpacked.groups()), (expected, 1), "{block}");
         };
         expect(BlockType::Q4_0, [&d[..], &packed].concat(), &|i| 0.5 * (code(i) - 8.0));
         expect(BlockType::Q4_1, [&d[..], &m, &packed].concat(), &|i| 0.5 * code(i) - 1.0);

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 use serde_json::Value;
 
 use super::super::folder::ModelFolder;
-use super::{Expected, checked_groups, dense, supported, unused};
+use super::{Expected, Shift, Unpacked, checked_groups, dense, supported, unused};
 use crate::error::{Error, Result};
 use crate::model::Projection;
 
@@ -150,7 +150,7 @@ impl CompressedTensors {
         Ok(expected)
     }
 
-    pub(super) fn weight(&self, folder: &ModelFolder, linear: &Projection) -> Result<Vec<f32>> {
+    pub(super) fn unpacked(&self, folder: &ModelFolder, linear: &Projection) -> Result<Unpacked> {
         let (rows, columns, groups) = self.sizes(linear);
         let name = |tensor: &str| format!("{}.{tensor}", linear.name);
         let stated = folder.integers(&name("weight_shape"))?;
@@ -161,8 +161,8 @@ impl CompressedTensors {
             );
             return Err(Error::file(folder.path(), reason));
         }
-        let scales = folder.tensor(&name("weight_scale"), &[rows, groups])?;
-        let index = self.index(folder, linear)?;
+        let scale = folder.tensor(&name("weight_scale"), &[rows, groups])?;
+        let group_of = self.index(folder, linear)?;
         let (width, layout) = self.words(folder, &name("weight_packed"), 1, columns)?;
         let codes = folder.words(&name("weight_packed"), &[rows, width])?;
         let zeros = match self.symmetric {
@@ -173,23 +173,24 @@ impl CompressedTensors {
                 Some((folder.words(&tensor, &[height, groups])?, layout))
             }
         };
-        // Both are stored with this added.
-        let shift = 1 << (self.bits - 1);
-        let mut weight = vec![0.0; rows * columns];
-        weight.par_chunks_mut(columns).enumerate().for_each(|(o, row)| {
-            let zero_point = |g: usize| match &zeros {
-                None => shift,
-                Some((words, layout)) => {
-                    layout.value(self.bits, o, |at| words[at * groups + g]) as i32
-                }
-            };
-            let zero_points: Vec<i32> = (0..groups).map(zero_point).collect();
-            for (i, weight) in row.iter_mut().enumerate() {
-                let code = layout.value(self.bits, i, |at| codes[o * width + at]) as i32;
-                *weight = (code - zero_points[index[i]]) as f32 * scales[o * groups + index[i]];
+        let code = |at: usize| {
+            let (o, i) = (at / columns, at % columns);
+            layout.value(self.bits, i, |word| codes[o * width + word]) as i16
+        };
+        // Codes and zero points are stored with half the range added, which a difference drops.
+        let zero_point = |at: usize| match &zeros {
+            None => 1 << (self.bits - 1),
+            Some((words, layout)) => {
+                let (o, g) = (at / groups, at % groups);
+                layout.value(self.bits, o, |word| words[word * groups + g]) as i16
             }
-        });
-        Ok(weight)
+        };
+        Ok(Unpacked {
+            codes: (0..rows * columns).into_par_iter().map(code).collect(),
+            scale,
+            shift: Shift::ZeroPoint((0..rows * groups).map(zero_point).collect()),
+            group_of,
+        })
     }
 
     /// The group of each input.

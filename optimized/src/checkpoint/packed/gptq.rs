@@ -4,7 +4,7 @@ use rayon::prelude::*;
 use serde_json::Value;
 
 use super::super::folder::ModelFolder;
-use super::{Expected, checked_groups, dense, supported, unused};
+use super::{Expected, Shift, Unpacked, checked_groups, dense, supported, unused};
 use crate::error::{Error, Result};
 use crate::model::Projection;
 
@@ -82,7 +82,7 @@ impl Gptq {
         Ok(expected)
     }
 
-    pub(super) fn weight(&self, folder: &ModelFolder, linear: &Projection) -> Result<Vec<f32>> {
+    pub(super) fn unpacked(&self, folder: &ModelFolder, linear: &Projection) -> Result<Unpacked> {
         let (rows, columns) = (linear.out_features, linear.in_features);
         let (bits, groups) = (self.bits as usize, self.groups(linear));
         let name = |tensor: &str| format!("{}.{tensor}", linear.name);
@@ -90,7 +90,7 @@ impl Gptq {
         let codes = folder.words(&name("qweight"), &[columns * bits / 32, rows])?;
         let zeros = folder.words(&name("qzeros"), &[groups, words_of_row])?;
         let scales = folder.tensor(&name("scales"), &[groups, rows])?;
-        let index = match folder.has(&name("g_idx")) {
+        let group_of = match folder.has(&name("g_idx")) {
             true => {
                 let stored = folder.words(&name("g_idx"), &[columns])?;
                 checked_groups(folder, &name("g_idx"), stored, groups)?
@@ -104,19 +104,21 @@ impl Gptq {
                 return Err(Error::file(folder.path(), reason));
             }
         }
-        let mut weight = vec![0.0; rows * columns];
-        weight.par_chunks_mut(columns).enumerate().for_each(|(o, row)| {
-            let zero_points: Vec<i32> = (0..groups)
-                .map(|g| {
-                    let stored = dense(self.bits, o, |at| zeros[g * words_of_row + at]);
-                    (stored + self.zero_point_shift) as i32
-                })
-                .collect();
-            for (i, weight) in row.iter_mut().enumerate() {
-                let (code, g) = (dense(self.bits, i, |at| codes[at * rows + o]), index[i]);
-                *weight = (code as i32 - zero_points[g]) as f32 * scales[g * rows + o];
-            }
-        });
-        Ok(weight)
+        let code = |at: usize| {
+            let (o, i) = (at / columns, at % columns);
+            dense(self.bits, i, |word| codes[word * rows + o]) as i16
+        };
+        let zero_point = |at: usize| {
+            let (o, g) = (at / groups, at % groups);
+            let stored = dense(self.bits, o, |word| zeros[g * words_of_row + word]);
+            (stored + self.zero_point_shift) as i16
+        };
+        let scale = |at: usize| scales[at % groups * rows + at / groups];
+        Ok(Unpacked {
+            codes: (0..rows * columns).into_par_iter().map(code).collect(),
+            scale: (0..rows * groups).map(scale).collect(),
+            shift: Shift::ZeroPoint((0..rows * groups).map(zero_point).collect()),
+            group_of,
+        })
     }
 }

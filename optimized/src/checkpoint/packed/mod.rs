@@ -3,11 +3,18 @@
 //!
 //! A weight is `(code - zero_point) * scale` in f32. With a scale of 16 bits that is exact: the
 //! difference has at most 9 bits, the scale 11. Nothing is rounded to a 16-bit type on the way.
+//!
+//! Nothing here is shared with what writes these formats: files are judged by reading them again.
 
+mod awq;
 mod compressed_tensors;
 mod gptq;
+mod mlx;
+mod unpacked;
 
 use serde_json::Value;
+
+pub use unpacked::{Shift, Unpacked};
 
 use super::folder::ModelFolder;
 use crate::error::{Error, Result};
@@ -20,6 +27,10 @@ pub(super) enum Packed {
     Gptq(gptq::Gptq),
     /// `weight_packed`, `weight_scale`, `weight_zero_point`, `weight_g_idx`.
     CompressedTensors(compressed_tensors::CompressedTensors),
+    /// `qweight`, `qzeros`, `scales`, in another order.
+    Awq(awq::Awq),
+    /// `weight`, `scales`, `biases`.
+    Mlx(mlx::Mlx),
 }
 
 /// Name and shape of a tensor.
@@ -35,8 +46,17 @@ impl Packed {
             Some("gptq") => gptq::Gptq::read(config).map(|format| Some(Self::Gptq(format))),
             Some("compressed-tensors") => compressed_tensors::CompressedTensors::read(config)
                 .map(|format| Some(Self::CompressedTensors(format))),
+            Some("awq") => awq::Awq::read(config).map(|format| Some(Self::Awq(format))),
             _ => Ok(None),
         }
+    }
+
+    /// Reads the `quantization` of MLX, which has a place of its own in `config.json`.
+    ///
+    /// # Errors
+    /// As [`Packed::read`].
+    pub(super) fn read_mlx(config: &Value) -> Result<Self, String> {
+        mlx::Mlx::read(config).map(Self::Mlx)
     }
 
     /// What `inspect` calls it.
@@ -44,6 +64,8 @@ impl Packed {
         match self {
             Self::Gptq(_) => "gptq",
             Self::CompressedTensors(_) => "compressed-tensors",
+            Self::Awq(_) => "awq",
+            Self::Mlx(_) => "mlx",
         }
     }
 
@@ -52,6 +74,8 @@ impl Packed {
         match self {
             Self::Gptq(format) => format.bits,
             Self::CompressedTensors(format) => format.bits,
+            Self::Awq(_) => awq::BITS,
+            Self::Mlx(format) => format.bits,
         }
     }
 
@@ -65,29 +89,42 @@ impl Packed {
         linear: &Projection,
         found: impl Fn(&str) -> Option<&'f [usize]>,
     ) -> Result<Vec<Expected>, String> {
-        let plain = format!("{}.weight", linear.name);
-        if found(&plain).is_some() {
-            return Ok(vec![(plain, vec![linear.out_features, linear.in_features])]);
+        if self.is_plain(linear, |name| found(name).is_some()) {
+            let shape = vec![linear.out_features, linear.in_features];
+            return Ok(vec![(format!("{}.weight", linear.name), shape)]);
         }
         let expected = match self {
             Self::Gptq(format) => format.tensors(linear, found),
             Self::CompressedTensors(format) => format.tensors(linear, found),
+            Self::Awq(format) => format.tensors(linear),
+            Self::Mlx(format) => format.tensors(linear),
         };
         expected.map_err(|reason| format!("{}: {reason}", linear.name))
     }
 
-    /// The weight `[out, in]` of a layer that is packed.
-    pub(super) fn weight(&self, folder: &ModelFolder, linear: &Projection) -> Result<Vec<f32>> {
+    /// Whether a layer was left out of the quantization; `has` tells which tensors are there.
+    pub(super) fn is_plain(&self, linear: &Projection, has: impl Fn(&str) -> bool) -> bool {
         match self {
-            Self::Gptq(format) => format.weight(folder, linear),
-            Self::CompressedTensors(format) => format.weight(folder, linear),
+            // What is packed is called `weight` there.
+            Self::Mlx(_) => !has(&format!("{}.scales", linear.name)),
+            _ => has(&format!("{}.weight", linear.name)),
+        }
+    }
+
+    /// The integers `[out, in]` of a layer that is packed, and their grid.
+    pub(super) fn unpacked(&self, folder: &ModelFolder, linear: &Projection) -> Result<Unpacked> {
+        match self {
+            Self::Gptq(format) => format.unpacked(folder, linear),
+            Self::CompressedTensors(format) => format.unpacked(folder, linear),
+            Self::Awq(format) => format.unpacked(folder, linear),
+            Self::Mlx(format) => format.unpacked(folder, linear),
         }
     }
 }
 
 /// Value `index` of a row of words that holds values of `bits` bits one after the other, from the
 /// lowest bit of the first word on, also across words.
-fn dense(bits: u32, index: usize, word: impl Fn(usize) -> u32) -> u32 {
+pub(super) fn dense(bits: u32, index: usize, word: impl Fn(usize) -> u32) -> u32 {
     let start = index * bits as usize;
     let (at, shift) = (start / 32, start as u32 % 32);
     let low = word(at) >> shift;
