@@ -150,11 +150,11 @@ pub fn export(request: &Request<'_>, watch: &dyn Fn(usize, usize)) -> Result<Exp
     Ok(Exported { layers, tensors, bytes })
 }
 
-/// The first format that holds a model, those first that are most like the one that does not.
+/// The first format that holds a model, those of the same program first.
 fn nearest(source: &ModelFolder, format: Format, floats: FloatType) -> Option<Format> {
-    let is_gguf = |format: &Format| format.name().starts_with("gguf");
+    let program = |format: &Format| format.name().split('-').next();
     let mut others = Format::ALL.to_vec();
-    others.sort_by_key(|other| is_gguf(other) != is_gguf(&format));
+    others.sort_by_key(|other| program(other) != program(&format));
     others
         .into_iter()
         .filter(|other| *other != format)

@@ -175,3 +175,66 @@ fn same_bits(left: &[f32], right: &[f32]) -> bool {
     left.len() == right.len()
         && left.iter().zip(right).all(|(left, right)| left.to_bits() == right.to_bits())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn trained() -> CodedLayer {
+        CodedLayer {
+            bits: 4,
+            out_features: 2,
+            in_features: 4,
+            group_size: 2,
+            codes: vec![0, 15, 8, 3, 7, 7, 1, 2],
+            scale: vec![0.5, 0.25, 1.0, 2.0],
+            zero: Zero::Codes(vec![8, 0, 15, 7]),
+        }
+    }
+
+    fn read() -> Unpacked {
+        Unpacked {
+            codes: trained().codes.iter().map(|code| i16::from(*code)).collect(),
+            scale: trained().scale,
+            shift: Shift::ZeroPoint(vec![8, 0, 15, 7]),
+            group_of: vec![0, 0, 1, 1],
+        }
+    }
+
+    /// Each level is lost with what it is about, and with nothing else.
+    #[test]
+    fn a_level_is_lost_with_what_it_is_about() {
+        assert_eq!(level_of(&trained(), &read()), Level::E1);
+        assert_eq!(read().weight(), trained().weight());
+        let mut code = read();
+        code.codes[5] += 1;
+        assert_eq!(level_of(&trained(), &code), Level::None);
+        let mut zero = read();
+        let Shift::ZeroPoint(zeros) = &mut zero.shift else { unreachable!() };
+        zeros[3] -= 1;
+        assert_eq!(level_of(&trained(), &zero), Level::None);
+        // Code and zero moved together are the same steps.
+        let mut moved = read();
+        moved.codes.iter_mut().for_each(|code| *code += 8);
+        let Shift::ZeroPoint(zeros) = &mut moved.shift else { unreachable!() };
+        zeros.iter_mut().for_each(|zero| *zero += 8);
+        assert_eq!(level_of(&trained(), &moved), Level::E1);
+        let mut scale = read();
+        scale.scale[2] = f32::from_bits(scale.scale[2].to_bits() + 1);
+        assert_eq!(level_of(&trained(), &scale), Level::E0);
+        // The group of one input is another's.
+        let mut group = read();
+        group.group_of[1] = 1;
+        assert_eq!(level_of(&trained(), &group), Level::None);
+    }
+
+    /// With a bias, the product that it stands for.
+    #[test]
+    fn a_bias_is_the_zero_times_the_scale() {
+        let bias =
+            |by: f32| Unpacked { shift: Shift::Bias(vec![-4.0, 0.0, -15.0, -14.0 + by]), ..read() };
+        assert_eq!(level_of(&trained(), &bias(0.0)), Level::E1);
+        assert_eq!(bias(0.0).weight(), trained().weight());
+        assert_eq!(level_of(&trained(), &bias(0.5)), Level::E0);
+    }
+}

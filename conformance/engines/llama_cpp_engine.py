@@ -1,0 +1,148 @@
+"""A merged model in llama.cpp: dequantized tensors, perplexity over the same tokens, greedy
+continuations.
+
+Tensors are dequantized by the gguf package and must be the trained ones in every bit. llama.cpp rounds
+activations to 8 bits before it multiplies, so perplexity and continuations come near: the mean loss is
+to be within NEAR nats, and the first tokens of continuations are counted.
+"""
+
+import json
+import math
+import pathlib
+import sys
+
+import gguf
+import llama_cpp
+import numpy
+from safetensors.numpy import load_file
+
+from exported import export, folder, options, plumbline, same_bits
+
+# What rounding activations to 8 bits may do to the mean loss of a window, in nats.
+NEAR = 0.02
+
+NAMES = {
+    "token_embd": "model.embed_tokens",
+    "output": "lm_head",
+    "output_norm": "model.norm",
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+
+
+def hugging_face(name: str) -> str:
+    parts = name.split(".")
+    if parts[0] == "blk":
+        return f"model.layers.{parts[1]}.{NAMES[parts[2]]}.weight"
+    return f"{NAMES[parts[0]]}.weight"
+
+
+def rows_of_halves(weight: numpy.ndarray, heads: int) -> numpy.ndarray:
+    """Rows from the order of turned pairs to that of transformers."""
+    out, width = weight.shape
+    return weight.reshape(heads, out // heads // 2, 2, width).swapaxes(1, 2).reshape(out, width)
+
+
+def tensors(file: pathlib.Path, plain: dict[str, numpy.ndarray], config: dict) -> list[str]:
+    """Names of the tensors that are not ours."""
+    wrong, seen = [], set()
+    for tensor in gguf.GGUFReader(file).tensors:
+        if tensor.name == "rope_freqs.weight":
+            continue
+        name = hugging_face(tensor.name)
+        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(numpy.float32)
+        values = values.reshape([int(side) for side in reversed(tensor.shape)])
+        if ".attn_q." in tensor.name:
+            values = rows_of_halves(values, config["num_attention_heads"])
+        elif ".attn_k." in tensor.name:
+            values = rows_of_halves(values, config["num_key_value_heads"])
+        seen.add(name)
+        if not same_bits(plain[name], values):
+            wrong.append(name)
+    return wrong + sorted(set(plain) - seen)
+
+
+def mean_loss(model: llama_cpp.Llama, ids: list[int], context: int) -> float:
+    """Over consecutive windows, each token but the first of a window predicted."""
+    losses = []
+    for start in range(0, len(ids) - context + 1, context):
+        window = ids[start : start + context]
+        model.reset()
+        model.eval(window)
+        logits = numpy.array(model.scores[: context - 1], dtype=numpy.float64)
+        largest = logits.max(1)
+        totals = largest + numpy.log(numpy.exp(logits - largest[:, None]).sum(1))
+        losses.extend(totals - logits[range(context - 1), window[1:]])
+    return float(numpy.mean(losses))
+
+
+def continuation(model: llama_cpp.Llama, prompt: list[int], count: int) -> list[int]:
+    model.reset()
+    model.eval(prompt)
+    ids = []
+    for _ in range(count):
+        ids.append(int(numpy.argmax(model.scores[model.n_tokens - 1])))
+        model.eval([ids[-1]])
+    return ids
+
+
+def main() -> int:
+    chosen = options(
+        __doc__,
+        ("--format", {"default": "gguf-q4_0"}),
+        ("--text", {"type": pathlib.Path, "required": True}),
+        ("--context", {"type": int, "default": 256}),
+        ("--windows", {"type": int, "default": 8}),
+        ("--prompts", {"type": int, "default": 8}),
+    )
+    with folder() as root:
+        root = pathlib.Path(root)
+        file = export(chosen, chosen.format, root / "model.gguf")
+        plain = export(chosen, "hugging-face", root / "plain")
+        config = json.loads((plain / "config.json").read_text())
+        wrong = tensors(file, load_file(plain / "model.safetensors"), config)
+        for name in wrong:
+            print(f"{name}: not the trained values")
+        model = llama_cpp.Llama(
+            str(file), n_ctx=chosen.context, n_batch=chosen.context, logits_all=True, verbose=False
+        )
+        text = chosen.text.read_text()
+        ids = model.tokenize(text.encode(), add_bos=False, special=False)
+        ids = ids[: chosen.context * chosen.windows]
+        (root / "ids.json").write_text(json.dumps(ids))
+        ours = plumbline(
+            chosen.plumbline, "eval", "perplexity", "--model", chosen.merged,
+            "--token-ids", root / "ids.json", "--context", chosen.context,
+        )
+        our_loss, their_loss = math.log(ours["perplexity"]), mean_loss(model, ids, chosen.context)
+        print(
+            f"perplexity of {len(ids)} tokens: {math.exp(our_loss):.4f} here, "
+            f"{math.exp(their_loss):.4f} in llama.cpp, {their_loss - our_loss:+.5f} nats"
+        )
+        equal, length = 0, 32
+        for place in range(chosen.prompts):
+            prompt = ids[place * chosen.context :][:16]
+            told = plumbline(
+                chosen.plumbline, "generate", "--model", chosen.merged, "--tokens", length,
+                "--temperature", 0, "--prompt-ids", ",".join(map(str, prompt)),
+            )
+            mine, theirs = told["ids"], continuation(model, prompt, length)
+            pairs = zip(mine, theirs)
+            alike = next((at for at, (a, b) in enumerate(pairs) if a != b), len(mine))
+            equal += alike == len(mine)
+            print(f"continuation {place}: {alike} of {len(mine)} tokens alike from the first on")
+        print(f"{equal} of {chosen.prompts} greedy continuations are equal")
+    near = abs(their_loss - our_loss) <= NEAR
+    print("every tensor has the trained bits" if not wrong else f"{len(wrong)} tensors differ")
+    return 0 if near and not wrong else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,495 @@
+//! Merged models in other programs' formats: every grid that a method leaves, in every format, read
+//! back; what is refused, and why.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use common::program::{json, plumbline, refused};
+use half::bf16;
+use plumbline::checkpoint::{ModelFolder, QuantizationConfig, Shift};
+use plumbline::export::{CodedLayer, Exported, FloatType, Format, Level, Request, Zero, export};
+use plumbline::model::{Projection, tensor_shapes};
+use plumbline_reference::spec::{ActivationSpec, Bits, LlamaConfig};
+use safetensors::tensor::{Dtype, TensorView};
+use serde_json::{Value, json};
+
+/// Sides of 32, 96 and 160 values: words of three bits and blocks of 32 are whole, and no side is a
+/// power of two but the smallest.
+fn config() -> Value {
+    json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
+        "hidden_size": 96, "intermediate_size": 160, "num_hidden_layers": 1,
+        "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 32, "vocab_size": 40,
+        "max_position_embeddings": 64, "tie_word_embeddings": true, "rope_theta": 10000.0,
+        "rms_norm_eps": 1e-5, "bos_token_id": null, "eos_token_id": null,
+    })
+}
+
+/// Where the codes of a model have their zero.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Kind {
+    /// In the middle.
+    Symmetric,
+    /// At any code, each somewhere.
+    ZeroPoint,
+    /// Signed codes and an offset in weight units.
+    Offset,
+    /// At any number.
+    RealZero,
+}
+
+/// A merged model as a method would leave it.
+#[derive(Debug, Clone, Copy)]
+struct Trained {
+    kind: Kind,
+    bits: u32,
+    /// `None` for one group per row.
+    group_size: Option<usize>,
+    /// Scales as a target leaves them, not any f32.
+    snapped: bool,
+}
+
+impl Trained {
+    const fn new(kind: Kind, bits: u32, group_size: Option<usize>) -> Self {
+        Self { kind, bits, group_size, snapped: true }
+    }
+
+    /// Eight significant bits, or all that f32 has.
+    fn scale(self, at: usize) -> f32 {
+        let any = 0.001 + (at * 7919 % 1009) as f32 * 3.1e-6;
+        if self.snapped { bf16::from_f32(any).to_f32() } else { any }
+    }
+
+    /// Writes the model's folder.
+    fn write(self, folder: &Path, mut config: Value) {
+        let parsed = LlamaConfig::from_value(&config).unwrap();
+        let mut tensors: BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)> = BTreeMap::new();
+        let float = |values: Vec<f32>| values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        for (name, shape) in tensor_shapes(&parsed) {
+            if name.ends_with("proj.weight") {
+                continue;
+            }
+            let len: usize = shape.iter().product();
+            let value = |at: usize| if shape.len() == 1 { 1.25 } else { (at % 89) as f32 / 512.0 };
+            tensors.insert(name, (Dtype::F32, shape.clone(), float((0..len).map(value).collect())));
+        }
+        let signed = matches!(self.kind, Kind::Symmetric | Kind::Offset);
+        let (lowest, most) = (-(1i32 << (self.bits - 1)), (1i32 << self.bits) - 1);
+        for linear in Projection::all(&parsed) {
+            let (rows, columns) = (linear.out_features, linear.in_features);
+            let groups = self.group_size.map_or(1, |size| columns / size);
+            let size = columns / groups;
+            // Neighbouring groups go through all pairs of a code and a zero point.
+            let code = |at: usize| {
+                let (group, place) = (at / size, at % size);
+                ((place * 5 + group * 3) as i32 & most) + if signed { lowest } else { 0 }
+            };
+            let bytes = (0..rows * columns).map(|at| code(at) as u8).collect();
+            let dtype = if signed { Dtype::I8 } else { Dtype::U8 };
+            let name = |tensor: &str| format!("{}.{tensor}", linear.name);
+            tensors.insert(name("codes"), (dtype, vec![rows, columns], bytes));
+            let grid = |value: &dyn Fn(usize) -> f32| {
+                let values = (0..rows * groups).map(value).collect();
+                (Dtype::F32, vec![rows, groups], float(values))
+            };
+            tensors.insert(name("scale"), grid(&|at| self.scale(at)));
+            let (tensor, shift) = match self.kind {
+                Kind::Symmetric => ("offset", grid(&|_| 0.0)),
+                Kind::Offset => ("offset", grid(&|at| (at % 13) as f32 * 1.1e-4)),
+                Kind::ZeroPoint => ("zero_point", grid(&|at| (at as i32 & most) as f32)),
+                Kind::RealZero => ("zero_point", grid(&|at| (at as i32 & most) as f32 + 0.3)),
+            };
+            tensors.insert(name(tensor), shift);
+        }
+        let bits = Bits::new(self.bits).unwrap();
+        let quantization = QuantizationConfig::new((bits, self.group_size), !signed, []);
+        config["quantization_config"] = json!(quantization);
+        save(folder, &config, &tensors);
+    }
+}
+
+type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
+
+fn save(folder: &Path, config: &Value, tensors: &Tensors) {
+    fs::create_dir_all(folder).unwrap();
+    fs::write(folder.join("config.json"), config.to_string()).unwrap();
+    let views = tensors.iter().map(|(name, (dtype, shape, bytes))| {
+        (name, TensorView::new(*dtype, shape.clone(), bytes).unwrap())
+    });
+    fs::write(folder.join("model.safetensors"), safetensors::serialize(views, None).unwrap())
+        .unwrap();
+}
+
+/// A folder for a test, and the model in it.
+struct Place {
+    root: tempfile::TempDir,
+}
+
+impl Place {
+    fn new(trained: Trained) -> Self {
+        Self::with(trained, config())
+    }
+
+    fn with(trained: Trained, config: Value) -> Self {
+        let root = tempfile::tempdir().unwrap();
+        trained.write(&root.path().join("merged"), config);
+        Self { root }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.root.path().join(name)
+    }
+
+    fn export(&self, format: Format, floats: FloatType) -> Result<Exported, String> {
+        let source = ModelFolder::open(&self.path("merged")).unwrap();
+        let out = self.path(&format!("{format}-{floats}"));
+        let request = Request { source: &source, format, floats, out: &out, force: false };
+        let exported = export(&request, &|_, _| ()).map_err(|error| error.to_string());
+        // A refusal leaves nothing at all.
+        assert_eq!(exported.is_ok(), out.exists());
+        let left = fs::read_dir(self.root.path()).unwrap().filter(|entry| {
+            let name = entry.as_ref().unwrap().file_name();
+            name.to_string_lossy().starts_with('.')
+        });
+        assert_eq!(left.count(), 0);
+        exported
+    }
+}
+
+/// The formats that hold a result, to the last bit of every value.
+fn holders(trained: Trained) -> Vec<Format> {
+    let place = Place::new(trained);
+    let holds = |format: &Format| match place.export(*format, FloatType::F32) {
+        Ok(exported) => {
+            assert!(exported.layers.iter().all(|layer| layer.level == Level::E2), "{format}");
+            assert_eq!(exported.layers.len(), 7);
+            true
+        }
+        Err(message) => {
+            assert!(message.contains(&format!("{format} cannot hold ")), "{message}");
+            false
+        }
+    };
+    Format::ALL.into_iter().filter(holds).collect()
+}
+
+const GROUPS: [Option<usize>; 3] = [Some(32), Some(16), None];
+
+/// Every width of every grid: which formats hold it is what docs/formats.md says of each.
+#[test]
+fn every_grid_is_held_where_it_can_be() {
+    for bits in 2..=8 {
+        for group_size in GROUPS {
+            let in_blocks = group_size != Some(16);
+            let symmetric = holders(Trained::new(Kind::Symmetric, bits, group_size));
+            let zero_point = holders(Trained::new(Kind::ZeroPoint, bits, group_size));
+            for format in Format::ALL {
+                use Format as F;
+                let blocks = match format {
+                    F::GgufQ4_0 | F::GgufQ4_1 => Some(4),
+                    F::GgufQ5_0 => Some(5),
+                    F::GgufQ8_0 => Some(8),
+                    _ => None,
+                };
+                let of_symmetric = match (format, blocks) {
+                    (F::Awq, _) => bits <= 4,
+                    (F::Mlx, _) => in_blocks,
+                    (_, Some(width)) => in_blocks && bits <= width,
+                    _ => true,
+                };
+                assert_eq!(
+                    symmetric.contains(&format),
+                    of_symmetric,
+                    "{format} {bits} {group_size:?}"
+                );
+                let of_zero_point = match (format, blocks) {
+                    // Zero point 0 is there, which the first version cannot say.
+                    (F::Gptq, _) => false,
+                    // m = -z d has to be an f16: with 8 bits of scale and 3 of zero it is.
+                    (F::GgufQ4_1, _) => in_blocks && bits <= 3,
+                    // One bit goes to the codes below zero.
+                    (_, Some(width)) => in_blocks && bits < width,
+                    _ => of_symmetric,
+                };
+                assert_eq!(
+                    zero_point.contains(&format),
+                    of_zero_point,
+                    "{format} with zero points, {bits} bits, {group_size:?}"
+                );
+            }
+        }
+    }
+}
+
+/// Numbers that no integer format has: an offset of training's own, and zero points between codes.
+#[test]
+fn offsets_and_real_zero_points_stay_with_formats_that_add_as_training_did() {
+    for kind in [Kind::Offset, Kind::RealZero] {
+        let holders = holders(Trained::new(kind, 4, Some(32)));
+        assert_eq!(holders, [Format::HuggingFace, Format::Plumbline], "{kind:?}");
+    }
+}
+
+/// A scale that was not trained for a format keeps 24 bits, which only types of 32 hold.
+#[test]
+fn any_scale_needs_a_format_with_f32() {
+    let trained = Trained { snapped: false, ..Trained::new(Kind::Symmetric, 4, Some(32)) };
+    // MLX would round the product and the sum where training rounded one product.
+    let expected = [Format::CompressedTensors, Format::HuggingFace, Format::Plumbline];
+    assert_eq!(holders(trained), expected);
+    let message = Place::new(trained).export(Format::GgufQ4_0, FloatType::F32).unwrap_err();
+    assert!(message.contains("which is no f16; train with this format"), "{message}");
+    assert!(message.contains("compressed-tensors can hold this model"), "{message}");
+}
+
+/// Engines that compute in sixteen bits: with 8 bits of scale and codes of 4, f16 rounds nothing;
+/// bf16 rounds some products, and is refused.
+#[test]
+fn a_type_that_would_round_a_value_is_refused() {
+    let place = Place::new(Trained::new(Kind::Symmetric, 4, Some(32)));
+    for format in [Format::CompressedTensors, Format::Gptq, Format::Mlx, Format::HuggingFace] {
+        let exported = place.export(format, FloatType::F16).unwrap();
+        assert!(exported.layers.iter().all(|layer| layer.exact_in == ["f32", "f16"]));
+        let message = place.export(format, FloatType::Bf16).unwrap_err();
+        assert!(message.contains("which is no bf16"), "{message}");
+    }
+}
+
+/// Each format's file as its own bytes, read here from the published layout and by no code of ours.
+#[test]
+fn a_code_is_where_the_layout_says() {
+    let place = Place::new(Trained::new(Kind::ZeroPoint, 4, Some(32)));
+    let source = ModelFolder::open(&place.path("merged")).unwrap();
+    let linear = Projection::all(source.config()).remove(6);
+    let layer = CodedLayer::read(&source, &linear).unwrap().unwrap();
+    let Zero::Codes(zeros) = &layer.zero else { panic!("{:?}", layer.zero) };
+    let (columns, groups) = (layer.in_features, layer.groups());
+    let code = |o: usize, i: usize| u32::from(layer.codes[o * columns + i]);
+    let zero = |o: usize, g: usize| u32::from(zeros[o * groups + g]);
+    let words = |format: Format, tensor: &str| {
+        place.export(format, FloatType::F32).unwrap();
+        let bytes =
+            fs::read(place.path(&format!("{format}-f32")).join("model.safetensors")).unwrap();
+        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let view = file.tensor(&format!("{}.{tensor}", linear.name)).unwrap();
+        let words: Vec<u32> =
+            view.data().chunks(4).map(|w| u32::from_le_bytes(w.try_into().unwrap())).collect();
+        fs::remove_dir_all(place.path(&format!("{format}-f32"))).unwrap();
+        (words, view.shape().to_vec())
+    };
+    let nibble = |word: u32, at: usize| word >> (4 * at) & 15;
+    let outputs = layer.out_features;
+    let (packed, shape) = words(Format::CompressedTensors, "weight_packed");
+    assert_eq!(shape, [outputs, columns / 8]);
+    let (gptq, shape) = words(Format::GptqV2, "qweight");
+    assert_eq!(shape, [columns / 8, outputs]);
+    let (awq, shape) = words(Format::Awq, "qweight");
+    assert_eq!(shape, [columns, outputs / 8]);
+    // AutoAWQ's order of the outputs of a word.
+    let order = [0, 2, 4, 6, 1, 3, 5, 7];
+    for o in 0..outputs {
+        for i in 0..columns {
+            assert_eq!(nibble(packed[o * columns / 8 + i / 8], i % 8), code(o, i));
+            assert_eq!(nibble(gptq[i / 8 * outputs + o], i % 8), code(o, i));
+            let at = order.iter().position(|place| *place == o % 8).unwrap();
+            assert_eq!(nibble(awq[i * outputs / 8 + o / 8], at), code(o, i));
+        }
+    }
+    let (packed, shape) = words(Format::CompressedTensors, "weight_zero_point");
+    assert_eq!(shape, [outputs / 8, groups]);
+    let (gptq, shape) = words(Format::GptqV2, "qzeros");
+    assert_eq!(shape, [groups, outputs / 8]);
+    for o in 0..outputs {
+        for g in 0..groups {
+            assert_eq!(nibble(packed[o / 8 * groups + g], o % 8), zero(o, g));
+            assert_eq!(nibble(gptq[g * outputs / 8 + o / 8], o % 8), zero(o, g));
+        }
+    }
+}
+
+/// The first version stores a zero point less one: all but 0.
+#[test]
+fn the_first_version_of_gptq_takes_zero_points_from_one_on() {
+    let place = Place::new(Trained::new(Kind::ZeroPoint, 4, Some(32)));
+    let merged = place.path("merged/model.safetensors");
+    let bytes = fs::read(&merged).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let mut tensors: Tensors = file
+        .tensors()
+        .into_iter()
+        .map(|(name, view)| (name, (view.dtype(), view.shape().to_vec(), view.data().to_vec())))
+        .collect();
+    for (_, (_, _, bytes)) in tensors.iter_mut().filter(|(name, _)| name.ends_with("zero_point")) {
+        for value in bytes.chunks_mut(4).filter(|value| value.iter().all(|byte| *byte == 0)) {
+            value.copy_from_slice(&1.0f32.to_le_bytes());
+        }
+    }
+    let message = place.export(Format::Gptq, FloatType::F32).unwrap_err();
+    let expected =
+        "a group has the zero point 0, it stores 1 and above; gptq-v2 can hold this model";
+    assert!(message.contains(expected), "{message}");
+    let config: Value =
+        serde_json::from_str(&fs::read_to_string(place.path("merged/config.json")).unwrap())
+            .unwrap();
+    save(&place.path("merged"), &config, &tensors);
+    place.export(Format::Gptq, FloatType::F32).unwrap();
+    let written = ModelFolder::open(&place.path("gptq-f32")).unwrap();
+    let linear = &Projection::all(written.config())[0];
+    let Shift::ZeroPoint(zeros) = written.unpacked(linear).unwrap().unwrap().shift else {
+        panic!()
+    };
+    assert_eq!((zeros.iter().min(), zeros.iter().max()), (Some(&1), Some(&15)));
+}
+
+/// Ties, scaled frequencies and heads of several sizes reach the file and come back.
+#[test]
+fn a_gguf_file_keeps_the_model_around_the_codes() {
+    let trained = Trained::new(Kind::Symmetric, 4, Some(32));
+    let llama3 = json!({
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    });
+    let linear = json!({"rope_type": "linear", "factor": 4.0});
+    for (tied, scaling, theta) in
+        [(true, Value::Null, 1e4), (false, llama3, 5e5), (false, linear, 1e4)]
+    {
+        let mut config = config();
+        config["tie_word_embeddings"] = tied.into();
+        config["rope_scaling"] = scaling;
+        config["rope_theta"] = theta.into();
+        let place = Place::with(trained, config);
+        place.export(Format::GgufQ4_0, FloatType::F32).unwrap();
+        let written = ModelFolder::open(&place.path("gguf-q4_0-f32")).unwrap();
+        let source = ModelFolder::open(&place.path("merged")).unwrap();
+        assert_eq!(written.config().rope, source.config().rope);
+        assert_eq!(written.config().tie_word_embeddings, tied);
+    }
+}
+
+/// A model that was trained with rounded activations is not handed to who does not round them.
+#[test]
+fn rounded_activations_stay_with_this_program() {
+    let place = Place::new(Trained::new(Kind::Symmetric, 4, Some(32)));
+    let path = place.path("merged/config.json");
+    let mut config: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    let activations = ActivationSpec::new(Bits::new(8).unwrap());
+    config["quantization_config"]["activations"] = json!(activations);
+    fs::write(&path, config.to_string()).unwrap();
+    let message = place.export(Format::GgufQ4_0, FloatType::F32).unwrap_err();
+    assert!(message.contains("activations were rounded in training"), "{message}");
+    assert!(message.contains("plumbline can hold this model"), "{message}");
+    place.export(Format::Plumbline, FloatType::F32).unwrap();
+}
+
+/// The whole command: outputs compared, nothing replaced without being told to, refusals in words.
+#[test]
+fn the_command_writes_once_and_says_what_it_proved() {
+    let place = Place::new(Trained::new(Kind::Symmetric, 3, Some(32)));
+    let run = |arguments: &[&str]| plumbline(place.root.path(), arguments);
+    for (format, out) in [("gguf-q4_0", "model.gguf"), ("compressed-tensors", "model")] {
+        let arguments = ["export", "merged", "--format", format, "--out", out];
+        let told = json(&run(&[&arguments[..], &["--json"]].concat()));
+        assert_eq!((&told["level"], &told["format"]), (&json!("E3"), &json!(format)));
+        assert_eq!(told["layers"].as_array().unwrap().len(), 7);
+        assert_eq!(told["layers"][0]["level"], "E2");
+        refused(&run(&arguments), &[out, "already exists; --force replaces it"]);
+        let text = run(&[&arguments[..], &["--force"]].concat());
+        let text = String::from_utf8(text.stdout).unwrap();
+        assert!(
+            text.contains("model.layers.0.self_attn.q_proj: 3 bits, groups of 32, E2"),
+            "{text}"
+        );
+        let inspected = run(&["inspect", out]);
+        assert!(inspected.status.success());
+    }
+    // What is not a model's is never replaced.
+    fs::create_dir(place.path("mine")).unwrap();
+    fs::write(place.path("mine/letter.txt"), "dear").unwrap();
+    let arguments = ["export", "merged", "--format", "mlx", "--out", "mine", "--force"];
+    refused(&run(&arguments), &["mine", "is no model's folder, and is not replaced"]);
+    let arguments = ["export", "merged", "--format", "gguf-q4_0", "--out", "mine", "--force"];
+    refused(&run(&arguments), &["mine", "is a folder, and is not replaced by a file"]);
+    assert!(place.path("mine/letter.txt").exists());
+    let wrong = run(&["export", "merged", "--format", "gguf-q9", "--out", "x"]);
+    assert_eq!(wrong.status.code(), Some(2));
+    let message = String::from_utf8_lossy(&wrong.stderr).into_owned();
+    assert!(
+        message.contains("gguf-q9 is no format, expected one of compressed-tensors"),
+        "{message}"
+    );
+}
+
+/// Training goes on from every format, and a model without codes has only its weights to give.
+#[test]
+fn what_was_exported_is_a_model_to_start_from() {
+    let place = Place::new(Trained::new(Kind::Symmetric, 4, Some(32)));
+    let source = ModelFolder::open(&place.path("merged")).unwrap();
+    for format in Format::ALL {
+        place.export(format, FloatType::F32).unwrap();
+        if format == Format::Plumbline {
+            continue;
+        }
+        let written = ModelFolder::open(&place.path(&format!("{format}-f32"))).unwrap();
+        for linear in Projection::all(source.config()) {
+            let trained = CodedLayer::read(&source, &linear).unwrap().unwrap().weight();
+            assert_eq!(written.weight(&linear).unwrap().into_floats(), trained, "{format}");
+        }
+    }
+    fs::rename(place.path("hugging-face-f32"), place.path("plain")).unwrap();
+    let run = |format: &str| {
+        plumbline(place.root.path(), &["export", "plain", "--format", format, "--out", "again"])
+    };
+    refused(&run("awq"), &["awq cannot hold the model: it has no codes", "hugging-face can hold"]);
+    assert!(run("hugging-face").status.success());
+}
+
+/// What becomes of what each method leaves, as docs/formats.md tells it. `PLUMBLINE_WRITE_DOCS=1`
+/// writes the table.
+#[test]
+fn the_table_of_the_documentation_is_what_happens() {
+    let rows = [
+        ("symmetric, 4 bits, groups of 32 (L4Q, LR-QAT, QAT)", Kind::Symmetric, 4, Some(32)),
+        ("symmetric, 3 bits", Kind::Symmetric, 3, Some(32)),
+        ("symmetric, 2 bits", Kind::Symmetric, 2, Some(32)),
+        ("symmetric, 8 bits", Kind::Symmetric, 8, Some(32)),
+        ("symmetric, 4 bits, a group for a row", Kind::Symmetric, 4, None),
+        ("symmetric, 4 bits, groups of 16", Kind::Symmetric, 4, Some(16)),
+        ("integer zero points, 4 bits (PEQA, RTN, GPTQ)", Kind::ZeroPoint, 4, Some(32)),
+        ("integer zero points, 3 bits", Kind::ZeroPoint, 3, Some(32)),
+        ("integer zero points, 2 bits", Kind::ZeroPoint, 2, Some(32)),
+        ("integer zero points, 8 bits", Kind::ZeroPoint, 8, Some(32)),
+        ("offset, 4 bits (L4Q without a target)", Kind::Offset, 4, Some(32)),
+        ("real zero points, 4 bits (QA-LoRA)", Kind::RealZero, 4, Some(32)),
+    ];
+    let mut table = String::from("| trained result |");
+    let heads: String = Format::ALL.iter().map(|format| format!(" {format} |")).collect();
+    writeln!(table, "{heads}\n|---|{}", "---|".repeat(Format::ALL.len())).unwrap();
+    for snapped in [true, false] {
+        for (name, kind, bits, group_size) in rows {
+            if !snapped && (kind, bits, group_size) != (Kind::Symmetric, 4, Some(32)) {
+                continue;
+            }
+            let holders = holders(Trained { kind, bits, group_size, snapped });
+            let cells: String = Format::ALL
+                .iter()
+                .map(|format| if holders.contains(format) { " E2 |" } else { " – |" })
+                .collect();
+            let any = if snapped { "" } else { ", any f32 as scale" };
+            writeln!(table, "| {name}{any} |{cells}").unwrap();
+        }
+    }
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/formats.md");
+    let text = fs::read_to_string(&path).unwrap();
+    let (start, end) = ("<!-- table of levels -->\n", "<!-- end of table -->");
+    let (before, rest) = text.split_once(start).unwrap();
+    let (found, after) = rest.split_once(end).unwrap();
+    if std::env::var_os("PLUMBLINE_WRITE_DOCS").is_some() {
+        fs::write(&path, format!("{before}{start}{table}{end}{after}")).unwrap();
+    } else {
+        assert_eq!(found, table, "PLUMBLINE_WRITE_DOCS=1 writes the table into docs/formats.md");
+    }
+}
