@@ -109,7 +109,7 @@ fn every_kind_of_mistake_is_noticed() {
 /// compiler made, by unrolling a loop, are one place: the first is tried, and all of them with
 /// `EVERY_COPY=1`.
 #[test]
-#[ignore = "hours: every small mistake at every place of every kernel"]
+#[ignore = "a quarter of an hour: every small mistake at every place of every kernel"]
 fn every_mistake_is_noticed() {
     let mut cases = golden_operations();
     cases.push(a_training());

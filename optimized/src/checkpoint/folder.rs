@@ -125,6 +125,13 @@ impl ModelFolder {
             Linears::Merged(quantization) => (Some(quantization), None),
             Linears::Packed(packed) => (None, Some(packed)),
         };
+        // Before anything is made for each block.
+        if config.num_hidden_layers > files.len() {
+            let (blocks, tensors) = (config.num_hidden_layers, files.len());
+            let reason =
+                format!("num_hidden_layers is {blocks}, there are {tensors} tensors in all");
+            return Err(Error::file(path, reason));
+        }
         let path = path.to_path_buf();
         let folder = Self { path, config, quantization, packed, files, tokenizer };
         folder.check_tensors()?;

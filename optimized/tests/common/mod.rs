@@ -1,5 +1,6 @@
-//! A small model folder to break and to train.
+//! Model folders to break, to train and to export.
 
+pub mod merged;
 pub mod program;
 pub mod settings;
 

@@ -74,6 +74,9 @@ pub struct LlamaConfig {
     pub eos_token_ids: Vec<u32>,
 }
 
+/// No side of a model is longer: products of two of them fit 64 bits with room to spare.
+const LARGEST_SIZE: usize = 1 << 28;
+
 impl LlamaConfig {
     /// Parses the text of a `config.json`.
     ///
@@ -250,8 +253,8 @@ impl RawConfig {
             ("max_position_embeddings", max_position_embeddings),
             ("sliding_window", sliding_window.unwrap_or(1)),
         ] {
-            if value == 0 {
-                out_of_range(field, value, "at least 1")?;
+            if value == 0 || value > LARGEST_SIZE {
+                out_of_range(field, value, "1 to 268435456")?;
             }
         }
         if !self.num_attention_heads.is_multiple_of(kv_heads) {
@@ -268,7 +271,7 @@ impl RawConfig {
                 "a multiple of num_attention_heads where head_dim is absent",
             )? {},
         };
-        if head_dim == 0 || !head_dim.is_multiple_of(2) {
+        if head_dim == 0 || head_dim > LARGEST_SIZE || !head_dim.is_multiple_of(2) {
             out_of_range("head_dim", head_dim, "a positive even number")?;
         }
         if !(self.rms_norm_eps > 0.0 && self.rms_norm_eps.is_finite()) {
