@@ -166,7 +166,7 @@ fn planned_on<M: Method>(method: &M, stored: WeightType) {
 fn a_plan_of_settings_alone_is_what_the_device_holds() {
     planned(&l4q(4));
     planned(&QatLoraSettings(l4q(3)));
-    planned(&LoraSettings { rank: 5, lora_scaling: 2.0, dropout: 0.0 });
+    planned(&LoraSettings { rank: 5, lora_scaling: 2.0, dropout: 0.0, target: None });
     for downcast in [Downcast::Int, Downcast::Fixed8, Downcast::Bf16, Downcast::F32] {
         planned(&lr_qat(4, downcast, "frozen"));
     }
@@ -183,7 +183,7 @@ fn a_plan_of_settings_alone_is_what_the_device_holds() {
     planned(&QatSettings { train_scale: false, ..qat(4, QatQuantizer::LsqPlus) });
     planned(&QatLoraSettings(L4qSettings { train_scale: false, dropout: 0.1, ..l4q(3) }));
     planned(&QaLoraSettings { dropout: 0.1, ..qa_lora(4, Pool::Mean) });
-    planned(&LoraSettings { rank: 5, lora_scaling: 2.0, dropout: 0.1 });
+    planned(&LoraSettings { rank: 5, lora_scaling: 2.0, dropout: 0.1, target: None });
     let choice = MethodRecipe {
         targets: Some(vec!["self_attn.*".into(), "down_proj".into()]),
         overrides: vec![GridOverride { pattern: "q_proj".into(), bits: None, group_size: Some(0) }],

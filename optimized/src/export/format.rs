@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use plumbline_reference::spec::ScaleRule;
 use serde::{Deserialize, Serialize};
 
 /// A layout of files that other programs serve.
@@ -100,14 +101,4 @@ impl FromStr for Format {
             format!("{name} is no format, expected one of {}", names.join(", "))
         })
     }
-}
-
-/// The numbers that a scale may be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ScaleRule {
-    /// Every positive f16. Kernels that dequantize in f32 multiply it exactly with 13 bits.
-    F16,
-    /// Every bf16 that an f16 holds: from 2^-17 on its 8 significant bits fit. Multiplied with codes
-    /// of 4 bits it is exact in f16 and in f32.
-    Bf16InF16,
 }
