@@ -98,7 +98,7 @@ mod tests {
         let mut rounded = vec![0.0; 2];
         let scale = vec![1.0, f32::NAN];
         let refused = Cpu.round_scale(ScaleRule::F16, 2, &scale, &mut rounded).unwrap_err();
-        assert_eq!(refused.to_string(), "round_scale: scale is NaN at flat index 1");
+        assert_eq!(refused.to_string(), "round_scale: scale is not finite: NaN at flat index 1");
         let refused = Cpu.round_scale(ScaleRule::F16, 3, &scale, &mut rounded).unwrap_err();
         assert!(refused.to_string().contains("scale"), "{refused}");
         let mut d_scale = vec![1.0];
