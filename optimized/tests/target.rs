@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use common::settings::{base, l4q, lr_qat, peqa, qat};
 use half::{bf16, f16};
-use plumbline::backend::Storage;
 use plumbline::checkpoint::ModelFolder;
 use plumbline::cpu::Cpu;
 use plumbline::cuda::{Cuda, Interpreter};
@@ -17,7 +16,9 @@ use plumbline::methods::{AffineTensors, IntoCodes, LinearMethod, MergedTensors};
 use plumbline::model::{Llama, Recompute};
 use plumbline::ops::round_scale::RoundScale;
 use plumbline::recipe::{L4qSettings, LrQatSettings, PeqaSettings, QatSettings};
-use plumbline::train::{OptimizerSettings, Schedule, TokenWindows, Trainer, TrainingSettings};
+use plumbline::train::{
+    Observer, OptimizerSettings, Schedule, StepRecord, TokenWindows, Trainer, TrainingSettings,
+};
 use plumbline_reference::spec::{Downcast, QatQuantizer};
 
 const TARGETS: [Format; 2] = [Format::GgufQ4_0, Format::Awq];
@@ -50,6 +51,18 @@ impl MergedScales for AffineTensors {
     }
 }
 
+struct Nobody;
+
+impl<L> Observer<Cpu, L> for Nobody {
+    fn after_step(
+        &mut self,
+        _record: &StepRecord,
+        _model: &mut Llama<Cpu, L>,
+    ) -> plumbline::error::Result<()> {
+        Ok(())
+    }
+}
+
 fn train<L: LinearMethod<Cpu>>(folder: &ModelFolder, model: &mut Llama<Cpu, L>) -> Vec<i32> {
     let text = folder.tokenizer().unwrap().encode(&common::TEXT.repeat(12)).unwrap();
     let (context, recompute) = (24, Recompute::None);
@@ -65,7 +78,7 @@ fn train<L: LinearMethod<Cpu>>(folder: &ModelFolder, model: &mut Llama<Cpu, L>) 
     let data = TokenWindows::new(text.clone(), context, 5).unwrap();
     let schedule = Schedule { warmup_steps: 2, ..Schedule::default() };
     let mut trainer = Trainer::new(model, data, context, settings, &optimizer, schedule).unwrap();
-    trainer.run(model, &mut ()).unwrap();
+    trainer.run(model, &mut Nobody).unwrap();
     text
 }
 
