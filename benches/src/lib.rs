@@ -161,6 +161,7 @@ impl Inputs {
             lora_scaling: LORA_SCALING,
             init: InitScaleRule::L4q,
             grad_scale: GradScale::None,
+            scale_rule: None,
         };
         let weight = FrozenWeight::F32(self.weight.clone());
         L4q::from_tensors(backend, &weight, self.shape.out_features, options, &self.trained)
@@ -176,7 +177,8 @@ impl Inputs {
         let spec =
             LrQatSpec::new(self.spec, inner_scale, LrQatMask::default(), LrQatDialect::default())?;
         let init = InitScaleRule::L4q;
-        let options = LrQatOptions { spec, rank, lora_scaling: LORA_SCALING, init };
+        let scale_rule = None;
+        let options = LrQatOptions { spec, rank, lora_scaling: LORA_SCALING, init, scale_rule };
         let scale = self.trained.scale.clone();
         // The update is in steps of the grid; this one moves a weight by about a fifth of one.
         let in_steps = 0.025 * (in_features as f32).sqrt() / LORA_B_DEVIATION;

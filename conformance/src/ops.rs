@@ -32,6 +32,7 @@ pub mod qat_lora;
 pub mod quantizer;
 pub mod rms_norm;
 pub mod rope;
+pub mod round_scale;
 mod row;
 pub mod rtn;
 pub mod swiglu;
@@ -56,6 +57,7 @@ pub static OPERATIONS: LazyLock<Vec<&'static Operation>> = LazyLock::new(|| {
         affine::ROWS,
         init_scale::ROWS,
         cast::ROWS,
+        round_scale::ROWS,
         pack::ROWS,
         dynamic_quantize::ROWS,
         lwc::ROWS,

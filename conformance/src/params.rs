@@ -3,7 +3,7 @@
 use plumbline_reference::spec::{
     AdamWSpec, Bits, BlockSize, GptqSpec, GradScale, GroupPool, InitScaleRule, InnerScale,
     LlamaConfig, LrQatSpec, MaskRule, PackedBits, QuantSpec, RangeSearch, RopeSpec, RtnSpec,
-    SpecError, StoredType, StraightThrough,
+    ScaleRule, SpecError, StoredType, StraightThrough,
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -155,6 +155,14 @@ pub fn lora_scaling(params: &Params) -> Result<f64, String> {
 /// Where it is absent or no such type.
 pub fn stored_type(params: &Params) -> Result<StoredType, String> {
     params.required("dtype")
+}
+
+/// `scale_rule`, the numbers that a scale may be.
+///
+/// # Errors
+/// Where it is absent or no such rule.
+pub fn scale_rule(params: &Params) -> Result<ScaleRule, String> {
+    params.required("scale_rule")
 }
 
 /// `bits` of a packed code.

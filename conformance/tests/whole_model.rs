@@ -102,6 +102,7 @@ fn loss_and_every_gradient_agree_with_the_reference() {
             train_scale: true,
             lora_warmup_steps: 0,
             dropout: 0.0,
+            target: None,
         };
         let mut model = method_model(Arc::new(Cpu), &folder, &settings, Start::Fresh(1)).unwrap();
         let trained = disturb(&mut model);

@@ -48,6 +48,8 @@ OPERATIONS = {
     "affine.dequantize": (RATIONAL, affine.dequantize),
     "init_scale": (RATIONAL, init_scale.init_scale),
     "cast": (RATIONAL, storage.cast),
+    "round_scale.forward": (RATIONAL, storage.round_scale_forward),
+    "round_scale.backward": (RATIONAL, storage.round_scale_backward),
     "pack": (RATIONAL, storage.pack),
     "unpack": (RATIONAL, storage.unpack),
     "dynamic_quantize.forward": (RATIONAL, dynamic_quantize.forward),

@@ -37,6 +37,51 @@ def cast(params, inputs):
     return {"output": d.over(lambda x: nearest_stored(x, params["dtype"]), inputs["input"])}
 
 
+@functools.cache
+def usable_scales(rule):
+    """The numbers that a scale may be, ascending, each with whether its pattern is even.
+
+    f16 has all that are above zero. bf16_in_f16 has those of bfloat16 that f16 holds as well, from
+    the first on above which there is no gap: below 2^-17 only every second or fewer are there.
+    """
+    if rule == "f16":
+        return [(x, p % 2 == 0) for p, x in enumerate(positive_numbers("f16")) if x > 0]
+    assert rule == "bf16_in_f16"
+    held = set(positive_numbers("f16"))
+    numbers = list(enumerate(positive_numbers("bf16")))
+    last = max(p for p, x in numbers if x in held)
+    first = last
+    while numbers[first - 1][1] in held:
+        first -= 1
+    return [(x, p % 2 == 0) for p, x in numbers[first : last + 1]]
+
+
+def round_scale(scale, rule):
+    """The usable scale that is nearest, differentiable: an end beyond an end, and rounded in between.
+
+    Straight through: between the ends the result is the scale plus a constant.
+    """
+    numbers = usable_scales(rule)
+    held = d.clamp(scale, numbers[0][0], numbers[-1][0])
+    plain = d.value(held)
+    above = bisect.bisect_left(numbers, plain, key=lambda entry: entry[0])
+    near = numbers[max(above - 1, 0) : above + 1]
+    nearest, _ = min(near, key=lambda entry: (abs(entry[0] - plain), not entry[1]))
+    return held + (nearest - plain)
+
+
+def round_scale_forward(params, inputs):
+    rule = params["scale_rule"]
+    return {"rounded_scale": d.over(lambda x: round_scale(x, rule), inputs["scale"])}
+
+
+def round_scale_backward(params, inputs):
+    scale = d.variables(inputs["scale"])
+    rounded = d.over(lambda x: round_scale(x, params["scale_rule"]), scale)
+    (d_scale,) = d.gradients(d.weighted_sum(inputs["d_rounded_scale"], rounded), scale)
+    return {"d_scale": d_scale}
+
+
 def packed_row(codes, bits):
     """The row as one number in base 2^bits, first code lowest, written in bytes, lowest first."""
     number = sum(code << (bits * place) for place, code in enumerate(codes))

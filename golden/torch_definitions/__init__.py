@@ -41,6 +41,7 @@ def pair(name, definition, outputs, inputs):
 
 OPERATIONS = {
     **pair("fake_quantize", methods.fake_quantize, "output codes", "weight scale offset"),
+    **pair("round_scale", methods.round_scale, "rounded_scale", "scale"),
     **pair("l4q", methods.l4q, "y codes fake_quantized", "x lora_a lora_b scale offset"),
     "l4q.merge": Operation(methods.l4q_merge, ("codes", "scale", "offset")),
     **pair("lr_qat", methods.lr_qat, "y codes fake_quantized", "x lora_a lora_b scale"),

@@ -45,6 +45,21 @@ def fake_quantize(
     return {"output": codes * scale + offset, "codes": codes}
 
 
+SCALE_ENDS = {"f16": (2.0**-24, 65504.0), "bf16_in_f16": (2.0**-17, 65280.0)}
+NARROW = {"f16": torch.float16, "bf16_in_f16": torch.bfloat16}
+
+
+def round_scale(decisions, *, scale, scale_rule):
+    """The nearest scale that a file can hold; the rounding is a constant that is added."""
+    low, high = SCALE_ENDS[scale_rule]
+    inside = (scale >= low) & (scale <= high)
+    held = torch.where(inside, scale, scale.detach().clamp(low, high))
+    plain = held.detach()
+    # A case is f32, so that going by way of f32 rounds once.
+    nearest = plain.float().to(NARROW[scale_rule]).double()
+    return {"rounded_scale": held + (nearest - plain)}
+
+
 def l4q(decisions, *, x, weight, lora_a, lora_b, lora_scaling, **quantizer):
     effective_weight = weight + delta_weight(lora_a, lora_b, lora_scaling)
     quantized = fake_quantize(decisions, weight=effective_weight, **quantizer)

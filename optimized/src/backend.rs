@@ -156,6 +156,7 @@ pub trait Backend:
     + ops::random_weights::RandomWeights
     + ops::rms_norm::RmsNorm
     + ops::rope::Rope
+    + ops::round_scale::RoundScale
     + ops::rtn::Rtn
     + ops::squared_norm::SquaredNorm
     + ops::sums::Clip

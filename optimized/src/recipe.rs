@@ -6,6 +6,7 @@ mod frozen_codes;
 mod layers;
 mod lr_qat;
 mod method;
+mod target;
 
 use std::path::{Path, PathBuf};
 

@@ -101,6 +101,45 @@ fn every_method_is_a_recipe_and_merges_where_it_can() {
 }
 
 #[test]
+fn a_target_is_recorded_shown_and_refused_where_a_layer_does_not_fit() {
+    let place = Place::new();
+    let at = place.path();
+    let target = |format: &str| format!("{L4Q}\ntarget = \"{format}\"");
+    // A row of down_proj has 48 inputs.
+    let whole_rows = target("gguf-q4_0").replace("\ngroup_size = 16", "");
+    for (method, expected) in [
+        (
+            target("gguf-q4_0"),
+            "method.group_size is 16, gguf-q4_0 holds groups of a multiple of 32",
+        ),
+        (whole_rows, "down_proj: a row, which is one group, is 48, gguf-q4_0 holds groups"),
+        (target("gguf-q4"), "target: gguf-q4 is no format, expected one of compressed-tensors"),
+    ] {
+        place.recipe(|recipe| recipe.replace(L4Q, &method));
+        place.train_refused(&["recipe.toml", expected]);
+    }
+    place.recipe(|recipe| recipe.replace(L4Q, &target("awq")));
+    let trained = json(&plumbline(at, &["train", "recipe.toml", "--json"]));
+    let resolved = fs::read_to_string(at.join("run/recipe.toml")).unwrap();
+    assert!(resolved.contains("target = \"awq\""), "{resolved}");
+    let merged = json(&plumbline(at, &["merge", "run", "--out", "merged", "--json"]));
+    assert_eq!(merged["bitwise_equal"], true);
+    let eval = ["eval", "perplexity", "--model", "merged", "--text", "text.txt", "--context", "24"];
+    let measured = json(&plumbline(at, &[&eval[..], &["--json"]].concat()));
+    assert_eq!(measured["perplexity"], trained["perplexity"]["text.txt"]);
+    let inspected = json(&plumbline(at, &["inspect", "merged", "--json"]));
+    assert_eq!(inspected["quantization"]["target"], "awq");
+    let human = plumbline(at, &["inspect", "merged"]);
+    assert!(String::from_utf8_lossy(&human.stdout).contains("trained for: awq"));
+
+    let path = at.join("merged/config.json");
+    let config = fs::read_to_string(&path).unwrap();
+    fs::write(&path, config.replace("\"awq\"", "\"exl2\"")).unwrap();
+    let unknown = ["config.json", "quantization_config", "target: exl2 is no format"];
+    refused(&plumbline(at, &["inspect", "merged"]), &unknown);
+}
+
+#[test]
 fn a_merge_of_qlora_says_that_it_is_another_model() {
     let place = Place::new();
     let at = place.path();

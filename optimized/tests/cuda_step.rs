@@ -10,6 +10,7 @@ use plumbline::backend::{Backend, Storage};
 use plumbline::cpu::Cpu;
 use plumbline::cuda::{Compute, Cuda, Host, Interpreter};
 use plumbline::error::{Error, Result};
+use plumbline::export::Format;
 use plumbline::finetune::{Method, Start, method_model, random_model};
 use plumbline::methods::{L4q, LayerCost, LinearMethod};
 use plumbline::model::{Llama, Plan, Projection, Recompute, Run};
@@ -19,7 +20,7 @@ use plumbline::ops::fake_quantize::{FakeQuantize, FakeQuantizeArgs};
 use plumbline::ops::widen::{WeightType, WeightView};
 use plumbline::recipe::{
     GridOverride, L4qSettings, LoraSettings, LrQatSettings, MethodRecipe, MethodSettings,
-    QaLoraSettings, QatLoraSettings, QatSettings,
+    PeqaSettings, QaLoraSettings, QatLoraSettings, QatSettings,
 };
 use plumbline::train::{
     Observer, Optimizer, OptimizerSettings, Schedule, StepRecord, TokenWindows, Trainer,
@@ -166,7 +167,7 @@ fn planned_on<M: Method>(method: &M, stored: WeightType) {
 fn a_plan_of_settings_alone_is_what_the_device_holds() {
     planned(&l4q(4));
     planned(&QatLoraSettings(l4q(3)));
-    planned(&LoraSettings { rank: 5, lora_scaling: 2.0, dropout: 0.0 });
+    planned(&LoraSettings { rank: 5, lora_scaling: 2.0, dropout: 0.0, target: None });
     for downcast in [Downcast::Int, Downcast::Fixed8, Downcast::Bf16, Downcast::F32] {
         planned(&lr_qat(4, downcast, "frozen"));
     }
@@ -183,7 +184,13 @@ fn a_plan_of_settings_alone_is_what_the_device_holds() {
     planned(&QatSettings { train_scale: false, ..qat(4, QatQuantizer::LsqPlus) });
     planned(&QatLoraSettings(L4qSettings { train_scale: false, dropout: 0.1, ..l4q(3) }));
     planned(&QaLoraSettings { dropout: 0.1, ..qa_lora(4, Pool::Mean) });
-    planned(&LoraSettings { rank: 5, lora_scaling: 2.0, dropout: 0.1 });
+    planned(&LoraSettings { rank: 5, lora_scaling: 2.0, dropout: 0.1, target: None });
+    let target = Some(Format::Awq);
+    planned(&L4qSettings { target, ..l4q(4) });
+    planned(&L4qSettings { target, train_scale: false, ..l4q(4) });
+    planned(&LrQatSettings { target, ..lr_qat(4, Downcast::Int, "frozen") });
+    planned(&QatSettings { target, ..qat(4, QatQuantizer::Lsq) });
+    planned(&PeqaSettings { target, ..peqa(4) });
     let choice = MethodRecipe {
         targets: Some(vec!["self_attn.*".into(), "down_proj".into()]),
         overrides: vec![GridOverride { pattern: "q_proj".into(), bits: None, group_size: Some(0) }],

@@ -100,12 +100,7 @@ fn cases() -> Vec<(Option<Format>, Kind, &'static str, Change)> {
         (own, symmetric, "bytes for words", Field("/quantization_config/packed", json!(false))),
         (None, symmetric, "a code outside the grid", Bytes("codes", 5, vec![100])),
         (None, Kind::ZeroPoint, "a zero point that is no number", Bytes("zero_point", 0, nan)),
-        (
-            None,
-            symmetric,
-            "more blocks than tensors",
-            Field("/num_hidden_layers", json!(100_000)),
-        ),
+        (None, symmetric, "more blocks than tensors", Field("/num_hidden_layers", json!(100_000))),
         (None, symmetric, "a side beyond reason", Field("/hidden_size", json!(1u64 << 62))),
         (None, symmetric, "a tensor of no LLaMA", Stranger),
         (None, symmetric, "cut short", Cut(100)),

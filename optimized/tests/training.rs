@@ -132,7 +132,12 @@ fn a_checkpoint_in_bf16_trains_as_the_floats_that_it_stands_for() {
     let wide = copy(&narrow, "wide", Precision::F32);
     trains_alike(&narrow, &wide, &l4q(3), &text);
     trains_alike(&narrow, &wide, &QatLoraSettings(l4q(3)), &text);
-    trains_alike(&narrow, &wide, &LoraSettings { rank: 3, lora_scaling: 2.0, dropout: 0.0 }, &text);
+    trains_alike(
+        &narrow,
+        &wide,
+        &LoraSettings { rank: 3, lora_scaling: 2.0, dropout: 0.0, target: None },
+        &text,
+    );
 }
 
 #[test]
@@ -179,7 +184,10 @@ fn training_lowers_the_loss_of_every_method() {
         assert!(fell > 0.3, "L4Q at {bits} bits: the loss fell by {fell}");
     }
     for (name, fell) in [
-        ("LoRA", fall(&folder, &LoraSettings { rank: 3, lora_scaling: 2.0, dropout: 0.0 })),
+        (
+            "LoRA",
+            fall(&folder, &LoraSettings { rank: 3, lora_scaling: 2.0, dropout: 0.0, target: None }),
+        ),
         ("LR-QAT", fall(&folder, &lr_qat(4, Downcast::Fixed8, "frozen"))),
         ("LR-QAT live", fall(&folder, &lr_qat(4, Downcast::F32, "live"))),
         ("QA-LoRA", fall(&folder, &qa_lora(4, Pool::Sum))),

@@ -18,6 +18,7 @@
 //! | Q18, Q19 | [`nf4`] | the NF4 codebook, and its block scales quantized again |
 //! | Q20 | `gptq` | GPTQ, with the feature `linalg` |
 //! | Q21, Q22 | [`awq`] | AWQ's searches of channel scales and of clipping |
+//! | Q23 | [`round_scale`] | a scale as a format can hold it |
 //! | Q18, Q19 | [`nf4`] | a codebook of 16 levels, and `absmax` in 8 bits |
 //! | Q20 | `gptq`, with the feature `linalg` | columns rounded one after the other |
 //! | A1 to A3 | [`lora`] | the low-rank update on its own |
@@ -85,6 +86,7 @@ pub mod pack;
 pub mod quantize;
 pub mod rms_norm;
 pub mod rope;
+pub mod round_scale;
 pub mod rtn;
 pub mod spec;
 pub mod straight_through;

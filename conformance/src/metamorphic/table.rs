@@ -14,6 +14,8 @@ const ROWS: &[&[&str]] = &[
     &["affine.quantize"],
     &["affine.dequantize"],
     &["init_scale"],
+    &["round_scale.forward"],
+    &["round_scale.backward"],
     &["lwc.forward"],
     &["lwc.backward"],
     &["rtn.quantize"],

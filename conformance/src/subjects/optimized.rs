@@ -54,6 +54,8 @@ impl<B: Backend> Optimized<B> {
             "fake_quantize.forward" => |call| call.fake_quantize(),
             "fake_quantize.backward" => |call| call.fake_quantize_backward(),
             "init_scale" => |call| call.init_scale(),
+            "round_scale.forward" => |call| call.round_scale(),
+            "round_scale.backward" => |call| call.round_scale_backward(),
             "l4q.forward" => |call| call.l4q_forward(),
             "l4q.backward" => |call| call.gradients_of(&mut call.layer().l4q()?),
             "l4q.merge" => |call| call.l4q_merge(),
@@ -165,7 +167,7 @@ impl<B: Backend> Call<'_, B> {
     fn check(&self) -> Result<(), Refused> {
         let Request { op, params, inputs } = self.request;
         op.check_inputs(self.request, &op.tensors(params)?)?;
-        let quantizes = ["fake_quantize.", "l4q.", "lr_qat.", "init_scale"];
+        let quantizes = ["fake_quantize.", "l4q.", "lr_qat.", "init_scale", "round_scale.forward"];
         let is_one_of = |prefixes: &[&str]| prefixes.iter().any(|one| op.name.starts_with(one));
         let looked_at: &[&str] = if is_one_of(&quantizes) {
             &["weight", "lora_a", "lora_b", "scale", "offset"]
@@ -306,6 +308,22 @@ impl<B: Backend> Call<'_, B> {
             ("scale", self.download(&scale, &groups)?),
             ("offset", self.download(&offset, &groups)?),
         ]))
+    }
+
+    fn round_scale(&self) -> Result<Tensors, Refused> {
+        let rule = params::scale_rule(&self.request.params)?;
+        let (scale, mut rounded) = (self.floats("scale")?, self.like("scale")?);
+        let shape = self.shape("scale")?;
+        self.backend.round_scale(rule, shape.iter().product(), &scale, &mut rounded)?;
+        Ok(crate::ops::tensors([("rounded_scale", self.download(&rounded, shape)?)]))
+    }
+
+    fn round_scale_backward(&self) -> Result<Tensors, Refused> {
+        let rule = params::scale_rule(&self.request.params)?;
+        let (scale, mut d_scale) = (self.floats("scale")?, self.floats("d_rounded_scale")?);
+        let shape = self.shape("scale")?;
+        self.backend.round_scale_backward(rule, shape.iter().product(), &scale, &mut d_scale)?;
+        Ok(crate::ops::tensors([("d_scale", self.download(&d_scale, shape)?)]))
     }
 
     fn model(&self) -> Result<Llama<B, Dense<B>>, Refused> {

@@ -38,6 +38,7 @@ const EXACT: &[&str] = &[
     "lr_qat_quantize",
     "affine",
     "dynamic_quantize",
+    "round_scale",
 ];
 
 /// Every kind.

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::packed::Packed;
 use crate::error::{Error, Result};
+use crate::export::{Format, read_target};
 use crate::model::Projection;
 
 /// How `config.json` says that the linear layers are codes.
@@ -35,6 +36,9 @@ pub struct QuantizationConfig {
     /// they stay as they are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub activations: Option<ActivationSpec>,
+    /// The format that the model was trained for, whose numbers its scales are; absent for none.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "read_target")]
+    pub target: Option<Format>,
 }
 
 /// Bits and groups of one layer.
@@ -65,16 +69,16 @@ impl QuantizationConfig {
             }
         }
         let quant_method = "plumbline".to_owned();
-        let (packed, activations) = (false, None);
         Self {
             quant_method,
             bits,
             group_size,
             zero_point,
-            packed,
+            packed: false,
             layers,
             unquantized,
-            activations,
+            activations: None,
+            target: None,
         }
     }
 
@@ -82,6 +86,12 @@ impl QuantizationConfig {
     #[must_use]
     pub fn with_activations(self, activations: Option<ActivationSpec>) -> Self {
         Self { activations, ..self }
+    }
+
+    /// The same of a model that was trained for a format, or for none.
+    #[must_use]
+    pub fn with_target(self, target: Option<Format>) -> Self {
+        Self { target, ..self }
     }
 
     /// Bits and groups of a layer; `None` for one that is a weight as it was.

@@ -184,7 +184,7 @@ pub fn demo(arguments: &Demo) -> Result<ExitCode> {
     let before = bench.sample(&dense)?;
     drop(dense);
 
-    let settings = LoraSettings { rank: RANK, lora_scaling: 2.0, dropout: 0.0 };
+    let settings = LoraSettings { rank: RANK, lora_scaling: 2.0, dropout: 0.0, target: None };
     let start = Start::Fresh(bench.seed);
     let mut lora = method_model(backend.clone(), &bench.base, &settings, start)?;
     bench.tune("LoRA, f32".into(), &mut lora, &optimizer(3e-3, 0.0))?;
@@ -233,6 +233,7 @@ fn l4q_row(bench: &Bench, bits: Bits) -> Result<(Row, String)> {
         train_scale: true,
         lora_warmup_steps: 0,
         dropout: 0.0,
+        target: None,
     };
     let start = Start::Fresh(bench.seed);
     let mut model = method_model(Arc::new(Cpu), &bench.base, &settings, start)?;

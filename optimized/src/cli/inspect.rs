@@ -52,6 +52,9 @@ pub fn inspect(model: Option<&Path>, json: bool) -> Result<()> {
                 let (bits, kv_bits) = (bits.count(), kv_bits.count());
                 println!("  activations: {bits} bits for each token, keys and values {kv_bits}");
             }
+            if let Some(target) = quantization.target {
+                println!("  trained for: {target}");
+            }
             for (name, LayerGrid { bits, group_size }) in &quantization.layers {
                 let group = group_size.map_or("a row".into(), |size| size.to_string());
                 println!("    {name}: {} bits, groups of {group}", bits.count());

@@ -207,7 +207,8 @@ impl<B: Backend> Merge<'_, B> {
             (linear.name, grid)
         });
         let quantization = QuantizationConfig::new(grid, Codes::<B, M>::ZERO_POINT, grids)
-            .with_activations(method.activations());
+            .with_activations(method.activations())
+            .with_target(method.target());
         let layers = merged.linears.len() - quantization.unquantized.len();
         if let Some(difference) = write_and_reload(self.out, &merged, &quantization, base, &logits)?
         {

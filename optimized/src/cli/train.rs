@@ -222,9 +222,12 @@ impl<B: Backend, L: LinearMethod<B>> Begun<B, L> {
 fn warn_of_floored_scales<B: Backend, L: LinearMethod<B>>(model: &Llama<B, L>) -> Result<()> {
     for (name, layer) in model.linears() {
         let Some(scale) = layer.trained_scale() else { continue };
-        let (floored, groups) = scale.below_floor(model.backend())?;
-        if floored > 0 {
-            eprintln!("warning: {name}: {floored} of {groups} scales are at the floor");
+        let (still, groups) = scale.standing_still(model.backend())?;
+        if still > 0 {
+            eprintln!(
+                "warning: {name}: {still} of {groups} scales are at the floor, or beyond what \
+                 method.target holds"
+            );
         }
     }
     Ok(())

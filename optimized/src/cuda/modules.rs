@@ -34,6 +34,7 @@ modules! {
     RANDOM_WEIGHTS = "random_weights";
     RMS_NORM = "rms_norm";
     ROPE = "rope";
+    ROUND_SCALE = "round_scale";
     RTN = "rtn";
     SQUARED_NORM = "squared_norm";
     SUMS = "sums";

@@ -22,6 +22,7 @@ const OPERATIONS: &[(&str, [&str; TENSORS])] = &[
     ("lr_qat_quantize", LR_QAT),
     ("lr_qat_quantize_backward", LR_QAT),
     ("nf4_dequantize", ["output", "", "", "", "", "", "", ""]),
+    ("round_scale", ["scale", "", "", "", "", "", "", ""]),
     ("rtn", ["weight", "scale", "", "", "", "", "", ""]),
 ];
 

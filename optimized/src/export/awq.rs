@@ -5,19 +5,19 @@ use safetensors::Dtype;
 use serde_json::{Value, json};
 
 use super::floats::FloatType;
-use super::grid::{Grid, Integers};
+use super::grid::{FileGrid, Integers};
 use super::lack::Lack;
 use super::layer::CodedLayer;
 use super::layout::LayerTensors;
 use super::pack::{stored, transposed};
 
 /// The grid that all layers are brought to.
-pub(super) fn grid(grid: Grid) -> Result<Grid, Lack> {
+pub(super) fn grid(grid: FileGrid) -> Result<FileGrid, Lack> {
     grid.widened(&[4], "4")
 }
 
 /// `qweight [in, out / 8]`, `qzeros [groups, out / 8]`, `scales [groups, out]`.
-pub(super) fn tensors(layer: &CodedLayer, grid: Grid) -> Result<LayerTensors, Lack> {
+pub(super) fn tensors(layer: &CodedLayer, grid: FileGrid) -> Result<LayerTensors, Lack> {
     let layer = Integers::new(layer, grid)?;
     let (rows, columns, groups) = (layer.out_features, layer.in_features, layer.groups);
     if !rows.is_multiple_of(8) {
@@ -44,7 +44,7 @@ fn interleaved(codes: &[u8]) -> Vec<u32> {
 }
 
 /// `quantization_config`.
-pub(super) fn config(grid: Grid, plain: &[String]) -> Value {
+pub(super) fn config(grid: FileGrid, plain: &[String]) -> Value {
     json!({
         "quant_method": "awq",
         "bits": grid.bits,

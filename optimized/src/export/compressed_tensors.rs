@@ -5,14 +5,14 @@ use safetensors::Dtype;
 use serde_json::{Value, json};
 
 use super::floats::FloatType;
-use super::grid::{Grid, Integers};
+use super::grid::{FileGrid, Integers};
 use super::lack::Lack;
 use super::layer::CodedLayer;
 use super::layout::LayerTensors;
 use super::pack::{pack_rows, stored, transposed};
 
 /// The grid that all layers are brought to.
-pub(super) fn grid(grid: Grid) -> Result<Grid, Lack> {
+pub(super) fn grid(grid: FileGrid) -> Result<FileGrid, Lack> {
     grid.widened(&[2, 3, 4, 5, 6, 7, 8], "2 to 8")
 }
 
@@ -20,7 +20,7 @@ pub(super) fn grid(grid: Grid) -> Result<Grid, Lack> {
 /// zeros are not all in the middle. Unsigned codes are the signed ones with half the range added.
 pub(super) fn tensors(
     layer: &CodedLayer,
-    grid: Grid,
+    grid: FileGrid,
     floats: FloatType,
 ) -> Result<LayerTensors, Lack> {
     let layer = Integers::new(layer, grid)?;
@@ -44,7 +44,7 @@ pub(super) fn tensors(
 }
 
 /// `quantization_config`.
-pub(super) fn config(grid: Grid, plain: &[String]) -> Value {
+pub(super) fn config(grid: FileGrid, plain: &[String]) -> Value {
     let ignore: Vec<&str> = std::iter::once("lm_head").chain(plain.iter().map(|p| &**p)).collect();
     json!({
         "quant_method": "compressed-tensors",

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::floats::FloatType;
 use super::format::Format;
-use super::grid::Grid;
+use super::grid::FileGrid;
 use super::lack::{Lack, Refused};
 use super::layer::{CodedLayer, Zero};
 use super::layout::{LayerTensors, Layout};
@@ -24,7 +24,7 @@ use crate::model::{Projection, tensor_shapes};
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Linears {
     /// Packed integers of another program, on one grid.
-    Packed(Layout, Grid),
+    Packed(Layout, FileGrid),
     /// Weights.
     Plain,
     /// This program's codes, side by side.
@@ -70,11 +70,11 @@ impl<'a> FolderPlan<'a> {
         let all = Projection::all(source.config());
         let linears = match Layout::of(format, floats) {
             Some(layout) => {
-                let mut grid: Option<Grid> = None;
+                let mut grid: Option<FileGrid> = None;
                 for linear in &all {
                     if let Some(layer) = CodedLayer::read(source, linear)? {
                         let common = grid.map(|grid| grid.with(&layer));
-                        grid = Some(common.unwrap_or_else(|| Grid::of(&layer)));
+                        grid = Some(common.unwrap_or_else(|| FileGrid::of(&layer)));
                     }
                 }
                 let grid = grid.ok_or_else(|| Refused::lack("the model", Lack::Plain))?;

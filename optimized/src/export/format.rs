@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use plumbline_reference::spec::ScaleRule;
 use serde::{Deserialize, Serialize};
 
 /// A layout of files that other programs serve.
@@ -74,12 +75,14 @@ impl Format {
     /// of a scale and a code as it was trained; `None` where any f32 will do.
     pub fn scale_rule(self) -> Option<ScaleRule> {
         match self {
-            Self::GgufQ4_0 | Self::GgufQ4_1 | Self::GgufQ5_0 | Self::GgufQ8_0 => {
-                Some(ScaleRule::F16)
-            }
-            Self::CompressedTensors | Self::Gptq | Self::GptqV2 | Self::Awq | Self::Mlx => {
-                Some(ScaleRule::Bf16InF16)
-            }
+            Self::GgufQ4_0 | Self::GgufQ5_0 | Self::GgufQ8_0 => Some(ScaleRule::F16),
+            // Q4_1 also stores a zero point times the scale as an f16: 3 bits and 8.
+            Self::GgufQ4_1
+            | Self::CompressedTensors
+            | Self::Gptq
+            | Self::GptqV2
+            | Self::Awq
+            | Self::Mlx => Some(ScaleRule::Bf16InF16),
             Self::HuggingFace | Self::Plumbline => None,
         }
     }
@@ -100,14 +103,4 @@ impl FromStr for Format {
             format!("{name} is no format, expected one of {}", names.join(", "))
         })
     }
-}
-
-/// The numbers that a scale may be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ScaleRule {
-    /// Every positive f16. Kernels that dequantize in f32 multiply it exactly with 13 bits.
-    F16,
-    /// Every bf16 that an f16 holds: from 2^-17 on its 8 significant bits fit. Multiplied with codes
-    /// of 4 bits it is exact in f16 and in f32.
-    Bf16InF16,
 }

@@ -4,7 +4,7 @@ use safetensors::Dtype;
 use serde_json::{Value, json};
 
 use super::floats::FloatType;
-use super::grid::{Grid, Integers};
+use super::grid::{FileGrid, Integers};
 use super::lack::Lack;
 use super::layer::CodedLayer;
 use super::layout::LayerTensors;
@@ -20,14 +20,14 @@ pub(super) enum Version {
 }
 
 /// The grid that all layers are brought to.
-pub(super) fn grid(grid: Grid) -> Result<Grid, Lack> {
+pub(super) fn grid(grid: FileGrid) -> Result<FileGrid, Lack> {
     grid.widened(&[2, 3, 4, 8], "2, 3, 4 or 8")
 }
 
 /// `qweight [in bits / 32, out]`, `qzeros [groups, out bits / 32]`, `scales [groups, out]`, `g_idx`.
 pub(super) fn tensors(
     layer: &CodedLayer,
-    grid: Grid,
+    grid: FileGrid,
     version: Version,
 ) -> Result<LayerTensors, Lack> {
     let layer = Integers::new(layer, grid)?;
@@ -65,7 +65,7 @@ pub(super) fn tensors(
 }
 
 /// `quantization_config`.
-pub(super) fn config(grid: Grid, version: Version) -> Value {
+pub(super) fn config(grid: FileGrid, version: Version) -> Value {
     json!({
         "quant_method": "gptq",
         "bits": grid.bits,

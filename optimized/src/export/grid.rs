@@ -7,7 +7,7 @@ use super::layer::{CodedLayer, Zero};
 
 /// The grid of a whole file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Grid {
+pub(super) struct FileGrid {
     /// Width of a code.
     pub bits: u32,
     /// Consecutive inputs that share a scale; `None` for one group per row.
@@ -16,7 +16,7 @@ pub(super) struct Grid {
     pub symmetric: bool,
 }
 
-impl Grid {
+impl FileGrid {
     /// One that every layer so far and this one can be brought to: the wider codes, the groups
     /// that divide both.
     pub(super) fn with(self, layer: &CodedLayer) -> Self {
@@ -83,7 +83,7 @@ pub(super) struct Integers {
 impl Integers {
     /// A layer brought to a grid: codes move with their zero where the grid is wider, a scale is
     /// written more than once where its groups are smaller.
-    pub(super) fn new(layer: &CodedLayer, grid: Grid) -> Result<Self, Lack> {
+    pub(super) fn new(layer: &CodedLayer, grid: FileGrid) -> Result<Self, Lack> {
         let zeros = layer.zero_codes()?;
         // Symmetric grids of all widths have their zero in the middle; of others, the codes stay.
         let moved = match grid.symmetric {

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::floats::FloatType;
 use super::format::Format;
-use super::grid::Grid;
+use super::grid::FileGrid;
 use super::lack::Lack;
 use super::layer::CodedLayer;
 use super::{awq, compressed_tensors, gptq, mlx};
@@ -40,7 +40,7 @@ impl Layout {
     }
 
     /// The grid of the layout that all layers can be brought to.
-    pub(super) fn grid(self, grid: Grid) -> Result<Grid, Lack> {
+    pub(super) fn grid(self, grid: FileGrid) -> Result<FileGrid, Lack> {
         match self {
             Self::Gptq(_) => gptq::grid(grid),
             Self::Awq => awq::grid(grid),
@@ -50,7 +50,7 @@ impl Layout {
     }
 
     /// A layer on that grid.
-    pub(super) fn tensors(self, layer: &CodedLayer, grid: Grid) -> Result<LayerTensors, Lack> {
+    pub(super) fn tensors(self, layer: &CodedLayer, grid: FileGrid) -> Result<LayerTensors, Lack> {
         match self {
             Self::Gptq(version) => gptq::tensors(layer, grid, version),
             Self::Awq => awq::tensors(layer, grid),
@@ -60,7 +60,7 @@ impl Layout {
     }
 
     /// Adds to `config.json` what the layers are; `plain` are those without codes.
-    pub(super) fn describe(self, config: &mut Value, grid: Grid, plain: &[String]) {
+    pub(super) fn describe(self, config: &mut Value, grid: FileGrid, plain: &[String]) {
         match self {
             Self::Gptq(version) => config["quantization_config"] = gptq::config(grid, version),
             Self::Awq => config["quantization_config"] = awq::config(grid, plain),

@@ -4,7 +4,7 @@ use safetensors::Dtype;
 use serde_json::{Value, json};
 
 use super::floats::FloatType;
-use super::grid::{Biased, Grid};
+use super::grid::{Biased, FileGrid};
 use super::lack::Lack;
 use super::layer::CodedLayer;
 use super::layout::LayerTensors;
@@ -14,7 +14,7 @@ use super::pack::{pack_rows, stored};
 const GROUPS: [usize; 3] = [128, 64, 32];
 
 /// The grid that all layers are brought to.
-pub(super) fn grid(grid: Grid) -> Result<Grid, Lack> {
+pub(super) fn grid(grid: FileGrid) -> Result<FileGrid, Lack> {
     // A layer with other groups than its kernels' has its scales repeated; one with a single group
     // for a row finds out for itself whether the row has whole groups.
     let size = match grid.group_size {
@@ -25,13 +25,13 @@ pub(super) fn grid(grid: Grid) -> Result<Grid, Lack> {
             .ok_or(Lack::GroupSize { size, holds: "32, 64 and 128" })?,
     };
     let grid = grid.widened(&[2, 3, 4, 5, 6, 8], "2, 3, 4, 5, 6 or 8")?;
-    Ok(Grid { group_size: Some(size), ..grid })
+    Ok(FileGrid { group_size: Some(size), ..grid })
 }
 
 /// `weight [out, in bits / 32]`, `scales` and `biases [out, groups]`.
 pub(super) fn tensors(
     layer: &CodedLayer,
-    grid: Grid,
+    grid: FileGrid,
     floats: FloatType,
 ) -> Result<LayerTensors, Lack> {
     let (rows, columns) = (layer.out_features, layer.in_features);
@@ -50,6 +50,6 @@ pub(super) fn tensors(
 }
 
 /// `quantization`.
-pub(super) fn config(grid: Grid) -> Value {
+pub(super) fn config(grid: FileGrid) -> Value {
     json!({ "bits": grid.bits, "group_size": grid.group_size, "mode": "affine" })
 }

@@ -19,15 +19,18 @@ mod layout;
 mod mlx;
 mod pack;
 mod proof;
+mod target;
 
 use std::cell::Cell;
 use std::path::Path;
 
 pub use floats::FloatType;
-pub use format::{Format, ScaleRule};
+pub use format::Format;
 pub use lack::Lack;
 pub use layer::{CodedLayer, Zero};
 pub use proof::{LayerProof, Level};
+pub use target::Grid;
+pub(crate) use target::read_target;
 
 use crate::checkpoint::{ModelFolder, free_bytes, output_file, output_folder};
 use crate::error::{Error, Result};

@@ -1,12 +1,13 @@
 //! What a layer of each method is, fresh and from a checkpoint.
 
 use plumbline_reference::spec::{
-    ActivationSpec, Bits, InitScaleRule, InnerScale, QatQuantizer, QuantSpec, RtnSpec,
+    ActivationSpec, Bits, InitScaleRule, QatQuantizer, QuantSpec, RtnSpec,
 };
 
 use super::{LayerStart, Start};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
+use crate::export::Format;
 use crate::methods::{
     AdapterDropout, AffineTensors, L4q, L4qOptions, L4qTensors, LayerCost, LinearMethod, Lora,
     LoraOptions, LrQat, LrQatOptions, LrQatTensors, Peqa, QaLora, QaLoraOptions, Qat, QatLora,
@@ -34,6 +35,11 @@ pub trait Method {
 
     /// How the activations of the model are rounded, if they are.
     fn activations(&self) -> Option<ActivationSpec> {
+        None
+    }
+
+    /// The format that the model is trained for, if there is one.
+    fn target(&self) -> Option<Format> {
         None
     }
 
@@ -133,7 +139,8 @@ impl LayerStart<'_> {
 impl L4qSettings {
     fn options(&self, spec: QuantSpec) -> Result<L4qOptions> {
         let (rank, lora_scaling, grad_scale) = (self.rank, self.lora_scaling, self.grad_scale);
-        Ok(L4qOptions { spec, rank, lora_scaling, init: self.rule()?, grad_scale })
+        let scale_rule = self.target.and_then(Format::scale_rule);
+        Ok(L4qOptions { spec, rank, lora_scaling, init: self.rule()?, grad_scale, scale_rule })
     }
 
     fn tensors<B: Backend>(
@@ -146,8 +153,13 @@ impl L4qSettings {
             return Ok(None);
         };
         let groups = at.groups(spec);
+        let has_offset = self.target.and_then(Format::scale_rule).is_none();
         let grid = match self.train_scale {
-            true => at.saved("scale", groups)?.zip(at.saved("offset", groups)?),
+            true if has_offset => at.saved("scale", groups)?.zip(at.saved("offset", groups)?),
+            true => at.saved("scale", groups)?.map(|scale| {
+                let offset = vec![0.0; scale.len()];
+                (scale, offset)
+            }),
             // A function of the base model, so it is made again and not saved.
             false => Some(at.initial_grid(backend, spec, self.rule()?)?),
         };
@@ -162,10 +174,15 @@ impl Method for L4qSettings {
         Some((self.bits, self.group_size))
     }
 
+    fn target(&self) -> Option<Format> {
+        self.target
+    }
+
     fn cost(&self, linear: &Projection, stored: WeightType) -> Result<LayerCost> {
-        let cost = self.options(spec_of(self, linear)?)?.cost(linear.out_features, stored);
+        let options = self.options(spec_of(self, linear)?)?;
+        let cost = options.cost(linear.out_features, stored);
         let cost = if self.lora_warmup_steps > 0 { cost.warming_up() } else { cost };
-        Ok(if self.train_scale { cost } else { cost.freezing(2) })
+        Ok(if self.train_scale { cost } else { cost.freezing(options.grid_tensors()) })
     }
 
     fn layer<B: Backend>(&self, backend: &B, at: LayerStart<'_>) -> Result<L4q<B>> {
@@ -245,14 +262,16 @@ impl Method for LoraSettings {
 impl LrQatSettings {
     fn options(&self, grid: QuantSpec) -> Result<LrQatOptions> {
         let (rank, lora_scaling) = (self.rank, self.lora_scaling);
-        Ok(LrQatOptions { spec: self.spec(grid)?, rank, lora_scaling, init: self.rule()? })
+        let (init, scale_rule) = (self.rule()?, self.target.and_then(Format::scale_rule));
+        Ok(LrQatOptions { spec: self.spec(grid)?, rank, lora_scaling, init, scale_rule })
     }
 }
 
 impl QatSettings {
     fn options(&self, spec: QuantSpec) -> Result<QatOptions> {
         let (quantizer, init, grad_scale) = (self.quantizer, self.rule()?, self.grad_scale);
-        Ok(QatOptions { spec, quantizer, init, grad_scale })
+        let scale_rule = self.target.and_then(Format::scale_rule);
+        Ok(QatOptions { spec, quantizer, init, grad_scale, scale_rule })
     }
 }
 
@@ -274,6 +293,10 @@ impl Method for LrQatSettings {
         self.activations
     }
 
+    fn target(&self) -> Option<Format> {
+        self.target
+    }
+
     fn cost(&self, linear: &Projection, _stored: WeightType) -> Result<LayerCost> {
         let cost = self.options(spec_of(self, linear)?)?.cost(linear.out_features);
         Ok(if self.train_scale { cost } else { cost.freezing(1) })
@@ -293,8 +316,7 @@ impl Method for LrQatSettings {
             Err(error) if self.train_scale => return Err(error),
             _ => begun.clone(),
         };
-        let is_frozen = options.spec.inner_scale() != InnerScale::Live;
-        let initial_scale = is_frozen.then_some(begun);
+        let initial_scale = options.inner_scale(backend, begun)?;
         let tensors = LrQatTensors { initial_scale, zero_point: None, lora_a, lora_b, scale };
         let layer = LrQat::from_tensors(backend, &weight, rows, options, &tensors)?;
         Ok(if self.train_scale { layer } else { layer.freeze_scale() })
@@ -306,6 +328,10 @@ impl Method for QatSettings {
 
     fn grid(&self) -> Option<(Bits, Option<usize>)> {
         Some((self.bits, self.group_size))
+    }
+
+    fn target(&self) -> Option<Format> {
+        self.target
     }
 
     fn cost(&self, linear: &Projection, _stored: WeightType) -> Result<LayerCost> {
@@ -356,8 +382,13 @@ impl Method for PeqaSettings {
         Some((self.bits, self.group_size))
     }
 
+    fn target(&self) -> Option<Format> {
+        self.target
+    }
+
     fn cost(&self, linear: &Projection, _stored: WeightType) -> Result<LayerCost> {
-        Ok(peqa_cost(spec_of(self, linear)?, linear.out_features))
+        let scale_rule = self.target.and_then(Format::scale_rule);
+        Ok(peqa_cost(spec_of(self, linear)?, linear.out_features, scale_rule))
     }
 
     /// Codes and zero points are a function of the base model, so they are made again, or kept
@@ -368,7 +399,7 @@ impl Method for PeqaSettings {
         if let Some(scale) = at.saved("scale", at.groups(spec))? {
             tensors.scale = scale;
         }
-        Peqa::new(backend, &tensors)
+        Peqa::new(backend, &tensors, self.target.and_then(Format::scale_rule))
     }
 }
 

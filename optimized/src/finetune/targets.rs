@@ -5,6 +5,7 @@ use plumbline_reference::spec::{ActivationSpec, Bits};
 use super::{LayerStart, Method};
 use crate::backend::Backend;
 use crate::error::Result;
+use crate::export::Format;
 use crate::methods::{Frozen, LayerCost, Targeted, frozen_cost};
 use crate::model::Projection;
 use crate::ops::widen::WeightType;
@@ -85,6 +86,10 @@ impl<M: OnGrid> Method for Targets<'_, M> {
 
     fn activations(&self) -> Option<ActivationSpec> {
         self.method.activations()
+    }
+
+    fn target(&self) -> Option<Format> {
+        self.method.target()
     }
 
     fn cost(&self, linear: &Projection, stored: WeightType) -> Result<LayerCost> {

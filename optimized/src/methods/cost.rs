@@ -1,9 +1,10 @@
 //! What a layer costs, known from its sizes alone: plans count with it before a layer exists, and a
 //! layer asks for its share of the temporaries by it.
 
-use plumbline_reference::spec::QuantSpec;
+use plumbline_reference::spec::{QuantSpec, ScaleRule};
 
 use super::ScratchNeed;
+use super::trained_scale::room;
 
 /// Memory and work of one linear layer under a method.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,6 +75,12 @@ impl LayerCost {
     pub(crate) fn freezing(mut self, count: usize) -> Self {
         let first = self.trained.len() - count;
         self.frozen_bytes += 4 * self.trained.drain(first..).sum::<usize>();
+        self
+    }
+
+    /// The same with a scale that is rounded in every pass, or not.
+    pub(crate) fn rounding(mut self, rule: Option<ScaleRule>, groups: usize) -> Self {
+        self.scratch.rounded_scale = room(rule, groups);
         self
     }
 

@@ -3,13 +3,14 @@
 //! What the backward needs is `x` and the parameters; the combined weight, the quantizer argument,
 //! the mask and the quantized weight are recomputed.
 
-use plumbline_reference::spec::{GradScale, InitScaleRule, QuantSpec};
+use plumbline_reference::spec::{GradScale, InitScaleRule, QuantSpec, ScaleRule};
 use rand::Rng;
 
 use super::low_rank_path::LowRankPath;
 use super::{
     BackwardCall, CodeUse, Frozen, LayerCost, LinearMethod, LoraOptions, MergedTensors, Parameter,
-    ParameterKind, Scratch, ScratchNeed, Trainable, Update, initial_grid, kaiming_uniform,
+    ParameterKind, Scratch, ScratchNeed, Trainable, TrainedScale, Update, initial_grid,
+    kaiming_uniform, refuse_offset,
 };
 use crate::backend::Backend;
 use crate::cpu::Cpu;
@@ -34,6 +35,9 @@ pub struct L4qOptions {
     pub init: InitScaleRule,
     /// Factor on the gradients of scale and offset.
     pub grad_scale: GradScale,
+    /// The numbers that the scale in use may be, where a target says so; there is no offset then,
+    /// which stays 0.
+    pub scale_rule: Option<ScaleRule>,
 }
 
 impl L4qOptions {
@@ -49,6 +53,13 @@ impl L4qOptions {
             weight_gradient: true,
             update: Update::Inside { rank },
         }
+        .rounding(self.scale_rule, grid)
+        .freezing(usize::from(self.scale_rule.is_some()))
+    }
+
+    /// Tensors of the grid that are trained, where it is: the last ones of a layer.
+    pub(crate) fn grid_tensors(&self) -> usize {
+        if self.scale_rule.is_some() { 1 } else { 2 }
     }
 }
 
@@ -59,7 +70,7 @@ pub struct L4q<B: Backend> {
     base: Frozen<B>,
     /// The factors; a path of their own only while the layer warms up.
     path: LowRankPath<B>,
-    scale: Parameter<B>,
+    scale: TrainedScale<B>,
     offset: Parameter<B>,
     warm_up: WarmUp,
 }
@@ -77,7 +88,8 @@ impl<B: Backend> L4q<B> {
     /// scale and offset by the options' rule (of the weight alone, since the update is zero).
     ///
     /// # Errors
-    /// `NonFinite` for a bad weight; when the device has no room.
+    /// `Invalid` for a rule of a start that has an offset, with a rule for the scale; `NonFinite` for
+    /// a bad weight; when the device has no room.
     pub fn new(
         backend: &B,
         weight: &FrozenWeight<Cpu>,
@@ -110,7 +122,8 @@ impl<B: Backend> L4q<B> {
     /// When the device has no room.
     ///
     /// # Panics
-    /// When a tensor's length is not what the options say.
+    /// When a tensor's length is not what the options say, or there is an offset with a rule for the
+    /// scale.
     pub fn from_tensors(
         backend: &B,
         weight: &FrozenWeight<Cpu>,
@@ -118,20 +131,21 @@ impl<B: Backend> L4q<B> {
         options: L4qOptions,
         tensors: &L4qTensors,
     ) -> Result<Self> {
-        let L4qOptions { spec, rank, lora_scaling, .. } = options;
+        let L4qOptions { spec, rank, lora_scaling, scale_rule, .. } = options;
         let (shape, groups) = ((out_features, spec.in_features()), spec.groups());
         let L4qTensors { lora_a, lora_b, scale, offset } = tensors;
-        let trained = |values: &[f32], shape: [usize; 2], kind| {
-            Parameter::new(backend, values, &shape, kind, true)
-        };
+        let grid = [out_features, groups];
+        let trains_offset = scale_rule.is_none();
+        let has_offset = offset.iter().any(|offset| *offset != 0.0);
+        assert!(trains_offset || !has_offset, "offset with a rule for the scale");
         let path = LoraOptions { rank, lora_scaling };
         Ok(Self {
             options,
             out_features,
             base: Frozen::new(backend, weight, shape)?,
             path: LowRankPath::new(backend, shape, path, lora_a, lora_b)?,
-            scale: trained(scale, [out_features, groups], ParameterKind::Scale)?,
-            offset: trained(offset, [out_features, groups], ParameterKind::Offset)?,
+            scale: TrainedScale::new(backend, scale, grid, scale_rule)?,
+            offset: Parameter::new(backend, offset, &grid, ParameterKind::Offset, trains_offset)?,
             warm_up: WarmUp::default(),
         })
     }
@@ -141,10 +155,15 @@ impl<B: Backend> L4q<B> {
     /// # Errors
     /// `NonFinite` naming the tensor.
     pub fn merge(self, backend: &B) -> Result<MergedTensors> {
-        MergedTensors::quantize(backend, &self.args())
+        self.merged(backend)
     }
 
-    fn args(&self) -> FakeQuantizeArgs<'_, B> {
+    fn merged(&self, backend: &B) -> Result<MergedTensors> {
+        MergedTensors::quantize(backend, &self.args(&self.scale.rounded(backend)?))
+    }
+
+    /// With the scale that was rounded, where it is.
+    fn args<'a>(&'a self, rounded_scale: &'a B::Floats) -> FakeQuantizeArgs<'a, B> {
         FakeQuantizeArgs {
             spec: self.options.spec,
             out_features: self.out_features,
@@ -155,7 +174,7 @@ impl<B: Backend> L4q<B> {
                 rank: self.options.rank,
                 lora_scaling: self.options.lora_scaling,
             }),
-            scale: &self.scale.value,
+            scale: self.scale.used(rounded_scale),
             offset: &self.offset.value,
         }
     }
@@ -190,7 +209,10 @@ impl L4qTensors {
         options: L4qOptions,
         random: &mut impl Rng,
     ) -> Result<Self> {
-        let L4qOptions { spec, rank, init, .. } = options;
+        let L4qOptions { spec, rank, init, scale_rule, .. } = options;
+        if scale_rule.is_some() {
+            refuse_offset(init, "a layer with a target")?;
+        }
         let lora_a = kaiming_uniform(rank * spec.in_features(), spec.in_features(), random);
         let (scale, offset) = initial_grid(backend, spec, init, out_features, &weight.to_floats())?;
         Ok(Self { lora_a, lora_b: vec![0.0; out_features * rank], scale, offset })
@@ -201,7 +223,7 @@ impl<B: Backend> LinearMethod<B> for L4q<B> {
     fn cost(&self) -> LayerCost {
         let cost = self.options.cost(self.out_features, self.base.stored());
         let cost = if self.warm_up.updates > 0 { cost.warming_up() } else { cost };
-        if self.scale.gradient.is_some() { cost } else { cost.freezing(2) }
+        if self.scale.is_trained() { cost } else { cost.freezing(self.options.grid_tensors()) }
     }
 
     fn forward(
@@ -216,7 +238,9 @@ impl<B: Backend> LinearMethod<B> for L4q<B> {
             self.base.forward(backend, tokens, x, y, scratch)?;
             return self.path.add_forward(backend, tokens, x, y, &mut scratch.path);
         }
-        backend.fake_quantize(&self.args(), &mut scratch.effective, None)?;
+        self.scale.round(backend, &mut scratch.rounded_scale)?;
+        let args = self.args(&scratch.rounded_scale);
+        backend.fake_quantize(&args, &mut scratch.effective, None)?;
         backend.linear(self.linear_args(tokens), x, &scratch.effective, y)
     }
 
@@ -233,12 +257,14 @@ impl<B: Backend> LinearMethod<B> for L4q<B> {
             return self.path.backward(backend, beside, &mut scratch.path);
         }
         let args = self.linear_args(call.tokens);
-        backend.fake_quantize(&self.args(), &mut scratch.effective, None)?;
+        self.scale.round(backend, &mut scratch.rounded_scale)?;
+        let of_weight = self.args(&scratch.rounded_scale);
+        backend.fake_quantize(&of_weight, &mut scratch.effective, None)?;
         let to_input = LinearArgs { write: call.write, ..args };
         backend.linear_input_gradient(to_input, call.d_y, &scratch.effective, call.d_x)?;
         // The gradient buffers leave their parameters while the values are borrowed.
         let LowRankPath { lora_a, lora_b, .. } = &mut self.path;
-        let mut taken = [&mut self.scale, &mut self.offset, lora_a, lora_b]
+        let mut taken = [&mut self.scale.parameter, &mut self.offset, lora_a, lora_b]
             .map(|parameter| parameter.gradient.take());
         let [d_scale, d_offset, d_lora_a, d_lora_b] = &mut taken;
         let gradients = FakeQuantizeGradients {
@@ -248,16 +274,18 @@ impl<B: Backend> LinearMethod<B> for L4q<B> {
         };
         let BackwardCall { tokens, x, d_y, .. } = call;
         let from = WeightGradientArgs { tokens, d_y, x, grad_scale: self.options.grad_scale };
-        let done = backend.weight_gradient(&self.args(), &from, &mut scratch.d_weight, gradients);
+        let args = self.args(&scratch.rounded_scale);
+        let done = backend.weight_gradient(&args, &from, &mut scratch.d_weight, gradients);
         let [d_scale, d_offset, d_lora_a, d_lora_b] = taken;
-        self.scale.gradient = d_scale;
+        self.scale.parameter.gradient = d_scale;
         self.offset.gradient = d_offset;
         self.path.lora_a.gradient = d_lora_a;
         self.path.lora_b.gradient = d_lora_b;
-        done
+        done?;
+        self.scale.pass_gradient(backend)
     }
 
-    fn trained_scale(&self) -> Option<&Parameter<B>> {
+    fn trained_scale(&self) -> Option<&TrainedScale<B>> {
         self.scale.if_trained().filter(|_| !self.warm_up.is_on)
     }
 
@@ -265,7 +293,7 @@ impl<B: Backend> LinearMethod<B> for L4q<B> {
         if self.warm_up.is_on {
             return Ok(None);
         }
-        Ok(Some(MergedTensors::quantize(backend, &self.args())?.code_use()))
+        Ok(Some(self.merged(backend)?.code_use()))
     }
 
     fn at_update(&mut self, backend: &B, updates: u64) -> Result<()> {
@@ -278,7 +306,7 @@ impl<B: Backend> LinearMethod<B> for L4q<B> {
         }
         let L4qOptions { spec, init, .. } = self.options;
         let (scale, offset) = initial_grid(backend, spec, init, self.out_features, &weight)?;
-        backend.write(&scale, &mut self.scale.value)?;
+        backend.write(&scale, &mut self.scale.parameter.value)?;
         backend.write(&offset, &mut self.offset.value)?;
         self.warm_up.is_on = false;
         Ok(())
@@ -286,7 +314,7 @@ impl<B: Backend> LinearMethod<B> for L4q<B> {
 
     fn trainable(&mut self) -> Vec<Trainable<'_, B>> {
         let since = self.warm_up.updates;
-        let grid = [self.scale.trainable("scale"), self.offset.trainable("offset")];
+        let grid = [self.scale.trainable(), self.offset.trainable("offset")];
         let grid = grid.into_iter().flatten().map(|tensor| Trainable { since, ..tensor });
         self.path.trainable().chain(grid).collect()
     }

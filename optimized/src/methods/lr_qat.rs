@@ -4,12 +4,13 @@
 //! The full-precision weight is not kept, except under a live inner scale, which divides it in
 //! every step.
 
-use plumbline_reference::spec::{InitScaleRule, InnerScale, LrQatSpec, SCALE_FLOOR};
+use plumbline_reference::spec::{InitScaleRule, InnerScale, LrQatSpec, ScaleRule};
 use rand::Rng;
 
 use super::{
     BackwardCall, CodeUse, LayerCost, LinearMethod, MergedTensors, Parameter, ParameterKind,
-    Scratch, ScratchNeed, Trainable, Update, initial_grid, kaiming_uniform, refuse_offset,
+    Scratch, ScratchNeed, Trainable, TrainedScale, Update, initial_grid, kaiming_uniform,
+    refuse_offset, trained_scale,
 };
 use crate::backend::Backend;
 use crate::error::{Error, Result};
@@ -29,6 +30,8 @@ pub struct LrQatOptions {
     pub lora_scaling: f32,
     /// How the scale begins.
     pub init: InitScaleRule,
+    /// The numbers that the scale in use may be, where a target says so.
+    pub scale_rule: Option<ScaleRule>,
 }
 
 /// A linear layer whose weight is `clamp(round(stored + update)) * scale`.
@@ -40,7 +43,7 @@ pub struct LrQat<B: Backend> {
     zero_point: Option<B::Floats>,
     lora_a: Parameter<B>,
     lora_b: Parameter<B>,
-    scale: Parameter<B>,
+    scale: TrainedScale<B>,
 }
 
 /// The tensors of one layer beside its weight, on the host.
@@ -71,9 +74,10 @@ impl LrQatOptions {
             weight_gradient: true,
             update: Update::Inside { rank },
         }
+        .rounding(self.scale_rule, out_features * grid.groups())
     }
 
-    /// The scale that a layer begins with, which a frozen inner scale keeps. Eq. (Q8).
+    /// The scale that a layer begins with. Eq. (Q8).
     ///
     /// # Errors
     /// `Invalid` for a rule that gives an offset; `NonFinite` for a bad weight.
@@ -85,6 +89,24 @@ impl LrQatOptions {
     ) -> Result<Vec<f32>> {
         refuse_offset(self.init, "lr_qat")?;
         Ok(initial_grid(backend, *self.spec.grid(), self.init, out_features, weight)?.0)
+    }
+
+    /// What a frozen inner scale keeps of it: the scale that the first weight is made with, rounded
+    /// where a target rounds it. Eq. (Q23), (C5). `None` where the inner scale is live.
+    ///
+    /// # Errors
+    /// When the device failed.
+    pub fn inner_scale<B: Backend>(
+        &self,
+        backend: &B,
+        begun: Vec<f32>,
+    ) -> Result<Option<Vec<f32>>> {
+        match self.spec.inner_scale() {
+            InnerScale::Live => Ok(None),
+            InnerScale::Frozen(_) => {
+                trained_scale::round_on_host(backend, self.scale_rule, begun).map(Some)
+            }
+        }
     }
 }
 
@@ -103,9 +125,8 @@ impl<B: Backend> LrQat<B> {
     ) -> Result<Self> {
         let width = options.spec.grid().in_features();
         let scale = options.initial_scale(backend, weight, out_features)?;
-        let is_frozen = options.spec.inner_scale() != InnerScale::Live;
         let start = LrQatTensors {
-            initial_scale: is_frozen.then(|| scale.clone()),
+            initial_scale: options.inner_scale(backend, scale.clone())?,
             zero_point: None,
             lora_a: kaiming_uniform(options.rank * width, width, random),
             lora_b: vec![0.0; out_features * options.rank],
@@ -162,7 +183,12 @@ impl<B: Backend> LrQat<B> {
             zero_point: zero_point.as_ref().map(|values| backend.upload(values)).transpose()?,
             lora_a: trained(lora_a, [rank, grid.in_features()], ParameterKind::LoraA)?,
             lora_b: trained(lora_b, [out_features, rank], ParameterKind::LoraB)?,
-            scale: trained(scale, [out_features, grid.groups()], ParameterKind::Scale)?,
+            scale: TrainedScale::new(
+                backend,
+                scale,
+                [out_features, grid.groups()],
+                options.scale_rule,
+            )?,
         })
     }
 
@@ -184,21 +210,22 @@ impl<B: Backend> LrQat<B> {
 
     fn merged(&self, backend: &B) -> Result<MergedTensors> {
         let spec = *self.options.spec.grid();
-        let (len, groups) = (self.out_features * spec.in_features(), self.scale.len());
+        let (len, groups) =
+            (self.out_features * spec.in_features(), self.out_features * spec.groups());
         let (mut effective, mut codes) = (backend.zeros(len)?, backend.zero_codes(len)?);
-        backend.lr_qat_quantize(&self.args(), &mut effective, Some(&mut codes))?;
-        let floor = SCALE_FLOOR as f32;
-        let scale = self.scale.to_host(backend)?.into_iter().map(|s| s.max(floor)).collect();
+        let rounded = self.scale.rounded(backend)?;
+        backend.lr_qat_quantize(&self.args(&rounded), &mut effective, Some(&mut codes))?;
         Ok(MergedTensors {
             spec,
             out_features: self.out_features,
             codes: backend.download_codes(&codes)?,
-            scale,
+            scale: self.scale.merged(backend)?,
             offset: vec![0.0; groups],
         })
     }
 
-    fn args(&self) -> LrQatArgs<'_, B> {
+    /// With the scale that was rounded, where it is.
+    fn args<'a>(&'a self, rounded_scale: &'a B::Floats) -> LrQatArgs<'a, B> {
         LrQatArgs {
             spec: self.options.spec,
             out_features: self.out_features,
@@ -210,7 +237,7 @@ impl<B: Backend> LrQat<B> {
                 rank: self.options.rank,
                 lora_scaling: self.options.lora_scaling,
             },
-            scale: &self.scale.value,
+            scale: self.scale.used(rounded_scale),
         }
     }
 
@@ -222,11 +249,11 @@ impl<B: Backend> LrQat<B> {
 impl<B: Backend> LinearMethod<B> for LrQat<B> {
     fn cost(&self) -> LayerCost {
         let mut cost = self.options.cost(self.out_features);
-        if self.scale.gradient.is_none() {
+        if !self.scale.is_trained() {
             cost = cost.freezing(1);
         }
         if self.zero_point.is_some() {
-            cost.frozen_bytes += 4 * self.scale.len();
+            cost.frozen_bytes += 4 * self.scale.parameter.len();
         }
         cost
     }
@@ -239,7 +266,9 @@ impl<B: Backend> LinearMethod<B> for LrQat<B> {
         y: &mut B::Floats,
         scratch: &mut Scratch<B>,
     ) -> Result<()> {
-        backend.lr_qat_quantize(&self.args(), &mut scratch.effective, None)?;
+        self.scale.round(backend, &mut scratch.rounded_scale)?;
+        let args = self.args(&scratch.rounded_scale);
+        backend.lr_qat_quantize(&args, &mut scratch.effective, None)?;
         backend.linear(self.linear_args(tokens), x, &scratch.effective, y)
     }
 
@@ -250,27 +279,31 @@ impl<B: Backend> LinearMethod<B> for LrQat<B> {
         scratch: &mut Scratch<B>,
     ) -> Result<()> {
         let args = self.linear_args(call.tokens);
-        backend.lr_qat_quantize(&self.args(), &mut scratch.effective, None)?;
+        self.scale.round(backend, &mut scratch.rounded_scale)?;
+        let of_weight = self.args(&scratch.rounded_scale);
+        backend.lr_qat_quantize(&of_weight, &mut scratch.effective, None)?;
         let to_input = LinearArgs { write: call.write, ..args };
         backend.linear_input_gradient(to_input, call.d_y, &scratch.effective, call.d_x)?;
         backend.linear_weight_gradient(args, call.d_y, call.x, &mut scratch.d_weight)?;
         // The gradient buffers leave their parameters while the values are borrowed.
-        let mut taken = [&mut self.scale, &mut self.lora_a, &mut self.lora_b]
+        let mut taken = [&mut self.scale.parameter, &mut self.lora_a, &mut self.lora_b]
             .map(|parameter| parameter.gradient.take());
         let [d_scale, d_lora_a, d_lora_b] = &mut taken;
         let gradients = LrQatGradients {
             d_scale: d_scale.as_mut(),
             d_low_rank: d_lora_a.as_mut().zip(d_lora_b.as_mut()),
         };
-        let done = backend.lr_qat_quantize_backward(&self.args(), &mut scratch.d_weight, gradients);
+        let args = self.args(&scratch.rounded_scale);
+        let done = backend.lr_qat_quantize_backward(&args, &mut scratch.d_weight, gradients);
         let [d_scale, d_lora_a, d_lora_b] = taken;
-        self.scale.gradient = d_scale;
+        self.scale.parameter.gradient = d_scale;
         self.lora_a.gradient = d_lora_a;
         self.lora_b.gradient = d_lora_b;
-        done
+        done?;
+        self.scale.pass_gradient(backend)
     }
 
-    fn trained_scale(&self) -> Option<&Parameter<B>> {
+    fn trained_scale(&self) -> Option<&TrainedScale<B>> {
         self.scale.if_trained()
     }
 
@@ -279,13 +312,9 @@ impl<B: Backend> LinearMethod<B> for LrQat<B> {
     }
 
     fn trainable(&mut self) -> Vec<Trainable<'_, B>> {
-        [
-            self.lora_a.trainable("lora_a"),
-            self.lora_b.trainable("lora_b"),
-            self.scale.trainable("scale"),
-        ]
-        .into_iter()
-        .flatten()
-        .collect()
+        [self.lora_a.trainable("lora_a"), self.lora_b.trainable("lora_b"), self.scale.trainable()]
+            .into_iter()
+            .flatten()
+            .collect()
     }
 }

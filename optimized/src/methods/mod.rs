@@ -20,6 +20,7 @@ mod qat_lora;
 mod qlora;
 mod quantized_weight;
 mod targeted;
+mod trained_scale;
 
 pub use affine::{Affine, AffineTensors};
 pub use codes::{CodeTensors, CodeUse, IntoCodes};
@@ -38,6 +39,7 @@ pub use qat::{Qat, QatOptions, QatTensors};
 pub use qat_lora::QatLora;
 pub use qlora::{Qlora, QloraOptions};
 pub use targeted::{Targeted, TargetedTensors};
+pub use trained_scale::TrainedScale;
 
 use plumbline_reference::spec::{InitScaleRule, QuantSpec, SCALE_FLOOR};
 use rand::Rng;
@@ -146,15 +148,6 @@ impl<B: Storage> Parameter<B> {
         })
     }
 
-    /// How many values lie below the floor of a scale, and how many there are.
-    ///
-    /// # Errors
-    /// When the device failed.
-    pub fn below_floor(&self, backend: &B) -> Result<(usize, usize)> {
-        let values = self.to_host(backend)?;
-        Ok((values.iter().filter(|value| **value < SCALE_FLOOR as f32).count(), values.len()))
-    }
-
     /// Bytes of the values where they are frozen; those of a trained tensor its `trainable` tells.
     pub fn frozen_bytes(&self) -> usize {
         if self.gradient.is_none() { 4 * self.len() } else { 0 }
@@ -163,11 +156,6 @@ impl<B: Storage> Parameter<B> {
     /// Keeps no gradient any more.
     pub(crate) fn freeze(&mut self) {
         self.gradient = None;
-    }
-
-    /// The parameter itself where it is trained.
-    pub(crate) fn if_trained(&self) -> Option<&Self> {
-        self.gradient.as_ref().map(|_| self)
     }
 
     /// Values on the host.
@@ -209,6 +197,8 @@ pub struct Scratch<B: Storage> {
     pub pooled: B::Floats,
     /// Their gradient.
     pub d_pooled: B::Floats,
+    /// The scale that a layer's weight is made with where it is rounded, `[out, groups]`.
+    pub rounded_scale: B::Floats,
 }
 
 /// Temporaries of a low-rank update beside a weight.
@@ -236,6 +226,8 @@ pub struct ScratchNeed {
     pub groups: usize,
     /// Columns of the inputs that are left after dropout.
     pub dropped: usize,
+    /// Values of the rounded scale.
+    pub rounded_scale: usize,
 }
 
 impl ScratchNeed {
@@ -253,14 +245,16 @@ impl ScratchNeed {
             rank: self.rank.max(other.rank),
             groups: self.groups.max(other.groups),
             dropped: self.dropped.max(other.dropped),
+            rounded_scale: self.rounded_scale.max(other.rounded_scale),
         }
     }
 
     /// Bytes for sequences of up to `tokens` tokens in all, `operand_bytes` for each value of the
     /// effective weight.
     pub fn bytes(self, tokens: usize, operand_bytes: usize) -> usize {
-        let Self { effective, d_weight, rank, groups, dropped } = self;
-        operand_bytes * effective + 4 * (d_weight + (2 * (rank + groups) + dropped) * tokens)
+        let Self { effective, d_weight, rank, groups, dropped, rounded_scale } = self;
+        let floats = d_weight + (2 * (rank + groups) + dropped) * tokens + rounded_scale;
+        operand_bytes * effective + 4 * floats
     }
 
     /// Allocates for sequences of up to `tokens` tokens in all.
@@ -279,6 +273,7 @@ impl ScratchNeed {
             },
             pooled: backend.zeros(self.groups * tokens)?,
             d_pooled: backend.zeros(self.groups * tokens)?,
+            rounded_scale: backend.zeros(self.rounded_scale)?,
         })
     }
 }
@@ -319,7 +314,7 @@ pub trait LinearMethod<B: Backend>: Sized + Send {
     ) -> Result<()>;
 
     /// The scale that is trained, where one is: a group that falls below its floor stands still.
-    fn trained_scale(&self) -> Option<&Parameter<B>> {
+    fn trained_scale(&self) -> Option<&TrainedScale<B>> {
         None
     }
 

@@ -3,11 +3,11 @@
 //!
 //! Of the frozen weight the packed codes are kept, and not the floats.
 
-use plumbline_reference::spec::{QuantSpec, SCALE_FLOOR};
+use plumbline_reference::spec::{QuantSpec, ScaleRule};
 
 use super::{
-    AffineTensors, BackwardCall, CodeUse, LayerCost, LinearMethod, Parameter, ParameterKind,
-    Scratch, ScratchNeed, Trainable, Update,
+    AffineTensors, BackwardCall, CodeUse, LayerCost, LinearMethod, Scratch, ScratchNeed, Trainable,
+    TrainedScale, Update,
 };
 use crate::backend::Backend;
 use crate::error::Result;
@@ -20,11 +20,11 @@ pub struct Peqa<B: Backend> {
     out_features: usize,
     codes: PackedCodes<B>,
     zero_point: B::Floats,
-    scale: Parameter<B>,
+    scale: TrainedScale<B>,
 }
 
 /// What a layer of so many rows costs under PEQA.
-pub fn peqa_cost(spec: QuantSpec, out_features: usize) -> LayerCost {
+pub fn peqa_cost(spec: QuantSpec, out_features: usize, scale_rule: Option<ScaleRule>) -> LayerCost {
     let (shape, grid) = ((out_features, spec.in_features()), out_features * spec.groups());
     LayerCost {
         shape,
@@ -34,14 +34,20 @@ pub fn peqa_cost(spec: QuantSpec, out_features: usize) -> LayerCost {
         weight_gradient: true,
         update: Update::None,
     }
+    .rounding(scale_rule, grid)
 }
 
 impl<B: Backend> Peqa<B> {
-    /// Starts from codes, scales and zero points, fresh or as training left them.
+    /// Starts from codes, scales and zero points, fresh or as training left them; `scale_rule` is
+    /// the numbers that the scale in use may be, where a target says so.
     ///
     /// # Errors
     /// `Invalid` for a code that the grid does not have; `NonFinite`; when the device has no room.
-    pub fn new(backend: &B, tensors: &AffineTensors) -> Result<Self> {
+    pub fn new(
+        backend: &B,
+        tensors: &AffineTensors,
+        scale_rule: Option<ScaleRule>,
+    ) -> Result<Self> {
         tensors.check()?;
         let AffineTensors { spec, out_features, scale, zero_point, .. } = tensors;
         let grid = [*out_features, spec.groups()];
@@ -50,11 +56,12 @@ impl<B: Backend> Peqa<B> {
             out_features: *out_features,
             codes: tensors.upload_codes(backend)?,
             zero_point: backend.upload(zero_point)?,
-            scale: Parameter::new(backend, scale, &grid, ParameterKind::Scale, true)?,
+            scale: TrainedScale::new(backend, scale, grid, scale_rule)?,
         })
     }
 
-    /// Codes, scales and zero points; scales are raised to the floor, as in the forward.
+    /// Codes, scales and zero points; scales are raised to the floor, and rounded where there is a
+    /// rule, as in the forward.
     ///
     /// # Errors
     /// When the device failed.
@@ -63,22 +70,22 @@ impl<B: Backend> Peqa<B> {
     }
 
     fn merged(&self, backend: &B) -> Result<AffineTensors> {
-        let floor = SCALE_FLOOR as f32;
-        let scale = self.scale.to_host(backend)?.into_iter().map(|scale| scale.max(floor));
+        let groups = self.scale.parameter.len();
         Ok(AffineTensors {
             spec: self.spec,
             out_features: self.out_features,
             codes: self.codes.download(backend)?.unpack(),
-            scale: scale.collect(),
-            zero_point: backend.download(&self.zero_point, self.scale.len())?,
+            scale: self.scale.merged(backend)?,
+            zero_point: backend.download(&self.zero_point, groups)?,
         })
     }
 
-    fn grid(&self) -> AffineGrid<'_, B> {
+    /// With the scale that was rounded, where it is.
+    fn grid<'a>(&'a self, rounded_scale: &'a B::Floats) -> AffineGrid<'a, B> {
         AffineGrid {
             spec: self.spec,
             out_features: self.out_features,
-            scale: &self.scale.value,
+            scale: self.scale.used(rounded_scale),
             zero_point: &self.zero_point,
         }
     }
@@ -90,7 +97,7 @@ impl<B: Backend> Peqa<B> {
 
 impl<B: Backend> LinearMethod<B> for Peqa<B> {
     fn cost(&self) -> LayerCost {
-        peqa_cost(self.spec, self.out_features)
+        peqa_cost(self.spec, self.out_features, self.scale.rule())
     }
 
     fn forward(
@@ -101,7 +108,9 @@ impl<B: Backend> LinearMethod<B> for Peqa<B> {
         y: &mut B::Floats,
         scratch: &mut Scratch<B>,
     ) -> Result<()> {
-        backend.affine_dequantize(&self.grid(), &self.codes, &mut scratch.effective)?;
+        self.scale.round(backend, &mut scratch.rounded_scale)?;
+        let grid = self.grid(&scratch.rounded_scale);
+        backend.affine_dequantize(&grid, &self.codes, &mut scratch.effective)?;
         backend.linear(self.linear_args(tokens), x, &scratch.effective, y)
     }
 
@@ -112,22 +121,25 @@ impl<B: Backend> LinearMethod<B> for Peqa<B> {
         scratch: &mut Scratch<B>,
     ) -> Result<()> {
         let args = self.linear_args(call.tokens);
-        backend.affine_dequantize(&self.grid(), &self.codes, &mut scratch.effective)?;
+        self.scale.round(backend, &mut scratch.rounded_scale)?;
+        let grid = self.grid(&scratch.rounded_scale);
+        backend.affine_dequantize(&grid, &self.codes, &mut scratch.effective)?;
         let to_input = LinearArgs { write: call.write, ..args };
         backend.linear_input_gradient(to_input, call.d_y, &scratch.effective, call.d_x)?;
         // The gradient buffer leaves its parameter while the value is borrowed.
-        let Some(mut d_scale) = self.scale.gradient.take() else { return Ok(()) };
+        let Some(mut d_scale) = self.scale.parameter.gradient.take() else { return Ok(()) };
         let d_weight = &mut scratch.d_weight;
         let done =
             backend.linear_weight_gradient(args, call.d_y, call.x, d_weight).and_then(|()| {
-                let (grid, codes) = (self.grid(), &self.codes);
+                let (grid, codes) = (self.grid(&scratch.rounded_scale), &self.codes);
                 backend.affine_dequantize_backward(&grid, codes, d_weight, &mut d_scale)
             });
-        self.scale.gradient = Some(d_scale);
-        done
+        self.scale.parameter.gradient = Some(d_scale);
+        done?;
+        self.scale.pass_gradient(backend)
     }
 
-    fn trained_scale(&self) -> Option<&Parameter<B>> {
+    fn trained_scale(&self) -> Option<&TrainedScale<B>> {
         Some(&self.scale)
     }
 
@@ -136,6 +148,6 @@ impl<B: Backend> LinearMethod<B> for Peqa<B> {
     }
 
     fn trainable(&mut self) -> Vec<Trainable<'_, B>> {
-        self.scale.trainable("scale").into_iter().collect()
+        self.scale.trainable().into_iter().collect()
     }
 }

@@ -1,12 +1,12 @@
 //! Full-model quantization-aware training: the weight itself is trained, through its quantizer.
 //! With an offset the quantizer is that of LSQ+, without one that of LSQ. Eqs. (M11), (M12).
 
-use plumbline_reference::spec::{GradScale, InitScaleRule, QatQuantizer, QuantSpec};
+use plumbline_reference::spec::{GradScale, InitScaleRule, QatQuantizer, QuantSpec, ScaleRule};
 
 use super::quantized_weight::{Behind, HostWeight, QuantizedTensors, QuantizedWeight};
 use super::{
     BackwardCall, CodeUse, LayerCost, LinearMethod, MergedTensors, Parameter, Scratch, ScratchNeed,
-    Trainable, Update, initial_grid, refuse_offset,
+    Trainable, TrainedScale, Update, initial_grid, refuse_offset,
 };
 use crate::backend::Backend;
 use crate::error::Result;
@@ -22,12 +22,16 @@ pub struct QatOptions {
     pub init: InitScaleRule,
     /// Factor on the gradients of scale and offset.
     pub grad_scale: GradScale,
+    /// The numbers that the scale in use may be, where a target says so; without an offset only.
+    pub scale_rule: Option<ScaleRule>,
 }
 
 impl QatOptions {
     /// What a layer of so many rows costs.
     pub fn cost(&self, out_features: usize) -> LayerCost {
-        qat_cost(self.spec, self.quantizer == QatQuantizer::LsqPlus, out_features)
+        let groups = out_features * self.spec.groups();
+        let has_offset = self.quantizer == QatQuantizer::LsqPlus;
+        qat_cost(self.spec, has_offset, out_features).rounding(self.scale_rule, groups)
     }
 }
 
@@ -92,7 +96,7 @@ impl<B: Backend> Qat<B> {
     ///
     /// # Panics
     /// When a tensor's length is not what the options say, or an offset is there that they do not
-    /// ask for or missing where they do.
+    /// ask for or missing where they do, or with a rule for the scale.
     pub fn from_tensors(
         backend: &B,
         out_features: usize,
@@ -101,12 +105,14 @@ impl<B: Backend> Qat<B> {
     ) -> Result<Self> {
         let has_offset = options.quantizer == QatQuantizer::LsqPlus;
         assert_eq!(tensors.offset.is_some(), has_offset, "offset under {:?}", options.quantizer);
+        assert!(!has_offset || options.scale_rule.is_none(), "offset with a rule for the scale");
         let zero = vec![0.0; out_features * options.spec.groups()];
         let tensors = QuantizedTensors {
             weight: HostWeight::Trained(&tensors.weight),
             scale: &tensors.scale,
             offset: tensors.offset.as_ref().unwrap_or(&zero),
             trains_offset: has_offset,
+            scale_rule: options.scale_rule,
         };
         let QatOptions { spec, grad_scale, .. } = options;
         Ok(Self { inner: QuantizedWeight::new(backend, out_features, spec, grad_scale, &tensors)? })
@@ -124,15 +130,16 @@ impl<B: Backend> Qat<B> {
     /// # Errors
     /// `NonFinite` naming the tensor.
     pub fn merge(self, backend: &B) -> Result<MergedTensors> {
-        MergedTensors::quantize(backend, &self.inner.args())
+        self.inner.merged(backend)
     }
 }
 
 impl<B: Backend> LinearMethod<B> for Qat<B> {
     fn cost(&self) -> LayerCost {
         let has_offset = self.inner.offset.gradient.is_some();
-        let cost = qat_cost(self.inner.spec, has_offset, self.inner.out_features());
-        if self.inner.scale.gradient.is_some() { cost } else { cost.freezing(1) }
+        let mut cost = qat_cost(self.inner.spec, has_offset, self.inner.out_features());
+        cost.scratch.rounded_scale = self.inner.scale.room();
+        if self.inner.scale.is_trained() { cost } else { cost.freezing(1) }
     }
 
     fn forward(
@@ -161,12 +168,12 @@ impl<B: Backend> LinearMethod<B> for Qat<B> {
         }
     }
 
-    fn trained_scale(&self) -> Option<&Parameter<B>> {
+    fn trained_scale(&self) -> Option<&TrainedScale<B>> {
         self.inner.scale.if_trained()
     }
 
     fn code_use(&self, backend: &B) -> Result<Option<CodeUse>> {
-        Ok(Some(MergedTensors::quantize(backend, &self.inner.args())?.code_use()))
+        Ok(Some(self.inner.merged(backend)?.code_use()))
     }
 
     fn trainable(&mut self) -> Vec<Trainable<'_, B>> {
@@ -174,7 +181,7 @@ impl<B: Backend> LinearMethod<B> for Qat<B> {
             Behind::Trained(weight) => weight.trainable("weight"),
             Behind::Frozen(_) => None,
         };
-        [weight, self.inner.scale.trainable("scale"), self.inner.offset.trainable("offset")]
+        [weight, self.inner.scale.trainable(), self.inner.offset.trainable("offset")]
             .into_iter()
             .flatten()
             .collect()

@@ -9,7 +9,7 @@ use super::low_rank_path::LowRankPath;
 use super::quantized_weight::{Behind, HostWeight, QuantizedTensors, QuantizedWeight};
 use super::{
     AdapterDropout, BackwardCall, CodeUse, L4qOptions, L4qTensors, LayerCost, LinearMethod,
-    LoraOptions, MergedTensors, Parameter, Scratch, ScratchNeed, Trainable, Update,
+    LoraOptions, Scratch, ScratchNeed, Trainable, TrainedScale, Update,
 };
 use crate::backend::Backend;
 use crate::cpu::Cpu;
@@ -71,7 +71,8 @@ impl<B: Backend> QatLora<B> {
         let shape = (out_features, spec.in_features());
         let path = LoraOptions { rank, lora_scaling };
         let weight = HostWeight::Frozen(weight);
-        let tensors = QuantizedTensors { weight, scale, offset, trains_offset: true };
+        let (trains_offset, scale_rule) = (true, None);
+        let tensors = QuantizedTensors { weight, scale, offset, trains_offset, scale_rule };
         Ok(Self {
             inner: QuantizedWeight::new(backend, out_features, spec, grad_scale, &tensors)?,
             path: LowRankPath::new(backend, shape, path, lora_a, lora_b)?,
@@ -103,9 +104,10 @@ impl<B: Backend> LinearMethod<B> for QatLora<B> {
             Behind::Trained(_) => WeightType::F32,
             Behind::Frozen(weight) => weight.stored(),
         };
-        let options = L4qOptions { spec, rank, lora_scaling, init, grad_scale };
+        let scale_rule = None;
+        let options = L4qOptions { spec, rank, lora_scaling, init, grad_scale, scale_rule };
         let cost = self.path.cost(options.cost_beside(self.inner.out_features(), stored));
-        if self.inner.scale.gradient.is_some() { cost } else { cost.freezing(2) }
+        if self.inner.scale.is_trained() { cost } else { cost.freezing(2) }
     }
 
     fn forward(
@@ -131,16 +133,16 @@ impl<B: Backend> LinearMethod<B> for QatLora<B> {
         self.path.backward(backend, call, &mut scratch.path)
     }
 
-    fn trained_scale(&self) -> Option<&Parameter<B>> {
+    fn trained_scale(&self) -> Option<&TrainedScale<B>> {
         self.inner.scale.if_trained()
     }
 
     fn code_use(&self, backend: &B) -> Result<Option<CodeUse>> {
-        Ok(Some(MergedTensors::quantize(backend, &self.inner.args())?.code_use()))
+        Ok(Some(self.inner.merged(backend)?.code_use()))
     }
 
     fn trainable(&mut self) -> Vec<Trainable<'_, B>> {
-        let grid = [self.inner.scale.trainable("scale"), self.inner.offset.trainable("offset")];
+        let grid = [self.inner.scale.trainable(), self.inner.offset.trainable("offset")];
         self.path.trainable().chain(grid.into_iter().flatten()).collect()
     }
 }

@@ -1,9 +1,9 @@
 //! A weight behind its quantizer, on a trained grid: what QAT and QAT-LoRA share.
 //! Eqs. (M11), (M12).
 
-use plumbline_reference::spec::{GradScale, QuantSpec};
+use plumbline_reference::spec::{GradScale, QuantSpec, ScaleRule};
 
-use super::{BackwardCall, Parameter, ParameterKind, Scratch};
+use super::{BackwardCall, MergedTensors, Parameter, ParameterKind, Scratch, TrainedScale};
 use crate::backend::Backend;
 use crate::cpu::Cpu;
 use crate::error::Result;
@@ -17,7 +17,7 @@ pub(super) struct QuantizedWeight<B: Backend> {
     pub(super) spec: QuantSpec,
     pub(super) grad_scale: GradScale,
     pub(super) weight: Behind<B>,
-    pub(super) scale: Parameter<B>,
+    pub(super) scale: TrainedScale<B>,
     pub(super) offset: Parameter<B>,
 }
 
@@ -38,6 +38,8 @@ pub(super) struct QuantizedTensors<'a> {
     /// `[out, groups]`.
     pub(super) offset: &'a [f32],
     pub(super) trains_offset: bool,
+    /// The numbers that the scale in use may be, where a target says so.
+    pub(super) scale_rule: Option<ScaleRule>,
 }
 
 /// The weight on the host, `[out, in]`.
@@ -75,14 +77,14 @@ impl<B: Backend> QuantizedWeight<B> {
         grad_scale: GradScale,
         tensors: &QuantizedTensors<'_>,
     ) -> Result<Self> {
-        let QuantizedTensors { weight, scale, offset, trains_offset } = *tensors;
+        let QuantizedTensors { weight, scale, offset, trains_offset, scale_rule } = *tensors;
         let shape = [out_features, spec.in_features()];
         let grid = [out_features, spec.groups()];
         Ok(Self {
             spec,
             grad_scale,
             weight: weight.upload(backend, shape)?,
-            scale: Parameter::new(backend, scale, &grid, ParameterKind::Scale, true)?,
+            scale: TrainedScale::new(backend, scale, grid, scale_rule)?,
             offset: Parameter::new(backend, offset, &grid, ParameterKind::Offset, trains_offset)?,
         })
     }
@@ -94,10 +96,16 @@ impl<B: Backend> QuantizedWeight<B> {
     }
 
     pub(super) fn out_features(&self) -> usize {
-        self.scale.shape[0]
+        self.scale.parameter.shape[0]
     }
 
-    pub(super) fn args(&self) -> FakeQuantizeArgs<'_, B> {
+    /// Codes and grid. Eq. (M3), without an update.
+    pub(super) fn merged(&self, backend: &B) -> Result<MergedTensors> {
+        MergedTensors::quantize(backend, &self.args(&self.scale.rounded(backend)?))
+    }
+
+    /// With the scale that was rounded, where it is.
+    fn args<'a>(&'a self, rounded_scale: &'a B::Floats) -> FakeQuantizeArgs<'a, B> {
         FakeQuantizeArgs {
             spec: self.spec,
             out_features: self.out_features(),
@@ -106,7 +114,7 @@ impl<B: Backend> QuantizedWeight<B> {
                 Behind::Frozen(weight) => weight.view(),
             },
             low_rank: None,
-            scale: &self.scale.value,
+            scale: self.scale.used(rounded_scale),
             offset: &self.offset.value,
         }
     }
@@ -124,7 +132,9 @@ impl<B: Backend> QuantizedWeight<B> {
         y: &mut B::Floats,
         scratch: &mut Scratch<B>,
     ) -> Result<()> {
-        backend.fake_quantize(&self.args(), &mut scratch.effective, None)?;
+        self.scale.round(backend, &mut scratch.rounded_scale)?;
+        let args = self.args(&scratch.rounded_scale);
+        backend.fake_quantize(&args, &mut scratch.effective, None)?;
         backend.linear(self.linear_args(tokens), x, &scratch.effective, y)
     }
 
@@ -136,23 +146,26 @@ impl<B: Backend> QuantizedWeight<B> {
         scratch: &mut Scratch<B>,
     ) -> Result<()> {
         let args = self.linear_args(call.tokens);
-        backend.fake_quantize(&self.args(), &mut scratch.effective, None)?;
+        self.scale.round(backend, &mut scratch.rounded_scale)?;
+        let of_weight = self.args(&scratch.rounded_scale);
+        backend.fake_quantize(&of_weight, &mut scratch.effective, None)?;
         let to_input = LinearArgs { write: call.write, ..args };
         backend.linear_input_gradient(to_input, call.d_y, &scratch.effective, call.d_x)?;
         // The mask acts on the gradient of this call alone, so it cannot be summed in place.
         backend.linear_weight_gradient(args, call.d_y, call.x, &mut scratch.d_weight)?;
         // The gradient buffers leave their parameters while the values are borrowed.
-        let mut taken =
-            [&mut self.scale, &mut self.offset].map(|parameter| parameter.gradient.take());
+        let mut taken = [&mut self.scale.parameter, &mut self.offset]
+            .map(|parameter| parameter.gradient.take());
         let [d_scale, d_offset] = &mut taken;
         let gradients = FakeQuantizeGradients {
             d_scale: d_scale.as_mut(),
             d_offset: d_offset.as_mut(),
             d_low_rank: None,
         };
-        let (args, d_weight) = (self.args(), &mut scratch.d_weight);
+        let (args, d_weight) = (self.args(&scratch.rounded_scale), &mut scratch.d_weight);
         let done = backend.fake_quantize_backward(&args, self.grad_scale, d_weight, gradients);
-        [self.scale.gradient, self.offset.gradient] = taken;
-        done
+        [self.scale.parameter.gradient, self.offset.gradient] = taken;
+        done?;
+        self.scale.pass_gradient(backend)
     }
 }

@@ -1,8 +1,8 @@
 //! A layer that a method may or may not be on.
 
 use super::{
-    BackwardCall, CodeTensors, CodeUse, Frozen, IntoCodes, LayerCost, LinearMethod, Parameter,
-    Scratch, Trainable,
+    BackwardCall, CodeTensors, CodeUse, Frozen, IntoCodes, LayerCost, LinearMethod, Scratch,
+    Trainable, TrainedScale,
 };
 use crate::backend::Backend;
 use crate::cpu::Cpu;
@@ -51,7 +51,7 @@ impl<B: Backend, L: LinearMethod<B>> LinearMethod<B> for Targeted<B, L> {
         }
     }
 
-    fn trained_scale(&self) -> Option<&Parameter<B>> {
+    fn trained_scale(&self) -> Option<&TrainedScale<B>> {
         match self {
             Self::Method(layer) => layer.trained_scale(),
             Self::Frozen(_) => None,

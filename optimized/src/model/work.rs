@@ -204,8 +204,8 @@ mod tests {
 
     fn l4q(linear: &Projection) -> LayerCost {
         let spec = QuantSpec::new(Bits::new(4).unwrap(), Some(128), linear.in_features).unwrap();
-        let (init, grad_scale) = (InitScaleRule::default(), GradScale::None);
-        L4qOptions { spec, rank: 16, lora_scaling: 2.0, init, grad_scale }
+        let (init, grad_scale, scale_rule) = (InitScaleRule::default(), GradScale::None, None);
+        L4qOptions { spec, rank: 16, lora_scaling: 2.0, init, grad_scale, scale_rule }
             .cost(linear.out_features, WeightType::F32)
     }
 

@@ -20,6 +20,7 @@ pub mod nf4;
 pub mod random_weights;
 pub mod rms_norm;
 pub mod rope;
+pub mod round_scale;
 pub mod rtn;
 pub mod squared_norm;
 pub mod sums;

@@ -92,14 +92,19 @@ impl MethodRecipe {
             if matches!(self.settings, MethodSettings::Lora(_)) {
                 return Err(Error::Invalid(format!("{place}: method lora has no codes")));
             }
+            if let Some(targeted) = self.settings.targeted()? {
+                bits.map_or(Ok(()), |bits| targeted.check_bits(&format!("{place}: bits"), bits))?;
+                targeted.check_group(&format!("{place}: group_size"), *group_size)?;
+            }
         }
         Ok(())
     }
 
-    /// That every pattern matches a layer of the model, and an override's one under the method.
+    /// That every pattern matches a layer of the model, and an override's one under the method; that
+    /// the format that is trained for holds the grid of every layer.
     ///
     /// # Errors
-    /// `Invalid` naming the pattern.
+    /// `Invalid` naming the pattern or the layer.
     pub fn check_layers(&self, config: &LlamaConfig) -> Result<()> {
         let names: Vec<String> = Projection::all(config).into_iter().map(|one| one.name).collect();
         let last = names.last().map_or("", String::as_str);
@@ -119,6 +124,17 @@ impl MethodRecipe {
                 );
                 return Err(Error::Invalid(reason));
             }
+        }
+        let Some(targeted) = self.settings.targeted()? else { return Ok(()) };
+        for linear in Projection::all(config).iter().filter(|one| self.is_target(&one.name)) {
+            let (bits, group_size) =
+                self.grid_of(&linear.name, (targeted.bits, targeted.group_size));
+            targeted.check_bits(&format!("{}: bits", linear.name), bits)?;
+            let (size, of) = match group_size {
+                Some(size) => (size, "group_size"),
+                None => (linear.in_features, "a row, which is one group,"),
+            };
+            targeted.check_group(&format!("{}: {of}", linear.name), Some(size))?;
         }
         Ok(())
     }
@@ -213,7 +229,9 @@ mod tests {
         assert_eq!(read.grid_of("model.layers.0.mlp.up_proj", own), own);
         let other = (Bits::new(8).unwrap(), None);
         assert_eq!(read.grid_of("model.layers.0.mlp.down_proj", own), other);
-        for (add, field) in [("ranks = 3\n", "ranks"), ("target = [\"a\"]\n", "target")] {
+        for (add, field) in
+            [("ranks = 3\n", "ranks"), ("target_layers = [\"a\"]\n", "target_layers")]
+        {
             let told = recipe(&text.replace("rank = 2\n", &format!("rank = 2\n{add}")));
             let told = told.unwrap_err().to_string();
             assert!(told.contains(&format!("`{field}`")), "{told}");

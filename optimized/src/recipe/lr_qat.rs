@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::method::{min_max, yes};
 use crate::error::Result;
+use crate::export::{Format, read_target};
 use crate::methods::refuse_offset;
 
 /// The fields.
@@ -52,6 +53,9 @@ pub struct LrQatSettings {
     /// How activations are rounded; absent where they stay as they are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub activations: Option<ActivationSpec>,
+    /// The format that the model is trained for; absent for none.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "read_target")]
+    pub target: Option<Format>,
 }
 
 fn frozen() -> String {

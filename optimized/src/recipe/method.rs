@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::LrQatSettings;
 use super::frozen_codes::{FrozenBase, GptqBase};
 use crate::error::{Error, Result};
+use crate::export::{Format, read_target};
 use crate::methods::refuse_offset;
 
 /// A method and its own settings.
@@ -68,6 +69,9 @@ pub struct L4qSettings {
     /// Probability with which what an adapter beside the weight reads is dropped.
     #[serde(default)]
     pub dropout: f32,
+    /// The format that the model is trained for; absent for none.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "read_target")]
+    pub target: Option<Format>,
 }
 
 /// `[method] name = "qat_lora"`: the fields of L4Q.
@@ -87,6 +91,9 @@ pub struct LoraSettings {
     /// Probability with which what the adapter reads is dropped.
     #[serde(default)]
     pub dropout: f32,
+    /// Refused: what is merged is not bit for bit what was trained.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "read_target")]
+    pub target: Option<Format>,
 }
 
 /// `[method] name = "qat"`.
@@ -116,6 +123,9 @@ pub struct QatSettings {
     /// Whether scale and offset are trained.
     #[serde(default = "yes")]
     pub train_scale: bool,
+    /// The format that the model is trained for; absent for none.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "read_target")]
+    pub target: Option<Format>,
 }
 
 /// `[method] name = "peqa"`.
@@ -148,6 +158,9 @@ pub struct PeqaSettings {
     /// What GPTQ is told, with `base = "gptq"`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gptq: Option<GptqBase>,
+    /// The format that the model is trained for; absent for none.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "read_target")]
+    pub target: Option<Format>,
 }
 
 /// `[method] name = "qa_lora"`.
@@ -194,6 +207,9 @@ pub struct QaLoraSettings {
     /// Probability with which what the adapter reads is dropped.
     #[serde(default)]
     pub dropout: f32,
+    /// Refused: what is merged is not bit for bit what was trained.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "read_target")]
+    pub target: Option<Format>,
 }
 
 /// `[method] name = "qlora"`. The grid is the one that `plumbline merge` rounds to.
@@ -234,6 +250,9 @@ pub struct QloraSettings {
     /// Probability with which what the adapter reads is dropped.
     #[serde(default)]
     pub dropout: f32,
+    /// Refused: what is merged is not bit for bit what was trained.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "read_target")]
+    pub target: Option<Format>,
 }
 
 fn two() -> f32 {
@@ -349,6 +368,7 @@ impl MethodSettings {
     /// # Errors
     /// `Invalid` or `Spec` naming the field.
     pub fn check(&self) -> Result<()> {
+        self.check_target()?;
         match self {
             Self::L4q(settings) => {
                 settings.rule()?;

@@ -44,7 +44,7 @@ pub fn layer_statistics<B: Backend, L: LinearMethod<B>>(
     for (layer, linear) in model.linears() {
         let scale = match linear.trained_scale() {
             Some(scale) => {
-                let floored = scale.below_floor(model.backend())?.0;
+                let floored = scale.standing_still(model.backend())?.0;
                 Some(ScaleStatistics::of(&scale.to_host(model.backend())?, floored))
             }
             None => None,

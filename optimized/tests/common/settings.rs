@@ -35,6 +35,7 @@ pub fn l4q(bits: u32) -> L4qSettings {
         train_scale: true,
         lora_warmup_steps: 0,
         dropout: 0.0,
+        target: None,
     }
 }
 
@@ -57,6 +58,7 @@ pub fn lr_qat(bits: u32, downcast: Downcast, inner_scale: &str) -> LrQatSettings
         train_scale: true,
         dropout: 0.0,
         activations: None,
+        target: None,
     }
 }
 
@@ -71,6 +73,7 @@ pub fn peqa(bits: u32) -> PeqaSettings {
         convention: SymmetricScale::Paper,
         base: FrozenBase::Rtn,
         gptq: None,
+        target: None,
     }
 }
 
@@ -84,6 +87,7 @@ pub fn qat(bits: u32, quantizer: QatQuantizer) -> QatSettings {
         init_steps: None,
         grad_scale: GradScale::None,
         train_scale: true,
+        target: None,
     }
 }
 
@@ -103,6 +107,7 @@ pub fn qa_lora(bits: u32, pool: Pool) -> QaLoraSettings {
         base: FrozenBase::Rtn,
         gptq: None,
         dropout: 0.0,
+        target: None,
     }
 }
 
@@ -120,5 +125,6 @@ pub fn qlora(bits: u32) -> QloraSettings {
         range_steps: None,
         convention: SymmetricScale::Paper,
         dropout: 0.0,
+        target: None,
     }
 }

@@ -95,8 +95,8 @@ impl Parts {
 
     fn l4q<B: Backend>(&self, backend: &B) -> Vec<Trace> {
         let (spec, init, grad_scale) = (self.spec, InitScaleRule::default(), GradScale::None);
-        let lora_scaling = LORA_SCALING;
-        let options = L4qOptions { spec, rank: RANK, lora_scaling, init, grad_scale };
+        let (lora_scaling, scale_rule) = (LORA_SCALING, None);
+        let options = L4qOptions { spec, rank: RANK, lora_scaling, init, grad_scale, scale_rule };
         let tensors = L4qTensors {
             lora_a: self.lora_a.clone(),
             lora_b: self.lora_b.clone(),
@@ -118,7 +118,7 @@ impl Parts {
             .map(|quantizer| {
                 let (spec, init, grad_scale) =
                     (self.spec, InitScaleRule::default(), GradScale::None);
-                let options = QatOptions { spec, quantizer, init, grad_scale };
+                let options = QatOptions { spec, quantizer, init, grad_scale, scale_rule: None };
                 let has_offset = quantizer == QatQuantizer::LsqPlus;
                 let tensors = QatTensors {
                     weight: self.weight.clone(),
@@ -140,7 +140,8 @@ impl Parts {
                 let (mask, dialect) = (LrQatMask::Rounded, LrQatDialect::Paper);
                 let spec = LrQatSpec::new(self.spec, inner_scale, mask, dialect).unwrap();
                 let (lora_scaling, init) = (LORA_SCALING, InitScaleRule::default());
-                let options = LrQatOptions { spec, rank: RANK, lora_scaling, init };
+                let options =
+                    LrQatOptions { spec, rank: RANK, lora_scaling, init, scale_rule: None };
                 let is_live = inner_scale == InnerScale::Live;
                 let tensors = LrQatTensors {
                     initial_scale: (!is_live).then(|| powers(5, self.scale.len())),
@@ -158,7 +159,7 @@ impl Parts {
     }
 
     fn affine<B: Backend>(&self, backend: &B) -> Vec<Trace> {
-        let peqa = Peqa::new(backend, &self.affine).unwrap();
+        let peqa = Peqa::new(backend, &self.affine, None).unwrap();
         let mut traces = vec![self.pass(backend, peqa, |layer| merged(layer.merge(backend)))];
         let (groups, lora_scaling) = (self.spec.groups(), LORA_SCALING);
         // A mean is exact where the group is a power of two.

@@ -148,6 +148,19 @@ fn moments_in_bf16_go_on_to_the_same_bits() {
 
 /// Cut within the warm-up, at its end, and after it.
 #[test]
+fn a_target_goes_on_to_the_same_bits() {
+    for method in [
+        "name = \"l4q\"\nbits = 4\ngroup_size = 16\nrank = 2",
+        "name = \"qat\"\nbits = 4\ngroup_size = 16\nquantizer = \"lsq\"",
+        "name = \"peqa\"\nbits = 4\ngroup_size = 16",
+        "name = \"lr_qat\"\nbits = 4\ngroup_size = 16\nrank = 2\nlora_scaling = 4.0\n\
+         downcast = \"fixed8\"",
+    ] {
+        resumes(&format!("{method}\ntarget = \"awq\""), "cpu");
+    }
+}
+
+#[test]
 fn a_warm_up_goes_on_to_the_same_bits() {
     for steps in [1, 2, 3] {
         resumes(&format!("{L4Q}\nlora_warmup_steps = {steps}"), "cpu");

@@ -16,6 +16,7 @@ mod qa_lora;
 mod qat;
 mod rope;
 mod rtn;
+mod scale_rule;
 mod stored;
 mod zero_point;
 
@@ -31,6 +32,7 @@ pub use qa_lora::{GroupPool, Pool, QaLoraDialect};
 pub use qat::QatQuantizer;
 pub use rope::{Llama3Scaling, RopeScaling, RopeSpec};
 pub use rtn::{RangeSearch, RtnSpec, SymmetricScale};
+pub use scale_rule::ScaleRule;
 pub use stored::{PackedBits, StoredType};
 pub use zero_point::ZeroPointRule;
 

@@ -27,6 +27,7 @@ mod qa_lora;
 mod qat;
 mod quantize;
 mod refusals;
+mod round_scale;
 mod rtn;
 mod smooth;
 mod storage;

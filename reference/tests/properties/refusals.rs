@@ -24,10 +24,12 @@ use plumbline_reference::nf4;
 use plumbline_reference::quantize::{dequantize, fake_quantize, quantize};
 use plumbline_reference::rms_norm::{rms_norm, rms_norm_backward};
 use plumbline_reference::rope::{rope, rope_backward};
+use plumbline_reference::round_scale::{round_scale, round_scale_backward};
 use plumbline_reference::rtn::rtn;
 use plumbline_reference::spec::{
     AdamWSpec, Bits, BlockSize, Downcast, GradScale, GroupPool, InitScaleRule, InnerScale,
-    LrQatDialect, LrQatMask, LrQatSpec, QuantSpec, RopeSpec, RtnSpec, StoredType, ZeroPointRule,
+    LrQatDialect, LrQatMask, LrQatSpec, QuantSpec, RopeSpec, RtnSpec, ScaleRule, StoredType,
+    ZeroPointRule,
 };
 use plumbline_reference::straight_through::fake_quantize_backward;
 use plumbline_reference::swiglu::{swiglu, swiglu_backward};
@@ -350,6 +352,12 @@ fn lr_qat_operations() {
 fn stored_types() {
     for stored in [StoredType::Bf16, StoredType::F16] {
         refuses("cast", &[("input", &[3, 4])], |t| cast(t.get::<Ix2>(0), stored));
+    }
+    for rule in ScaleRule::ALL {
+        refuses("round_scale", &[SCALE], |t| round_scale(t.get(0), rule));
+        refuses("round_scale_backward", &[SCALE, ("d_rounded_scale", SCALE.1)], |t| {
+            round_scale_backward(t.get(0), t.get(1), rule)
+        });
     }
 }
 

@@ -76,6 +76,7 @@ impl<B: Backend> Layer<'_, B> {
             lora_scaling: self.lora_scaling()?,
             init: InitScaleRule::default(),
             grad_scale: quantizer.grad_scale,
+            scale_rule: None,
         };
         let tensors = L4qTensors {
             lora_a: self.host("lora_a")?,
@@ -119,6 +120,7 @@ impl<B: Backend> Layer<'_, B> {
             quantizer: self.call.request.params.optional("quantizer")?.unwrap_or_default(),
             init: InitScaleRule::default(),
             grad_scale: quantizer.grad_scale,
+            scale_rule: None,
         };
         let tensors = QatTensors {
             weight: self.host("weight")?,
@@ -135,6 +137,7 @@ impl<B: Backend> Layer<'_, B> {
             rank: self.rank()?,
             lora_scaling: self.lora_scaling()?,
             init: InitScaleRule::default(),
+            scale_rule: None,
         };
         let tensors = LrQatTensors {
             initial_scale: self.where_given("initial_scale")?,
@@ -170,7 +173,7 @@ impl<B: Backend> Layer<'_, B> {
     }
 
     pub(super) fn peqa(&self) -> Result<Peqa<B>, Refused> {
-        Ok(Peqa::new(&**self.call.backend, &self.affine()?)?)
+        Ok(Peqa::new(&**self.call.backend, &self.affine()?, None)?)
     }
 }
 

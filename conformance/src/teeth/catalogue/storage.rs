@@ -1,13 +1,14 @@
 //! Faults of unsigned grids, of narrow types and of packed codes.
 
 use ndarray::Array2;
-use plumbline_reference::spec::StoredType;
+use plumbline_reference::spec::{ScaleRule, StoredType};
 
 use super::super::Fault::{Answer, Arithmetic, Request as Asked};
 use super::super::Mutant;
 use super::super::arithmetic::Slip;
 use super::edits::{
-    Edited, by_columns, input, map_bytes, map_input, set_input, set_output, set_unsigned, spec,
+    Edited, by_columns, input, map_bytes, map_input, map_output, output, set_input, set_output,
+    set_param, set_unsigned, spec,
 };
 use super::{equivalent, fault};
 use crate::case::Request;
@@ -17,10 +18,12 @@ use crate::tensor::{Tensor, Tensors};
 const QUANTIZE: &[&str] = &["affine.quantize"];
 const DEQUANTIZE: &[&str] = &["affine.dequantize"];
 const CAST: &[&str] = &["cast"];
+const ROUND: &[&str] = &["round_scale.forward"];
+const ROUND_BACK: &[&str] = &["round_scale.backward"];
 const PACK: &[&str] = &["pack"];
 const UNPACK: &[&str] = &["unpack"];
 
-/// Faults of `affine.*`, `cast`, `pack` and `unpack`.
+/// Faults of `affine.*`, `cast`, `round_scale.*`, `pack` and `unpack`.
 #[rustfmt::skip]
 pub(super) static MUTANTS: &[Mutant] = &[
     fault("affine_half_away", "ties go away from zero",
@@ -86,6 +89,64 @@ pub(super) static MUTANTS: &[Mutant] = &[
         Answer(|r, o| cast_by(r, o, |near| {
             if near.next_binade { near.towards_zero } else { near.even }
         }))),
+    fault("scale_truncated", "low bits of a scale are cut off",
+        ROUND, &["truncation"], Answer(|r, o| scale_by(r, o, |near| near.towards_zero))),
+    fault("scale_half_away", "ties of a scale go away from zero",
+        ROUND, &["tie"],
+        Answer(|r, o| scale_by(r, o, |near| {
+            if near.part >= 0.5 { near.away } else { near.towards_zero }
+        }))),
+    fault("scale_carry_lost", "a scale that rounds up to the next power of two stays below",
+        ROUND, &["next_binade"],
+        Answer(|r, o| scale_by(r, o, |near| {
+            if near.next_binade { near.towards_zero } else { near.even }
+        }))),
+    fault("scale_flushed", "a subnormal scale becomes the smallest normal one",
+        ROUND, &["subnormal"],
+        Answer(|r, o| scale_by(r, o, |near| {
+            if near.subnormal { 2_f64.powi(-14) } else { near.even }
+        }))),
+    fault("scale_of_the_other_rule", "bf16 for f16, and f16 for bf16",
+        ROUND, &["scale_rule"], Asked(other_rule)),
+    fault("scale_left_below", "a scale below the smallest is rounded to a number of its own type",
+        ROUND, &["smallest_scale"],
+        Answer(|r, o| where_scale(r, o, "rounded_scale", |scale, rule, given| {
+            if scale < rule.smallest() { scale.max(1e-8) as f32 } else { given }
+        }))),
+    fault("floor_after_rounding", "a scale that rounds to zero is raised to the floor",
+        ROUND, &["scale_floor"],
+        Answer(|r, o| where_scale(r, o, "rounded_scale", |scale, rule, given| {
+            if scale <= 1e-8 { 1e-8_f32.min(rule.smallest() as f32) } else { given }
+        }))),
+    fault("scale_saturates_at_f16", "the largest of f16 under either rule",
+        ROUND, &["largest_scale"],
+        Answer(|r, o| where_scale(r, o, "rounded_scale", |scale, rule, given| {
+            if scale > rule.largest() { 65504.0 } else { given }
+        }))),
+    fault("rounded_scale_has_no_slope", "the derivative of the steps",
+        ROUND_BACK, &["straight_through"], Answer(|_, o| map_output(o, "d_scale", |_| 0.0))),
+    fault("gradient_beyond_the_ends", "the gradient passes everywhere",
+        ROUND_BACK, &["unmasked"],
+        Answer(|r, o| {
+            let given = input(r, "d_rounded_scale")?;
+            set_output(o, "d_scale", &given)
+        })),
+    fault("ends_stand_still", "a scale at an end of its rule has no gradient",
+        ROUND_BACK, &["closed_mask"],
+        Answer(|r, o| where_scale(r, o, "d_scale", |scale, rule, given| {
+            let at_end = scale == rule.smallest() || scale == rule.largest();
+            if at_end { 0.0 } else { given }
+        }))),
+    fault("floor_is_the_only_end", "the gradient stops below the floor alone",
+        ROUND_BACK, &["unmasked"],
+        Answer(|r, o| {
+            let (given, scale) = (input(r, "d_rounded_scale")?, input(r, "scale")?);
+            let d_scale = ndarray::Zip::from(&given).and(&scale)
+                .map_collect(|given, scale| if *scale < 1e-8 { 0.0 } else { *given });
+            set_output(o, "d_scale", &d_scale)
+        })),
+    fault("ends_of_the_other_rule", "the gradient stops where the other rule ends",
+        ROUND_BACK, &["scale_rule"], Asked(other_rule)),
     fault("first_code_high", "the first code stands in the high bits",
         PACK, &["bit_order"], Answer(|r, o| packed(r, o, first_high))),
     fault("interleaved_nibbles", "eight codes of a word in the order 0 2 4 6 1 3 5 7",
@@ -177,6 +238,39 @@ fn cast_by(request: &Request, outputs: &mut Tensors, choose: fn(&Near) -> f64) -
     let values = input.mapv(|number| choose(&Near::new(f64::from(number), stored)) as f32);
     outputs.insert("output".to_owned(), Tensor::floats(&values));
     Ok(())
+}
+
+fn other_rule(request: &mut Request) -> Edited {
+    let other = match params::scale_rule(&request.params)? {
+        ScaleRule::F16 => "bf16_in_f16",
+        ScaleRule::Bf16InF16 => "f16",
+    };
+    set_param(request, "scale_rule", other)
+}
+
+/// Scales between the ends of their rule, chosen among the neighbours of the type.
+fn scale_by(request: &Request, outputs: &mut Tensors, choose: fn(&Near) -> f64) -> Edited {
+    let stored = match params::scale_rule(&request.params)? {
+        ScaleRule::F16 => StoredType::F16,
+        ScaleRule::Bf16InF16 => StoredType::Bf16,
+    };
+    where_scale(request, outputs, "rounded_scale", |scale, rule, given| {
+        let inside = rule.reaches(scale);
+        if inside { choose(&Near::new(scale, stored)) as f32 } else { given }
+    })
+}
+
+/// An output changed by the scale of its place.
+fn where_scale(
+    request: &Request,
+    outputs: &mut Tensors,
+    name: &str,
+    change: impl Fn(f64, ScaleRule, f32) -> f32,
+) -> Edited {
+    let (rule, scale) = (params::scale_rule(&request.params)?, input(request, "scale")?);
+    let mut values = output(outputs, name)?;
+    values.zip_mut_with(&scale, |value, scale| *value = change(f64::from(*scale), rule, *value));
+    set_output(outputs, name, &values)
 }
 
 /// A bit of a code in its matrix.
