@@ -10,9 +10,11 @@ use std::path::{Path, PathBuf};
 use common::merged::{Kind, Tensors, Trained, config, save};
 use common::program::{json, plumbline, refused};
 use plumbline::checkpoint::{ModelFolder, Shift};
-use plumbline::export::{CodedLayer, Exported, FloatType, Format, Level, Request, Zero, export};
+use plumbline::export::{
+    CodedLayer, Exported, FloatType, Format, Grid, Level, Request, Zero, export,
+};
 use plumbline::model::Projection;
-use plumbline_reference::spec::{ActivationSpec, Bits};
+use plumbline_reference::spec::{ActivationSpec, Bits, ScaleRule};
 use serde_json::{Value, json};
 
 /// A folder for a test, and the model in it.
@@ -128,7 +130,7 @@ fn offsets_and_real_zero_points_stay_with_formats_that_add_as_training_did() {
 /// A scale that was not trained for a format keeps 24 bits, which only types of 32 hold.
 #[test]
 fn any_scale_needs_a_format_with_f32() {
-    let trained = Trained { snapped: false, ..Trained::new(Kind::Symmetric, 4, Some(32)) };
+    let trained = Trained { significant: 24, ..Trained::new(Kind::Symmetric, 4, Some(32)) };
     // MLX would round the product and the sum where training rounded one product.
     let expected = [Format::CompressedTensors, Format::HuggingFace, Format::Plumbline];
     assert_eq!(holders(trained), expected);
@@ -359,17 +361,17 @@ fn the_table_of_the_documentation_is_what_happens() {
     let mut table = String::from("| trained result |");
     let heads: String = Format::ALL.iter().map(|format| format!(" {format} |")).collect();
     writeln!(table, "{heads}\n|---|{}", "---|".repeat(Format::ALL.len())).unwrap();
-    for snapped in [true, false] {
+    for significant in [8, 24] {
         for (name, kind, bits, group_size) in rows {
-            if !snapped && (kind, bits, group_size) != (Kind::Symmetric, 4, Some(32)) {
+            if significant == 24 && (kind, bits, group_size) != (Kind::Symmetric, 4, Some(32)) {
                 continue;
             }
-            let holders = holders(Trained { kind, bits, group_size, snapped });
+            let holders = holders(Trained { kind, bits, group_size, significant });
             let cells: String = Format::ALL
                 .iter()
                 .map(|format| if holders.contains(format) { " E2 |" } else { " – |" })
                 .collect();
-            let any = if snapped { "" } else { ", any f32 as scale" };
+            let any = if significant == 8 { "" } else { ", any f32 as scale" };
             writeln!(table, "| {name}{any} |{cells}").unwrap();
         }
     }
@@ -382,5 +384,29 @@ fn the_table_of_the_documentation_is_what_happens() {
         fs::write(&path, format!("{before}{start}{table}{end}{after}")).unwrap();
     } else {
         assert_eq!(found, table, "PLUMBLINE_WRITE_DOCS=1 writes the table into docs/formats.md");
+    }
+}
+
+/// A recipe is checked by a table of what each format holds: every grid that it lets through, on the
+/// scales that training then leaves, is held.
+#[test]
+fn what_may_be_trained_for_a_format_is_held_by_it() {
+    for format in Format::ALL {
+        let Some(rule) = format.scale_rule() else { continue };
+        for (kind, grid) in [(Kind::Symmetric, Grid::Symmetric), (Kind::ZeroPoint, Grid::ZeroPoint)]
+        {
+            for bits in 2..=8 {
+                for group_size in [Some(32), None] {
+                    let trained = Trained::new(kind, bits, group_size);
+                    let full = rule == ScaleRule::F16;
+                    let place =
+                        Place::new(Trained { significant: if full { 11 } else { 8 }, ..trained });
+                    if format.check_bits(grid, Bits::new(bits).unwrap()).is_ok() {
+                        let told = place.export(format, FloatType::F32);
+                        assert!(told.is_ok(), "{format} {kind:?} {bits} {group_size:?}: {told:?}");
+                    }
+                }
+            }
+        }
     }
 }

@@ -10,7 +10,7 @@ use half::{bf16, f16};
 use plumbline::checkpoint::ModelFolder;
 use plumbline::cpu::Cpu;
 use plumbline::cuda::{Cuda, Interpreter};
-use plumbline::export::{Format, ScaleRule};
+use plumbline::export::Format;
 use plumbline::finetune::{MergedModel, Method, Start, first_difference, merge, method_model};
 use plumbline::methods::{AffineTensors, IntoCodes, LinearMethod, MergedTensors};
 use plumbline::model::{Llama, Recompute};
@@ -19,7 +19,7 @@ use plumbline::recipe::{L4qSettings, LrQatSettings, PeqaSettings, QatSettings};
 use plumbline::train::{
     Observer, OptimizerSettings, Schedule, StepRecord, TokenWindows, Trainer, TrainingSettings,
 };
-use plumbline_reference::spec::{Downcast, QatQuantizer};
+use plumbline_reference::spec::{Downcast, QatQuantizer, ScaleRule};
 
 const TARGETS: [Format; 2] = [Format::GgufQ4_0, Format::Awq];
 

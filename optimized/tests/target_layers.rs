@@ -8,7 +8,6 @@ mod numbers;
 use numbers::{bits, floats, random};
 use plumbline::backend::Storage;
 use plumbline::cpu::Cpu;
-use plumbline::export::ScaleRule;
 use plumbline::methods::{
     AffineTensors, BackwardCall, L4q, L4qOptions, L4qTensors, LinearMethod, LrQat, LrQatOptions,
     LrQatTensors, Peqa, Qat, QatOptions, QatTensors,
@@ -16,6 +15,7 @@ use plumbline::methods::{
 use plumbline::ops::Write;
 use plumbline::ops::round_scale::RoundScale;
 use plumbline::ops::widen::FrozenWeight;
+use plumbline_reference::spec::ScaleRule;
 use plumbline_reference::spec::{
     Bits, Downcast, GradScale, InitScaleRule, InnerScale, LrQatDialect, LrQatMask, LrQatSpec,
     QatQuantizer, QuantSpec,

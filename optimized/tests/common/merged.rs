@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use half::bf16;
 use plumbline::checkpoint::QuantizationConfig;
 use plumbline::model::{Projection, tensor_shapes};
 use plumbline_reference::spec::{Bits, LlamaConfig};
@@ -44,19 +43,19 @@ pub struct Trained {
     pub bits: u32,
     /// `None` for one group per row.
     pub group_size: Option<usize>,
-    /// Scales as a target leaves them, not any f32.
-    pub snapped: bool,
+    /// Significant bits of a scale: 8 or 11 as targets leave them, 24 for any f32.
+    pub significant: u32,
 }
 
 impl Trained {
     pub const fn new(kind: Kind, bits: u32, group_size: Option<usize>) -> Self {
-        Self { kind, bits, group_size, snapped: true }
+        Self { kind, bits, group_size, significant: 8 }
     }
 
-    /// Eight significant bits, or all that f32 has.
+    /// Cut to so many bits; the last of them is set in some.
     fn scale(self, at: usize) -> f32 {
         let any = 0.001 + (at * 7919 % 1009) as f32 * 3.1e-6;
-        if self.snapped { bf16::from_f32(any).to_f32() } else { any }
+        f32::from_bits(any.to_bits() & (u32::MAX << (24 - self.significant)))
     }
 
     /// Writes the model's folder.
