@@ -410,3 +410,63 @@ fn what_may_be_trained_for_a_format_is_held_by_it() {
         }
     }
 }
+
+/// Sides that fill no word, a layer of one row and one of one column: held by the formats that pad or
+/// do not pack, and told by the others.
+#[test]
+fn odd_sides_are_held_or_named() {
+    for (hidden, intermediate) in [(6, 1), (10, 7), (14, 33)] {
+        let mut config = config();
+        config["hidden_size"] = hidden.into();
+        config["intermediate_size"] = intermediate.into();
+        config["num_attention_heads"] = 1.into();
+        config["head_dim"] = 2.into();
+        for kind in [Kind::Symmetric, Kind::ZeroPoint] {
+            for bits in [2, 3, 4, 5, 8] {
+                let place = Place::with(Trained::new(kind, bits, None), config.clone());
+                for format in [Format::CompressedTensors, Format::HuggingFace, Format::Plumbline] {
+                    let told = place.export(format, FloatType::F32);
+                    assert!(told.is_ok(), "{format} {kind:?} {bits}: {told:?}");
+                }
+                for format in [Format::GptqV2, Format::Awq, Format::Mlx, Format::GgufQ8_0] {
+                    let message = place.export(format, FloatType::F32).unwrap_err();
+                    let lacks = ["expected a multiple of", "groups of", "codes of"];
+                    assert!(lacks.iter().any(|lack| message.contains(lack)), "{message}");
+                    assert!(message.contains("can hold this model"), "{message}");
+                }
+            }
+        }
+    }
+}
+
+/// Every code beside every zero point, at every width, through every layout that has zero points.
+#[test]
+fn every_code_meets_every_zero_point() {
+    let mut config = config();
+    for field in ["hidden_size", "intermediate_size"] {
+        config[field] = 256.into();
+    }
+    for bits in 2..=8 {
+        let place = Place::with(Trained::new(Kind::ZeroPoint, bits, None), config.clone());
+        let source = ModelFolder::open(&place.path("merged")).unwrap();
+        let mut met = vec![false; 1 << (2 * bits)];
+        for linear in Projection::all(source.config()) {
+            let layer = CodedLayer::read(&source, &linear).unwrap().unwrap();
+            let Zero::Codes(zeros) = &layer.zero else { panic!("{:?}", layer.zero) };
+            for (codes, zero) in layer.codes.chunks(layer.group_size).zip(zeros) {
+                codes
+                    .iter()
+                    .for_each(|code| met[usize::from(*zero) << bits | usize::from(*code)] = true);
+            }
+        }
+        assert!(met.iter().all(|met| *met), "{bits} bits");
+        for format in [Format::CompressedTensors, Format::GptqV2, Format::Awq, Format::Mlx] {
+            let holds = match format {
+                Format::Awq => bits <= 4,
+                _ => true,
+            };
+            assert_eq!(place.export(format, FloatType::F32).is_ok(), holds, "{format} {bits}");
+        }
+        place.export(Format::Plumbline, FloatType::F32).unwrap();
+    }
+}
