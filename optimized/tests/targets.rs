@@ -149,7 +149,7 @@ fn a_pattern_that_matches_nothing_is_named() {
         (CHOICE, &["recipe.toml", "method.override", "\"attn.*\""][..]),
         ("targets = [\"q_proj\", \"c_attn\"]", &["recipe.toml", "method.targets", "\"c_attn\""]),
         ("targets = []", &["recipe.toml", "method.targets is empty"]),
-        ("target = [\"q_proj\"]", &["recipe.toml", "`target`"]),
+        ("target = [\"q_proj\"]", &["recipe.toml", "target: invalid type"]),
         (
             "targets = [\"q_proj\"]\n[[method.override]]\npattern = \"up_proj\"\nbits = 3",
             &["recipe.toml", "\"up_proj\"", "that the method is on"],

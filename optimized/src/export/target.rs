@@ -97,14 +97,15 @@ impl Format {
 /// Reads the field `target`, or says what it is and what it may be.
 ///
 /// # Errors
-/// For a name that is no format.
+/// For what is no name, or that of no format.
 pub(crate) fn read_target<'de, D>(deserializer: D) -> Result<Option<Format>, D::Error>
 where
     D: Deserializer<'de>,
 {
-    let name: Option<String> = Option::deserialize(deserializer)?;
-    let parsed = name.map(|name| name.parse::<Format>()).transpose();
-    parsed.map_err(|reason| de::Error::custom(format!("target: {reason}")))
+    let refused = |reason: String| de::Error::custom(format!("target: {reason}"));
+    let name: Option<String> =
+        Option::deserialize(deserializer).map_err(|error| refused(error.to_string()))?;
+    name.map(|name| name.parse::<Format>()).transpose().map_err(refused)
 }
 
 #[cfg(test)]
