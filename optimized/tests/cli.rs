@@ -399,7 +399,7 @@ fn a_model_that_is_not_llama_is_refused_by_field() {
         ("model_type", serde_json::json!("gpt2"), "gpt2"),
         ("rope_scaling", serde_json::json!({"rope_type": "yarn"}), "rope_type is yarn"),
         ("rope_scaling", serde_json::json!({"rope_type": "llama3"}), "factor is missing"),
-        ("quantization_config", serde_json::json!({"quant_method": "awq"}), "awq"),
+        ("quantization_config", serde_json::json!({"quant_method": "aqlm"}), "aqlm"),
         ("num_attention_heads", serde_json::json!(0), "0"),
         ("hidden_size", serde_json::json!("wide"), "wide"),
     ];

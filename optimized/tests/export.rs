@@ -426,7 +426,12 @@ fn odd_sides_are_held_or_named() {
                 let place = Place::with(Trained::new(kind, bits, None), config.clone());
                 for format in [Format::CompressedTensors, Format::HuggingFace, Format::Plumbline] {
                     let told = place.export(format, FloatType::F32);
-                    assert!(told.is_ok(), "{format} {kind:?} {bits}: {told:?}");
+                    // Few codes of a width that does not divide 32.
+                    let two_ways = told.as_ref().is_err_and(|told| {
+                        told.contains("would be read in two ways") && [3, 5].contains(&bits)
+                    });
+                    let may_be = format == Format::CompressedTensors && two_ways;
+                    assert!(told.is_ok() || may_be, "{format} {kind:?} {bits}: {told:?}");
                 }
                 for format in [Format::GptqV2, Format::Awq, Format::Mlx, Format::GgufQ8_0] {
                     let message = place.export(format, FloatType::F32).unwrap_err();

@@ -323,7 +323,10 @@ fn what_cannot_be_read_is_refused_by_name() {
             "input_activations is {",
         ),
         (changed(packed_4(), "/config_groups/group_1", json!({})), "has 2 groups, supported: 1"),
-        (json!({"quant_method": "awq"}), "awq, supported: plumbline, gptq, compressed-tensors"),
+        (
+            json!({"quant_method": "aqlm"}),
+            "aqlm, supported: plumbline, gptq, compressed-tensors, awq",
+        ),
     ] {
         let root = tempfile::tempdir().unwrap();
         write(root.path(), &quantization, BTreeMap::new());

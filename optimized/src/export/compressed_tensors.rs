@@ -9,7 +9,7 @@ use super::grid::{FileGrid, Integers};
 use super::lack::Lack;
 use super::layer::CodedLayer;
 use super::layout::LayerTensors;
-use super::pack::{pack_rows, stored, transposed};
+use super::pack::{pack_rows, stored, transposed, words};
 
 /// The grid that all layers are brought to.
 pub(super) fn grid(grid: FileGrid) -> Result<FileGrid, Lack> {
@@ -26,6 +26,10 @@ pub(super) fn tensors(
     let layer = Integers::new(layer, grid)?;
     let (rows, columns, groups) = (layer.out_features, layer.in_features, layer.groups);
     floats.check_scales(&layer.scale)?;
+    check_words(columns, layer.bits)?;
+    if !grid.symmetric {
+        check_words(rows, layer.bits)?;
+    }
     let codes = pack_rows(&layer.codes, columns, layer.bits);
     let shape: Vec<u8> =
         [rows, columns].iter().flat_map(|size| (*size as i64).to_le_bytes()).collect();
@@ -41,6 +45,19 @@ pub(super) fn tensors(
         tensors.push(("weight_zero_point", stored(&packed, [height, groups], Dtype::I32)));
     }
     Ok(tensors)
+}
+
+/// Widths that do not divide 32 were once written with whole codes in every word. Where that takes as
+/// many words, nothing in a file tells the two apart.
+fn check_words(count: usize, bits: u32) -> Result<(), Lack> {
+    let whole = 32 / bits as usize;
+    let is_told = 32 % bits == 0 || count <= whole || words(count, bits) != count.div_ceil(whole);
+    match is_told {
+        true => Ok(()),
+        false => {
+            Err(Lack::Model(format!("{count} codes of {bits} bits would be read in two ways")))
+        }
+    }
 }
 
 /// `quantization_config`.
