@@ -6,7 +6,7 @@ use plumbline_reference::spec::ScaleRule;
 use serde_json::json;
 
 use super::cast::nothing_to_allow;
-use super::row::{GROUPS, given, like, runs, tensor};
+use super::row::{GROUPS, given, runs, tensor};
 use super::{Class, Operation, Shape};
 use crate::case::Request;
 use crate::params::{self, Params};
@@ -31,7 +31,7 @@ pub(super) static ROWS: &[Operation] = &[
     Operation {
         name: "round_scale.backward",
         params: &["scale_rule"],
-        inputs: &[given("scale", GROUPS), like("d_rounded_scale", "scale")],
+        inputs: &[given("scale", GROUPS), given("d_rounded_scale", GROUPS)],
         outputs: &[tensor("d_scale", Kind::Float, Shape::Words(GROUPS), Class::Exact)],
         weights: None,
         sizes,
