@@ -71,7 +71,9 @@ pub(super) fn slices(request: &Request) -> Vec<Slice> {
             // A group is a block of inputs, and a key head serves a block of query heads.
             "in" => Blocks::of_groups(request, size_here),
             "heads" => size("kv_heads").map(|count| Blocks { count, outer: "kv_heads" }),
-            "groups" | "kv_heads" => continue,
+            "kv_heads" => continue,
+            // An axis of its own where no inputs are grouped.
+            "groups" if sizes.contains_key("in") => continue,
             _ => None,
         };
         match blocks {
