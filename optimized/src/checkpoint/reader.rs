@@ -201,7 +201,7 @@ impl TensorFile {
     pub(super) fn unpacked(&self, name: &str, shape: &[usize; 2]) -> Result<Option<Unpacked>> {
         let info = self.expect(name, shape)?;
         let Storage::Gguf { block, rotated } = info.storage else { return Ok(None) };
-        let Some(mut unpacked) = block.unpack(&*self.bytes(info)?, shape[1]) else {
+        let Some(mut unpacked) = block.unpack(&self.bytes(info)?, shape[1]) else {
             return Ok(None);
         };
         if let Some(heads) = rotated {
