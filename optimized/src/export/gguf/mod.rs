@@ -4,7 +4,6 @@ mod blocks;
 mod metadata;
 mod tokenizer;
 
-use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::path::Path;
 
@@ -131,14 +130,11 @@ impl<'a> GgufPlan<'a> {
             }
             From::Linear(linear, heads) => {
                 let lack = |lack| Refused::lack(&linear.name, lack);
-                let rows = |heads: &Option<usize>| {
-                    let head_dim = self.source.config().head_dim;
-                    heads.map_or_else(
-                        || (0..linear.out_features).collect(),
-                        |heads| pairs_together(heads, head_dim),
-                    )
+                let head_dim = self.source.config().head_dim;
+                let rows = match heads {
+                    Some(heads) => pairs_together(*heads, head_dim),
+                    None => (0..linear.out_features).collect(),
                 };
-                let rows: Vec<usize> = rows(heads);
                 match CodedLayer::read(self.source, linear)? {
                     Some(layer) => {
                         let bytes = self.block.encode(&in_order(&layer, &rows)).map_err(lack)?;
@@ -178,7 +174,6 @@ impl<'a> GgufPlan<'a> {
             start += bytes.next_multiple_of(ALIGNMENT);
         }
         header.resize(header.len().next_multiple_of(ALIGNMENT as usize), 0);
-        let left = Cell::new(0u64);
         write_parts(path, |write| {
             write(&header)?;
             for tensor in &self.tensors {
@@ -189,7 +184,6 @@ impl<'a> GgufPlan<'a> {
                 }
                 bytes.resize(bytes.len().next_multiple_of(ALIGNMENT as usize), 0);
                 write(&bytes)?;
-                left.set(left.get() + bytes.len() as u64);
                 wrote();
             }
             Ok(())
