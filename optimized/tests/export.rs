@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use common::merged::{Kind, Tensors, Trained, config, save};
+use common::merged::{Kind, Tensors, Trained, config, save, sentence_pieces};
 use common::program::{json, plumbline, refused};
 use plumbline::checkpoint::{ModelFolder, Shift};
 use plumbline::export::{
@@ -15,6 +15,7 @@ use plumbline::export::{
 };
 use plumbline::model::Projection;
 use plumbline_reference::spec::{ActivationSpec, Bits, ScaleRule};
+use safetensors::Dtype;
 use serde_json::{Value, json};
 
 /// A folder for a test, and the model in it.
@@ -261,6 +262,160 @@ fn a_gguf_file_keeps_the_model_around_the_codes() {
         assert_eq!(written.config().rope, source.config().rope);
         assert_eq!(written.config().tie_word_embeddings, tied);
     }
+}
+
+/// Texts that tell tokenizers apart: runs of blanks, characters that only bytes are for, special tokens.
+const TEXTS: [&str; 9] = [
+    "",
+    "the other in there",
+    " the",
+    "a  the   in    the      er                 .",
+    "na\u{ef}ve \u{3a9} \u{1f600}\n\nthe\tin",
+    "</s>the <s> in",
+    "\u{2581}the\u{2581}\u{2581} in",
+    "thethethe  ",
+    "<0x41> er<unk>",
+];
+
+/// A model with such a tokenizer.
+fn with_tokenizer(tokenizer: &Value) -> Place {
+    let mut config = config();
+    config["vocab_size"] = 288.into();
+    let place = Place::with(Trained::new(Kind::Symmetric, 4, Some(32)), config);
+    fs::write(place.path("merged/tokenizer.json"), tokenizer.to_string()).unwrap();
+    place
+}
+
+/// The pieces of a file have scores, those of `tokenizer.json` an order: texts become the same tokens.
+#[test]
+fn a_tokenizer_of_pieces_with_scores_is_the_same_in_a_file() {
+    let prefixed = sentence_pieces();
+    let metaspace = |scheme: &str| {
+        let mut changed = sentence_pieces();
+        changed["normalizer"] = Value::Null;
+        changed["pre_tokenizer"] = json!({
+            "type": "Metaspace", "replacement": "\u{2581}", "prepend_scheme": scheme, "split": false,
+        });
+        if scheme == "never" {
+            // No blank to take away again.
+            changed["decoder"]["decoders"].as_array_mut().unwrap().pop();
+        }
+        changed
+    };
+    // A Metaspace puts no blank before one, and the scheme "first" none behind a special token.
+    let plain = |text: &&str| !text.starts_with([' ', '\u{2581}']) && !text.contains("s>");
+    for (tokenizer, every_text) in [
+        (prefixed, true),
+        (metaspace("never"), true),
+        (metaspace("always"), false),
+        (metaspace("first"), false),
+    ] {
+        let place = with_tokenizer(&tokenizer);
+        place.export(Format::GgufQ4_0, FloatType::F32).unwrap();
+        let ours = ModelFolder::open(&place.path("merged")).unwrap().tokenizer().unwrap();
+        let theirs = ModelFolder::open(&place.path("gguf-q4_0-f32")).unwrap().tokenizer().unwrap();
+        for text in TEXTS.into_iter().filter(|text| every_text || plain(text)) {
+            let tokens = ours.encode(text).unwrap();
+            assert_eq!(theirs.token(tokens[0] as u32).as_deref(), Some("<s>"));
+            assert_eq!(theirs.encode(text).unwrap(), tokens, "{text:?}");
+            assert_eq!(theirs.decode(&tokens).unwrap(), ours.decode(&tokens).unwrap());
+        }
+        // Pieces are there at all.
+        assert!(ours.encode(TEXTS[1]).unwrap().len() < TEXTS[1].len());
+    }
+}
+
+#[test]
+fn a_tokenizer_that_pieces_with_scores_are_not_is_refused() {
+    let changes: [(fn(&mut Value), &str); 5] = [
+        (
+            |json| json["model"]["merges"].as_array_mut().unwrap().swap(0, 4),
+            "take turns in model.merges",
+        ),
+        (
+            |json| drop(json["model"]["merges"].as_array_mut().unwrap().pop()),
+            "model.merges has 0 of the 1 pairs that are",
+        ),
+        (|json| json["model"]["unk_token"] = Value::Null, "model.unk_token is null"),
+        (
+            |json| {
+                let vocab = json["model"]["vocab"].as_object_mut().unwrap();
+                let id = vocab.remove("<0x41>").unwrap();
+                vocab.insert("<byte>".into(), id);
+            },
+            "has byte_fallback and no token <0x41>",
+        ),
+        (
+            |json| json["normalizer"] = json!({"type": "Lowercase"}),
+            "normalizer \"Lowercase\" and pre_tokenizer null",
+        ),
+    ];
+    for (change, message) in changes {
+        let mut tokenizer = sentence_pieces();
+        change(&mut tokenizer);
+        let error =
+            with_tokenizer(&tokenizer).export(Format::GgufQ4_0, FloatType::F32).unwrap_err();
+        assert!(error.contains("gguf-q4_0 cannot hold the model: tokenizer: "), "{error}");
+        assert!(error.contains(message), "{error}");
+    }
+}
+
+/// What makes a text of a chat goes where the model goes.
+#[test]
+fn a_chat_template_is_handed_on() {
+    let place = with_tokenizer(&sentence_pieces());
+    let template = "{% for m in messages %}{{ m['content'] }}{% endfor %}";
+    let config = json!({"chat_template": template}).to_string();
+    fs::write(place.path("merged/tokenizer_config.json"), config).unwrap();
+    for format in Format::ALL {
+        place.export(format, FloatType::F32).unwrap();
+        let written = ModelFolder::open(&place.path(&format!("{format}-f32"))).unwrap();
+        assert_eq!(written.chat_template(), Some(template), "{format}");
+    }
+}
+
+/// mlx-lm packs the embedding like any layer.
+#[test]
+fn a_packed_embedding_is_read() {
+    let place = Place::new(Trained::new(Kind::Symmetric, 4, Some(32)));
+    place.export(Format::Mlx, FloatType::F32).unwrap();
+    let folder = place.path("mlx-f32");
+    let bytes = fs::read(folder.join("model.safetensors")).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let owned = |(name, view): (String, safetensors::tensor::TensorView<'_>)| {
+        (name, (view.dtype(), view.shape().to_vec(), view.data().to_vec()))
+    };
+    let mut tensors: Tensors = file.tensors().into_iter().map(owned).collect();
+    let (rows, columns, groups) = (40, 96, 3);
+    let code = |row: usize, column: usize| (row * 7 + column * 3) as u32 % 16;
+    let scale = |row: usize, group: usize| (row + 5 * group + 1) as f32 / 1024.0;
+    let bias = |row: usize, group: usize| (row as f32 - 8.0 * group as f32) / 256.0;
+    let word = |at: usize| {
+        let (row, first) = (at / (columns / 8), at % (columns / 8) * 8);
+        (0..8).map(|place| code(row, first + place) << (4 * place)).sum::<u32>()
+    };
+    let words = (0..rows * columns / 8).flat_map(|at| word(at).to_le_bytes()).collect();
+    let grid = |value: &dyn Fn(usize, usize) -> f32| {
+        let values = (0..rows * groups).map(|at| value(at / groups, at % groups));
+        (Dtype::F32, vec![rows, groups], values.flat_map(f32::to_le_bytes).collect())
+    };
+    let name = "model.embed_tokens";
+    tensors.insert(format!("{name}.weight"), (Dtype::U32, vec![rows, columns / 8], words));
+    tensors.insert(format!("{name}.scales"), grid(&scale));
+    tensors.insert(format!("{name}.biases"), grid(&bias));
+    let config = fs::read_to_string(folder.join("config.json")).unwrap();
+    save(&folder, &serde_json::from_str(&config).unwrap(), &tensors);
+    let read = ModelFolder::open(&folder).unwrap();
+    let values = read.tensor(&format!("{name}.weight"), &[rows, columns]).unwrap();
+    for (at, value) in values.into_iter().enumerate() {
+        let (row, column) = (at / columns, at % columns);
+        let (scale, bias) = (scale(row, column / 32), bias(row, column / 32));
+        assert_eq!(value, code(row, column) as f32 * scale + bias, "{row} {column}");
+    }
+    tensors.remove(&format!("{name}.biases"));
+    save(&folder, &serde_json::from_str(&config).unwrap(), &tensors);
+    let error = ModelFolder::open(&folder).err().unwrap().to_string();
+    assert!(error.contains("has no tensor model.embed_tokens.biases"), "{error}");
 }
 
 /// A model that was trained with rounded activations is not handed to who does not round them.

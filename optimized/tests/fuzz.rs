@@ -13,12 +13,13 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use common::merged::{Kind, Trained, config};
+use common::merged::{Kind, Trained, config, sentence_pieces};
 use plumbline::checkpoint::ModelFolder;
 use plumbline::export::{CodedLayer, FloatType, Format, Request, export};
 use plumbline::model::{Projection, tensor_shapes};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use serde_json::Value;
 
 /// Remembers the largest single request.
 struct Watched;
@@ -66,9 +67,30 @@ struct Model {
 impl Model {
     /// As `format` has it, or as it was merged.
     fn new(name: &'static str, kind: Kind, format: Option<Format>) -> Self {
+        Self::of(name, kind, format, config(), None)
+    }
+
+    /// One file with a tokenizer of pieces and scores in it.
+    fn with_tokenizer(name: &'static str, format: Format) -> Self {
+        let mut config = config();
+        config["vocab_size"] = 288.into();
+        let tokenizer = sentence_pieces().to_string();
+        Self::of(name, Kind::Symmetric, Some(format), config, Some(&tokenizer))
+    }
+
+    fn of(
+        name: &'static str,
+        kind: Kind,
+        format: Option<Format>,
+        config: Value,
+        tokenizer: Option<&str>,
+    ) -> Self {
         let root = tempfile::tempdir().unwrap();
         let merged = root.path().join("merged");
-        Trained::new(kind, 4, Some(32)).write(&merged, config());
+        Trained::new(kind, 4, Some(32)).write(&merged, config);
+        if let Some(tokenizer) = tokenizer {
+            fs::write(merged.join("tokenizer.json"), tokenizer).unwrap();
+        }
         let out = match format {
             None => merged,
             Some(format) => {
@@ -211,6 +233,7 @@ fn no_broken_file_makes_a_reader_panic_or_ask_for_much() {
         Model::new("awq", Kind::ZeroPoint, Some(Format::Awq)),
         Model::new("mlx", Kind::Symmetric, Some(Format::Mlx)),
         Model::new("gguf", Kind::Symmetric, Some(Format::GgufQ4_0)),
+        Model::with_tokenizer("gguf with a tokenizer", Format::GgufQ4_0),
     ];
     let each = Duration::from_secs(setting("PLUMBLINE_FUZZ_SECONDS", 2));
     let first = setting("PLUMBLINE_FUZZ_SEED", 0);

@@ -240,7 +240,12 @@ fn what_is_not_supported_is_refused_by_name() {
         assert!(error.contains(message) && error.contains("model.gguf"), "{error}");
     }
     // A model whose tokenizer is of another kind is still a model.
-    write(&folder, &file, |file| file.text("tokenizer.ggml.model", "llama"));
-    let error = ModelFolder::open(&file).unwrap().tokenizer().err().unwrap().to_string();
-    assert!(error.contains("tokenizer.ggml.model is llama"), "{error}");
+    for (kind, message) in [
+        ("bert", "tokenizer.ggml.model is bert"),
+        ("llama", "metadata has no list tokenizer.ggml.scores"),
+    ] {
+        write(&folder, &file, |file| file.text("tokenizer.ggml.model", kind));
+        let error = ModelFolder::open(&file).unwrap().tokenizer().err().unwrap().to_string();
+        assert!(error.contains(message), "{error}");
+    }
 }

@@ -15,7 +15,9 @@ import os
 import pathlib
 import sys
 
+import gguf
 import torch
+from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 
@@ -25,6 +27,15 @@ def load(path: pathlib.Path):
     if path.is_file():
         where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     tokenizer = AutoTokenizer.from_pretrained(**where)
+    if path.is_file():
+        split = gguf.GGUFReader(path).fields["tokenizer.ggml.pre"].contents()
+        # transformers makes GPT-2's tokenizer of every such file.
+        if split == "smollm":
+            tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
+                [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
+            )
+        elif split != "gpt-2":
+            sys.exit(f"{path}: tokenizer.ggml.pre is {split}, this script knows gpt-2 and smollm")
     return tokenizer, AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32).eval()
 
 
@@ -65,12 +76,13 @@ def main() -> int:
     if not ours:
         sys.exit(f"{options.samples}: holds no question")
     tokenizer, model = load(options.model)
-    largest, other, close = 0.0, [], 0
+    largest, where, other, close = 0.0, None, [], 0
     for sample in ours:
         context, texts = choices(items[sample["item"]])
         theirs = log_likelihoods(model, tokenizer, context, texts)
         error = max(abs(a - b) for a, b in zip(theirs, sample["log_likelihoods"], strict=True))
-        largest = max(largest, error)
+        if error > largest:
+            largest, where = error, sample["item"]
         chosen = theirs.index(max(theirs))
         if chosen != sample["chosen"]:
             best = sorted(theirs)[-2:]
@@ -81,7 +93,8 @@ def main() -> int:
     right = sum(sample["chosen"] == sample["answer"] for sample in ours)
     print(
         f"{len(ours)} questions, {right} answered rightly; log-likelihoods differ by at most "
-        f"{largest:.2e}; answered differently: {len(other)}, and {close} within that difference"
+        f"{largest:.2e} (question {where}); answered differently: {len(other)}, and {close} within "
+        "that difference"
     )
     if other:
         print("questions:", *other)

@@ -9,6 +9,7 @@ use plumbline_reference::spec::{Bits, LlamaConfig, QuantSpec};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
+use super::chat_template;
 use super::gguf;
 use super::hash::hex;
 use super::packed::{Packed, Unpacked, dense};
@@ -32,8 +33,15 @@ pub struct ModelFolder {
     packed: Option<Packed>,
     /// Which file holds which tensor.
     files: BTreeMap<String, Arc<TensorFile>>,
+    texts: Texts,
+}
+
+/// What a model's folder has beside the model.
+#[derive(Clone)]
+struct Texts {
     /// The text of `tokenizer.json`, or why there is none.
     tokenizer: std::result::Result<Vec<u8>, String>,
+    chat_template: Option<String>,
 }
 
 /// A model for evaluation, in the representation that its folder holds.
@@ -63,7 +71,8 @@ impl ModelFolder {
             let files = by_tensor(Arc::new(TensorFile::gguf(path, &model)?));
             let config =
                 LlamaConfig::from_value(&model.config).map_err(|error| Error::file(path, error))?;
-            return Self::checked(path, config, Linears::Plain, files, model.tokenizer);
+            let texts = Texts { tokenizer: model.tokenizer, chat_template: model.chat_template };
+            return Self::checked(path, config, Linears::Plain, files, texts);
         }
         let config_path = path.join("config.json");
         let config =
@@ -76,6 +85,7 @@ impl ModelFolder {
             }
             Err(error) => return Err(Error::io(&tokenizer_path, "read")(error)),
         };
+        let texts = Texts { tokenizer, chat_template: chat_template::read(path)? };
         let index_path = path.join("model.safetensors.index.json");
         let single = path.join("model.safetensors");
         let files = if !single.exists() && index_path.exists() {
@@ -83,7 +93,7 @@ impl ModelFolder {
         } else {
             by_tensor(Arc::new(TensorFile::open(&single)?))
         };
-        Self::described(path, &config, files, tokenizer)
+        Self::described(path, &config, files, texts)
     }
 
     /// The same for files in memory, such as those inside this program.
@@ -97,20 +107,21 @@ impl ModelFolder {
         tokenizer: &[u8],
     ) -> Result<Self> {
         let file = TensorFile::from_bytes(&name.join("model.safetensors"), weights.into())?;
-        Self::described(name, config, by_tensor(Arc::new(file)), Ok(tokenizer.to_vec()))
+        let texts = Texts { tokenizer: Ok(tokenizer.to_vec()), chat_template: None };
+        Self::described(name, config, by_tensor(Arc::new(file)), texts)
     }
 
     fn described(
         path: &Path,
         config_text: &str,
         files: BTreeMap<String, Arc<TensorFile>>,
-        tokenizer: std::result::Result<Vec<u8>, String>,
+        texts: Texts,
     ) -> Result<Self> {
         let config_path = path.join("config.json");
         let config = LlamaConfig::from_json(config_text)
             .map_err(|error| Error::file(&config_path, error))?;
         let linears = linears(&config_path, config_text)?;
-        Self::checked(path, config, linears, files, tokenizer)
+        Self::checked(path, config, linears, files, texts)
     }
 
     fn checked(
@@ -118,7 +129,7 @@ impl ModelFolder {
         config: LlamaConfig,
         linears: Linears,
         files: BTreeMap<String, Arc<TensorFile>>,
-        tokenizer: std::result::Result<Vec<u8>, String>,
+        texts: Texts,
     ) -> Result<Self> {
         let (quantization, packed) = match linears {
             Linears::Plain => (None, None),
@@ -133,7 +144,7 @@ impl ModelFolder {
             return Err(Error::file(path, reason));
         }
         let path = path.to_path_buf();
-        let folder = Self { path, config, quantization, packed, files, tokenizer };
+        let folder = Self { path, config, quantization, packed, files, texts };
         folder.check_tensors()?;
         Ok(folder)
     }
@@ -161,7 +172,7 @@ impl ModelFolder {
     fn expected_shapes(&self) -> Result<BTreeMap<String, Vec<usize>>> {
         let mut shapes = tensor_shapes(&self.config);
         if let Some(packed) = &self.packed {
-            for linear in Projection::all(&self.config) {
+            for linear in Projection::all(&self.config).into_iter().chain(self.tables()) {
                 shapes.remove(&format!("{}.weight", linear.name));
                 let found = |name: &str| Some(&*self.files.get(name)?.tensors()[name].shape);
                 let expected = packed.tensors(&linear, found);
@@ -186,6 +197,20 @@ impl ModelFolder {
             shapes.insert(format!("{}.{shift}", linear.name), grid);
         }
         Ok(shapes)
+    }
+
+    /// The embedding and the output projection, which MLX packs as it does linear layers.
+    fn tables(&self) -> Vec<Projection> {
+        if !matches!(self.packed, Some(Packed::Mlx(_))) {
+            return Vec::new();
+        }
+        let table = |name: &str| Projection {
+            name: name.into(),
+            out_features: self.config.vocab_size,
+            in_features: self.config.hidden_size,
+        };
+        let output = (!self.config.tie_word_embeddings).then(|| table("lm_head"));
+        std::iter::once(table("model.embed_tokens")).chain(output).collect()
     }
 
     /// That the layers which `config.json` singles out exist.
@@ -239,7 +264,7 @@ impl ModelFolder {
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         let path =
             if self.path.is_file() { self.path.clone() } else { self.path.join("tokenizer.json") };
-        match &self.tokenizer {
+        match &self.texts.tokenizer {
             Ok(bytes) => Tokenizer::from_bytes(&path, bytes),
             Err(reason) => Err(Error::file(&path, reason)),
         }
@@ -247,14 +272,28 @@ impl ModelFolder {
 
     /// The text of `tokenizer.json`, where there is one.
     pub fn tokenizer_bytes(&self) -> Option<&[u8]> {
-        self.tokenizer.as_deref().ok()
+        self.texts.tokenizer.as_deref().ok()
     }
 
-    /// A tensor as f32.
+    /// How a chat becomes a text, in the template language of transformers, where the folder says so.
+    pub fn chat_template(&self) -> Option<&str> {
+        self.texts.chat_template.as_deref()
+    }
+
+    /// A tensor as f32; a packed embedding is dequantized.
     ///
     /// # Errors
     /// `File` naming tensor and file.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        let table = self
+            .tables()
+            .into_iter()
+            .find(|table| name.strip_suffix(".weight").is_some_and(|of| of == table.name));
+        if let Some(table) = table
+            && let Some(packed) = self.packed_layer(&table)
+        {
+            return Ok(packed.unpacked(self, &table)?.weight());
+        }
         self.file(name)?.floats(name, shape)
     }
 

@@ -1,7 +1,8 @@
 //! Files: Hugging Face model folders in and out, GGUF files in, merged models, checkpoints of runs,
-//! tokenizers.
+//! tokenizers, chat templates.
 
 mod atomic;
+pub(crate) mod chat_template;
 mod folder;
 mod gguf;
 mod hash;

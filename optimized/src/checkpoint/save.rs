@@ -8,6 +8,7 @@ use plumbline_reference::spec::LlamaConfig;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo, TensorView};
 
 use super::atomic::{write_file, write_parts};
+use super::chat_template;
 use super::folder::ModelFolder;
 use super::quantization::QuantizationConfig;
 use crate::backend::Backend;
@@ -263,6 +264,7 @@ pub fn save_merged<B: Backend, L: LinearMethod<B>, T: StoredCodes>(
     }
     let metadata = [("format", "plumbline-merged-1")];
     write_safetensors(&folder.join("model.safetensors"), &tensors, &metadata)?;
+    chat_template::write(folder, base.chat_template())?;
     save_config(folder, &merged_config(model.config(), quantization), base.tokenizer_bytes())
 }
 

@@ -15,7 +15,8 @@ use super::layer::{CodedLayer, Zero};
 use super::layout::{LayerTensors, Layout};
 use super::pack::{pack_rows, stored};
 use crate::checkpoint::{
-    ModelFolder, QuantizationConfig, Stored, StreamedTensor, Tokenizer, stream_tensors, write_file,
+    ModelFolder, QuantizationConfig, Stored, StreamedTensor, Tokenizer, chat_template,
+    stream_tensors, write_file,
 };
 use crate::error::Result;
 use crate::model::{Projection, tensor_shapes};
@@ -209,6 +210,7 @@ impl<'a> FolderPlan<'a> {
             write_file(&folder.join("tokenizer.json"), tokenizer)?;
             let config = format!("{:#}\n", self.tokenizer_config(&self.source.tokenizer()?));
             write_file(&folder.join("tokenizer_config.json"), config.as_bytes())?;
+            chat_template::write(folder, self.source.chat_template())?;
         }
         Ok(())
     }

@@ -117,3 +117,61 @@ pub fn save(folder: &Path, config: &Value, tensors: &Tensors) {
     fs::write(folder.join("model.safetensors"), safetensors::serialize(views, None).unwrap())
         .unwrap();
 }
+
+/// A tokenizer of LLaMA 2's kind: all pairs of each piece, in the order of the pieces. Runs of blanks
+/// have one score there, so that their pairs stand by their lengths.
+pub fn sentence_pieces() -> Value {
+    let pieces = ["\u{2581}t", "he", "in", "\u{2581}the", "er", "re", "the", "\u{2581}th", "here"];
+    let runs: Vec<String> = (2..=5).map(|length| "\u{2581}".repeat(length)).collect();
+    let bytes = (0..=255).map(|byte| format!("<0x{byte:02X}>"));
+    let characters = ["\u{2581}", "t", "h", "e", "i", "n", "r", "a", "\u{ef}"];
+    let owned = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+    let mut tokens = owned(&["<unk>", "<s>", "</s>"]);
+    tokens.extend(bytes.chain(runs.clone()).chain(owned(&pieces)).chain(owned(&characters)));
+    let pairs = |piece: &str| -> Vec<(String, String)> {
+        let cuts = piece.char_indices().skip(1).map(|(at, _)| piece.split_at(at));
+        let known = |text: &str| tokens.iter().any(|token| token == text);
+        let cuts = cuts.filter(|(left, right)| known(left) && known(right));
+        cuts.map(|(left, right)| (left.to_owned(), right.to_owned())).collect()
+    };
+    let mut merges: Vec<_> = pieces.iter().flat_map(|piece| pairs(piece)).collect();
+    let mut of_runs: Vec<_> = runs.iter().flat_map(|run| pairs(run)).collect();
+    of_runs.sort_by_key(|(left, right)| std::cmp::Reverse((left.len(), right.len())));
+    merges.extend(of_runs);
+    let vocab: serde_json::Map<String, Value> =
+        tokens.iter().enumerate().map(|(id, token)| (token.clone(), id.into())).collect();
+    let added = |id: usize| {
+        json!({
+            "id": id, "content": tokens[id], "single_word": false, "lstrip": false,
+            "rstrip": false, "normalized": false, "special": true,
+        })
+    };
+    let blanks = json!({"type": "Replace", "pattern": {"String": " "}, "content": "\u{2581}"});
+    json!({
+        "version": "1.0", "truncation": null, "padding": null,
+        "added_tokens": [added(0), added(1), added(2)],
+        "normalizer": {
+            "type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "\u{2581}"}, blanks],
+        },
+        "pre_tokenizer": null,
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [
+                {"SpecialToken": {"id": "<s>", "type_id": 0}},
+                {"Sequence": {"id": "A", "type_id": 0}},
+            ],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
+        },
+        "decoder": {"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": "\u{2581}"}, "content": " "},
+            {"type": "ByteFallback"}, {"type": "Fuse"},
+            {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+        ]},
+        "model": {
+            "type": "BPE", "dropout": null, "unk_token": "<unk>",
+            "continuing_subword_prefix": null, "end_of_word_suffix": null, "fuse_unk": true,
+            "byte_fallback": true, "ignore_merges": false, "vocab": vocab, "merges": merges,
+        },
+    })
+}

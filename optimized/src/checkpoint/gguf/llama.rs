@@ -36,7 +36,8 @@ pub(super) fn model(header: &Header) -> Result<GgufModel, String> {
         tensors.insert(name, TensorInfo::new(storage, tensor.shape.clone(), range));
     }
     let config = config(&values, &tensors, heads, kv_heads)?;
-    Ok(GgufModel { config, tokenizer: tokenizer::json(&values), tensors })
+    let chat_template = values.text("tokenizer.chat_template").ok().map(str::to_owned);
+    Ok(GgufModel { config, tokenizer: tokenizer::json(&values), chat_template, tensors })
 }
 
 fn config(
@@ -182,22 +183,41 @@ impl Values<'_> {
         }
     }
 
-    /// Whether a switch is on.
-    pub(super) fn is_on(&self, key: &str) -> bool {
-        matches!(self.0.get(key), Some(Value::Bool(true)))
+    /// Whether a switch is on; `unsaid` where the file has none.
+    pub(super) fn is_on(&self, key: &str, unsaid: bool) -> bool {
+        match self.0.get(key) {
+            Some(value) => *value == Value::Bool(true),
+            None => unsaid,
+        }
     }
 
     /// A list of texts.
     pub(super) fn texts(&self, key: &str) -> Result<Vec<&str>, String> {
+        self.list(key, "texts", |value| match value {
+            Value::Text(text) => Some(text.as_str()),
+            _ => None,
+        })
+    }
+
+    /// A list of floating-point numbers.
+    pub(super) fn floats(&self, key: &str) -> Result<Vec<f64>, String> {
+        self.list(key, "numbers", |value| match value {
+            Value::Float(value) => Some(*value),
+            _ => None,
+        })
+    }
+
+    fn list<'v, T>(
+        &'v self,
+        key: &str,
+        what: &str,
+        of: impl Fn(&'v Value) -> Option<T>,
+    ) -> Result<Vec<T>, String> {
         let Some(Value::List(list)) = self.0.get(key) else {
             return Err(format!("metadata has no list {key}"));
         };
-        list.iter()
-            .map(|value| match value {
-                Value::Text(text) => Ok(text.as_str()),
-                _ => Err(format!("metadata {key} holds something else than texts")),
-            })
-            .collect()
+        let values: Option<Vec<T>> = list.iter().map(of).collect();
+        values.ok_or_else(|| format!("metadata {key} holds something else than {what}"))
     }
 
     /// Places of a list where this number stands.

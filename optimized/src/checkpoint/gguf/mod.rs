@@ -26,6 +26,7 @@ pub(super) struct GgufModel {
     pub config: serde_json::Value,
     /// `tokenizer.json`, or why there is none.
     pub tokenizer: std::result::Result<Vec<u8>, String>,
+    pub chat_template: Option<String>,
     /// Tensors by their Hugging Face names.
     pub tensors: BTreeMap<String, TensorInfo>,
 }

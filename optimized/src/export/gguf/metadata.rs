@@ -18,6 +18,7 @@ pub(super) enum Value {
     Text(String),
     Texts(Vec<String>),
     I32s(Vec<i32>),
+    F32s(Vec<f32>),
 }
 
 /// Keys and values in the order of the file.
@@ -74,6 +75,10 @@ impl Value {
             }
             Self::I32s(values) => {
                 list(bytes, 5, values.len());
+                values.iter().for_each(|value| bytes.extend(value.to_le_bytes()));
+            }
+            Self::F32s(values) => {
+                list(bytes, 6, values.len());
                 values.iter().for_each(|value| bytes.extend(value.to_le_bytes()));
             }
         }

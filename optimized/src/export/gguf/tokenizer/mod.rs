@@ -1,16 +1,27 @@
-//! A byte-level BPE of `tokenizer.json` as llama.cpp reads it.
+//! The tokenizer of a `tokenizer.json` as llama.cpp reads it.
 
-use serde_json::{Value as Json, json};
+mod byte_level;
+mod sentence_pieces;
+
+use serde_json::Value as Json;
 
 use super::metadata::{Metadata, Value};
-use crate::checkpoint::{LLAMA3_PATTERN, ModelFolder};
+use crate::checkpoint::ModelFolder;
 
-/// Types of tokens: parts of texts, never parts of texts, found in a text before it is split, and
-/// rows of the embedding that no token has.
+/// Types of tokens: parts of texts, what stands for a character that is none, never parts of texts,
+/// found in a text before it is split, rows of the embedding that no token has, and bytes.
 const NORMAL: i32 = 1;
+const UNKNOWN: i32 = 2;
 const CONTROL: i32 = 3;
 const USER_DEFINED: i32 = 4;
 const UNUSED: i32 = 5;
+const BYTE: i32 = 6;
+
+/// A token of each row of the embedding, and its type.
+struct Tokens {
+    texts: Vec<String>,
+    types: Vec<i32>,
+}
 
 /// Enters the tokenizer, or that there is none.
 pub(super) fn describe(metadata: &mut Metadata, source: &ModelFolder) -> Result<(), String> {
@@ -20,24 +31,22 @@ pub(super) fn describe(metadata: &mut Metadata, source: &ModelFolder) -> Result<
     };
     let json: Json = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
     let model = &json["model"];
-    let kind = model["type"].as_str().unwrap_or("no type");
-    if kind != "BPE" || model["byte_fallback"] == true {
-        let fallback = if model["byte_fallback"] == true { " with byte_fallback" } else { "" };
-        return Err(format!("model.type is {kind}{fallback}, only byte-level BPE is written"));
-    }
-    if !json["normalizer"].is_null() {
-        let normalizer = &json["normalizer"]["type"];
-        return Err(format!("has the normalizer {normalizer}, llama.cpp's BPE has none"));
-    }
     let config = source.config();
-    let (tokens, types) = tokens(&json, config.vocab_size)?;
-    metadata.set("tokenizer.ggml.model", Value::Text("gpt2".into()));
-    metadata.set("tokenizer.ggml.pre", Value::Text(split(&json)?.into()));
-    metadata.set("tokenizer.ggml.merges", Value::Texts(merges(model)?));
-    let (first, tokens_seen) = (first_token(&json, &tokens)?, tokens.len());
-    metadata.set("tokenizer.ggml.tokens", Value::Texts(tokens));
-    metadata.set("tokenizer.ggml.token_type", Value::I32s(types));
-    let known = |id: u32| match (id as usize) < tokens_seen {
+    let mut tokens = tokens(&json, config.vocab_size)?;
+    match model["type"].as_str() {
+        Some("BPE") if model["byte_fallback"] == true => {
+            sentence_pieces::describe(metadata, &json, &mut tokens)?;
+        }
+        Some("BPE") => byte_level::describe(metadata, &json)?,
+        kind => {
+            let kind = kind.unwrap_or("absent");
+            return Err(format!("model.type is {kind}, only BPE is written"));
+        }
+    }
+    let (first, seen) = (first_token(&json, &tokens.texts)?, tokens.texts.len());
+    metadata.set("tokenizer.ggml.tokens", Value::Texts(tokens.texts));
+    metadata.set("tokenizer.ggml.token_type", Value::I32s(tokens.types));
+    let known = |id: u32| match (id as usize) < seen {
         true => Ok(Value::U32(id)),
         false => Err(format!("has no token {id}, which config.json names")),
     };
@@ -48,11 +57,14 @@ pub(super) fn describe(metadata: &mut Metadata, source: &ModelFolder) -> Result<
         metadata.set("tokenizer.ggml.eos_token_id", known(*id)?);
     }
     metadata.set("tokenizer.ggml.add_bos_token", Value::Bool(first.is_some()));
+    if let Some(template) = source.chat_template() {
+        metadata.set("tokenizer.chat_template", Value::Text(template.into()));
+    }
     Ok(())
 }
 
 /// Text and type of every row of the embedding.
-fn tokens(json: &Json, rows: usize) -> Result<(Vec<String>, Vec<i32>), String> {
+fn tokens(json: &Json, rows: usize) -> Result<Tokens, String> {
     let vocabulary = json["model"]["vocab"].as_object().ok_or("model.vocab is no object")?;
     let unused = |row: usize| (format!("[PAD{row}]"), UNUSED);
     let mut list: Vec<(String, i32)> = (0..rows).map(unused).collect();
@@ -70,49 +82,25 @@ fn tokens(json: &Json, rows: usize) -> Result<(Vec<String>, Vec<i32>), String> {
         let kind = if added["special"] == true { CONTROL } else { USER_DEFINED };
         enter(&added["id"], content, kind)?;
     }
-    Ok(list.into_iter().unzip())
+    let (texts, types) = list.into_iter().unzip();
+    Ok(Tokens { texts, types })
 }
 
-/// Pairs with a blank between them.
-fn merges(model: &Json) -> Result<Vec<String>, String> {
+/// The pairs of tokens that become one, in their order.
+fn merges<'m>(model: &'m Json) -> Result<Vec<(&'m str, &'m str)>, String> {
     let list = model["merges"].as_array().ok_or("model.merges is no list")?;
-    let merge = |merge: &Json| match merge {
-        Json::String(pair) => Ok(pair.clone()),
-        Json::Array(pair) => match &pair[..] {
-            [Json::String(left), Json::String(right)] => Ok(format!("{left} {right}")),
-            _ => Err(format!("merge {merge} is no pair")),
-        },
-        _ => Err(format!("merge {merge} is no pair")),
+    let merge = |merge: &'m Json| {
+        let pair = match merge {
+            Json::String(pair) => pair.split_once(' '),
+            Json::Array(pair) => match &pair[..] {
+                [Json::String(left), Json::String(right)] => Some((&**left, &**right)),
+                _ => None,
+            },
+            _ => None,
+        };
+        pair.ok_or_else(|| format!("merge {merge} is no pair"))
     };
     list.iter().map(merge).collect()
-}
-
-/// llama.cpp's name for how a text is split before the merges.
-fn split(json: &Json) -> Result<&'static str, String> {
-    let before = &json["pre_tokenizer"];
-    let steps: Vec<&Json> = match before["pretokenizers"].as_array() {
-        Some(steps) => steps.iter().collect(),
-        None => vec![before],
-    };
-    let byte_level = |step: &Json, regex: bool| {
-        step["type"] == "ByteLevel"
-            && step["add_prefix_space"] == false
-            && step["use_regex"].as_bool().unwrap_or(true) == regex
-    };
-    let digits = json!({"type": "Digits", "individual_digits": true});
-    let llama3 = |step: &Json| {
-        step["type"] == "Split"
-            && step["pattern"]["Regex"] == LLAMA3_PATTERN
-            && step["behavior"] == "Isolated"
-            && step["invert"] == false
-    };
-    let whole_words = json["model"]["ignore_merges"] == true;
-    match steps[..] {
-        [step] if byte_level(step, true) && !whole_words => Ok("gpt-2"),
-        [first, step] if *first == digits && byte_level(step, true) && !whole_words => Ok("smollm"),
-        [first, step] if llama3(first) && byte_level(step, false) && whole_words => Ok("llama-bpe"),
-        _ => Err("splits texts in a way that is none of GPT-2's, SmolLM's and LLaMA 3's".into()),
-    }
 }
 
 /// The token that the tokenizer puts before every text, if it does.
