@@ -72,11 +72,11 @@ fn outputs(model: &ModelFolder, probe: &[i32]) -> Result<Vec<f32>> {
 
 fn report(options: &ExportOptions, exported: &Exported, compared: usize, json: bool) {
     let ExportOptions { format, out, .. } = options;
-    let Exported { layers, tensors, bytes } = exported;
+    let Exported { layers, tensors, bytes, notes } = exported;
     if json {
         let value = serde_json::json!({
             "out": out, "format": format, "tensors": tensors, "bytes": bytes, "layers": layers,
-            "logits_compared": compared, "level": "E3",
+            "logits_compared": compared, "level": "E3", "notes": notes,
         });
         println!("{value}");
         return;
@@ -87,6 +87,9 @@ fn report(options: &ExportOptions, exported: &Exported, compared: usize, json: b
             _ => "no codes".into(),
         };
         println!("{name}: {grid}, {level}, exact in {}", exact_in.join(", "));
+    }
+    for note in notes {
+        println!("note: {note}");
     }
     println!(
         "{}: {format}, {tensors} tensors, {bytes} bytes; every layer reads back with the values that \

@@ -62,6 +62,8 @@ pub struct Exported {
     pub tensors: usize,
     /// Their bytes.
     pub bytes: u64,
+    /// What the program that reads the format does otherwise, beside the weights.
+    pub notes: Vec<String>,
 }
 
 /// A model in a format, every tensor of it tried.
@@ -93,6 +95,13 @@ impl<'a> Plan<'a> {
         match self {
             Self::Folder(plan) => plan.bytes(),
             Self::File(plan) => plan.bytes(),
+        }
+    }
+
+    fn notes(&self) -> Vec<String> {
+        match self {
+            Self::Folder(_) => Vec::new(),
+            Self::File(plan) => plan.notes(),
         }
     }
 
@@ -150,7 +159,7 @@ pub fn export(request: &Request<'_>, watch: &dyn Fn(usize, usize)) -> Result<Exp
             proved(file)
         })?,
     }
-    Ok(Exported { layers, tensors, bytes })
+    Ok(Exported { layers, tensors, bytes, notes: plan.notes() })
 }
 
 /// The first format that holds a model, those of the same program first.

@@ -21,13 +21,16 @@ pub(super) enum Value {
     F32s(Vec<f32>),
 }
 
-/// Keys and values in the order of the file.
+/// Keys and values in the order of the file, and what they cannot say of the model.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Metadata(Vec<(String, Value)>);
+pub(super) struct Metadata {
+    values: Vec<(String, Value)>,
+    pub(super) notes: Vec<String>,
+}
 
 impl Metadata {
     pub(super) fn set(&mut self, key: impl Into<String>, value: Value) {
-        self.0.push((key.into(), value));
+        self.values.push((key.into(), value));
     }
 
     /// The file up to its list of tensors.
@@ -35,8 +38,8 @@ impl Metadata {
         let mut bytes = b"GGUF".to_vec();
         bytes.extend(3u32.to_le_bytes());
         bytes.extend(tensors.to_le_bytes());
-        bytes.extend((self.0.len() as u64).to_le_bytes());
-        for (key, value) in &self.0 {
+        bytes.extend((self.values.len() as u64).to_le_bytes());
+        for (key, value) in &self.values {
             text(&mut bytes, key);
             value.write(&mut bytes);
         }

@@ -150,6 +150,11 @@ impl<'a> GgufPlan<'a> {
         }
     }
 
+    /// What llama.cpp will do otherwise than with the model's own folder.
+    pub(super) fn notes(&self) -> Vec<String> {
+        self.metadata.notes.clone()
+    }
+
     /// Bytes of the file, but for its header.
     pub(super) fn bytes(&self) -> u64 {
         self.tensors.iter().map(|tensor| tensor.bytes.next_multiple_of(ALIGNMENT)).sum()

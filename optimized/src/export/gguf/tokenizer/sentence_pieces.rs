@@ -13,6 +13,8 @@ use super::{BYTE, NORMAL, Tokens, UNKNOWN, merges};
 
 /// Stands for a blank in pieces.
 const BLANK: &str = "\u{2581}";
+/// The unknown token of every LLaMA, where `tokenizer.json` names none.
+const UNKNOWN_TOKEN: &str = "<unk>";
 
 pub(super) fn describe(
     metadata: &mut Metadata,
@@ -20,12 +22,14 @@ pub(super) fn describe(
     tokens: &mut Tokens,
 ) -> Result<(), String> {
     let model = &json["model"];
-    let prefix = has_prefix(json)?;
-    let unknown = model["unk_token"].as_str();
-    let unknown = unknown.and_then(|token| tokens.texts.iter().position(|text| text == token));
-    let unknown = unknown.ok_or_else(|| {
-        format!("model.unk_token is {}, expected a token for llama.cpp", model["unk_token"])
-    })?;
+    let prefix = has_prefix(json, &mut metadata.notes)?;
+    // With all bytes there nothing is unknown, but llama.cpp wants to be told such a token.
+    let unknown = match &model["unk_token"] {
+        Json::String(token) => tokens.texts.iter().position(|text| text == token),
+        _ => tokens.texts.iter().position(|text| text == UNKNOWN_TOKEN),
+    };
+    let unknown = unknown
+        .ok_or_else(|| format!("model.unk_token is {}, expected a token", model["unk_token"]))?;
     tokens.types[unknown] = UNKNOWN;
     bytes(tokens)?;
     metadata.set("tokenizer.ggml.model", Value::Text("llama".into()));
@@ -37,9 +41,8 @@ pub(super) fn describe(
 }
 
 /// Whether a blank goes before a text. llama.cpp puts one before every part between special tokens, as
-/// the normalizer does. A Metaspace puts none where one is already, and with the scheme "first" before
-/// the first part alone: such texts become other tokens.
-fn has_prefix(json: &Json) -> Result<bool, String> {
+/// the normalizer does; a Metaspace does not always, which is noted.
+fn has_prefix(json: &Json, notes: &mut Vec<String>) -> Result<bool, String> {
     let (normalizer, before) = (&json["normalizer"], &json["pre_tokenizer"]);
     let blanks = json!({"type": "Replace", "pattern": {"String": " "}, "content": BLANK});
     let prefixed = json!({
@@ -54,7 +57,17 @@ fn has_prefix(json: &Json) -> Result<bool, String> {
         && before["split"] == false
     {
         match before["prepend_scheme"].as_str() {
-            Some("first" | "always") => return Ok(true),
+            Some(scheme @ ("first" | "always")) => {
+                let behind = match scheme {
+                    "first" => ", nor behind a special token",
+                    _ => "",
+                };
+                notes.push(format!(
+                    "llama.cpp puts a blank before every text; tokenizer.json puts none before a text \
+                     that begins with one{behind}: such texts become other tokens"
+                ));
+                return Ok(true);
+            }
             Some("never") => return Ok(false),
             _ => {}
         }
