@@ -14,7 +14,7 @@ from compressed_tensors.compressors import BaseCompressor
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from exported import export, folder, options
+from exported import export, folder, options, plumbline
 
 # Sums of another order in float32, relative to the largest logit.
 BOUND = 1e-4
@@ -58,12 +58,20 @@ def main() -> int:
         print(f"{layers - len(wrong)} of {layers} layers decompress to the trained bits")
         reference = load(plain)
         vocabulary = reference.config.vocab_size
-        ids = torch.tensor([[(p * p * 31 + 7 * p) % vocabulary for p in range(64)]])
-        ours = reference(ids).logits
-        theirs = load(packed)(ids).logits
+        ids = [(p * p * 31 + 7 * p) % vocabulary for p in range(64)]
+        (root / "ids.json").write_text(json.dumps(ids))
+        plumbline(
+            chosen.plumbline, "eval", "logits", "--model", chosen.merged,
+            "--token-ids", root / "ids.json", "--out", root / "logits.safetensors",
+        )
+        ours = load_file(root / "logits.safetensors")["logits"]
+        dequantized = reference(torch.tensor([ids])).logits[0]
+        theirs = load(packed)(torch.tensor([ids])).logits[0]
+        equal = torch.equal(dequantized, theirs)
+        print(f"logits of the packed and the dequantized model: {'equal' if equal else 'not equal'}")
         apart = (ours - theirs).abs().max() / ours.abs().max()
-        print(f"logits: {apart:.2e} of the largest apart")
-    return 0 if not wrong and layers and apart <= BOUND else 1
+        print(f"logits here and in transformers: {apart:.2e} of the largest apart")
+    return 0 if not wrong and layers and equal and apart <= BOUND else 1
 
 
 if __name__ == "__main__":

@@ -3,8 +3,11 @@
 mod common;
 
 use std::fs;
+use std::sync::Arc;
 
 use common::program::{Place, json, plumbline, refused};
+use plumbline::checkpoint::ModelFolder;
+use plumbline::cpu::Cpu;
 
 #[test]
 fn a_run_is_trained_merged_reloaded_and_measured() {
@@ -474,4 +477,35 @@ fn a_recipe_runs_through_the_kernels() {
     let merge =
         plumbline(place.path(), &[&["merge", "run", "--out", "merged"][..], &on_host].concat());
     assert_eq!(json(&merge)["bitwise_equal"], true);
+}
+
+#[test]
+fn logits_are_written_as_the_library_computes_them() {
+    let place = tempfile::tempdir().unwrap();
+    let at = place.path();
+    common::write_model(&at.join("model"));
+    let tokens: Vec<i32> = (0..20).map(|at| at * 7 % 40).collect();
+    fs::write(at.join("ids.json"), serde_json::to_string(&tokens).unwrap()).unwrap();
+    let command = ["eval", "logits", "--model", "model", "--token-ids", "ids.json", "--out", "out"];
+    let told = json(&plumbline(at, &[&command[..], &["--json"]].concat()));
+    let folder = ModelFolder::open(&at.join("model")).unwrap();
+    let vocabulary = folder.config().vocab_size;
+    assert_eq!(told["vocabulary"], vocabulary);
+    let bytes = fs::read(at.join("out")).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let written = file.tensor("logits").unwrap();
+    assert_eq!(written.shape(), [20, vocabulary]);
+    let model = folder.load_dense(Arc::new(Cpu), false).unwrap();
+    let mut workspace = model.evaluation_workspace(tokens.len()).unwrap();
+    let logits = model.logits(1, &tokens, &mut workspace).unwrap();
+    let expected: Vec<u8> = logits.into_iter().flat_map(f32::to_le_bytes).collect();
+    assert_eq!(written.data(), expected);
+    let ids: Vec<u8> = tokens.iter().flat_map(|id| id.to_le_bytes()).collect();
+    assert_eq!(file.tensor("input_ids").unwrap().data(), ids);
+
+    refused(&plumbline(at, &command), &["out"]);
+    fs::write(at.join("ids.json"), format!("{:?}", vec![1; 1000])).unwrap();
+    let long = plumbline(at, &[&command[..7], &["other"]].concat());
+    refused(&long, &["ids.json: has 1000 tokens, the model takes 1 to"]);
+    assert!(!at.join("other").exists());
 }

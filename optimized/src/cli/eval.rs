@@ -1,6 +1,7 @@
 //! `plumbline eval`.
 
 mod choice;
+mod logits;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -35,6 +36,8 @@ pub enum Eval {
     },
     /// Multiple choice: how often the likeliest answer is the right one
     Choice(choice::ChoiceOptions),
+    /// Write a model's outputs for a text into a file
+    Logits(logits::LogitsOptions),
 }
 
 /// Runs the command.
@@ -42,6 +45,7 @@ pub fn eval(command: Eval) -> Result<()> {
     let (model, source, context, on, json) = match command {
         Eval::Perplexity { model, source, context, on, json } => (model, source, context, on, json),
         Eval::Choice(options) => return choice::choice(&options),
+        Eval::Logits(options) => return logits::run(&options),
     };
     let opened = on.open()?;
     let folder = open_model(model.as_deref())?;
