@@ -205,8 +205,8 @@ def main() -> int:
         for line in other[:10]:
             print(f"other tokens: {line!r}")
         print(f"{len(other)} texts are other tokens")
-        ids = model.tokenize(text.encode(), add_bos=False, special=False)
-        ids = ids[: chosen.context * chosen.windows]
+        tokens = model.tokenize(text.encode(), add_bos=False, special=False)
+        ids = tokens[: chosen.context * chosen.windows]
         (root / "ids.json").write_text(json.dumps(ids))
         ours = plumbline(
             chosen.plumbline, "eval", "perplexity", "--model", chosen.merged,
@@ -214,7 +214,7 @@ def main() -> int:
         )
         our_loss, continuations = math.log(ours["perplexity"]), []
         for place in range(chosen.prompts):
-            prompt = ids[place * chosen.context :][:16]
+            prompt = tokens[place * chosen.context :][:16]
             told = plumbline(
                 chosen.plumbline, "generate", "--model", chosen.merged, "--tokens", 32,
                 "--temperature", 0, "--prompt-ids", ",".join(map(str, prompt)),

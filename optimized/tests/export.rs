@@ -329,7 +329,8 @@ fn a_tokenizer_of_pieces_with_scores_is_the_same_in_a_file() {
 
 #[test]
 fn a_tokenizer_that_pieces_with_scores_are_not_is_refused() {
-    let changes: [(fn(&mut Value), &str); 5] = [
+    type Change = fn(&mut Value);
+    let changes: [(Change, &str); 5] = [
         (
             |json| json["model"]["merges"].as_array_mut().unwrap().swap(0, 4),
             "take turns in model.merges",

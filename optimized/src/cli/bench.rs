@@ -9,7 +9,6 @@ use plumbline::finetune::{Method, random_model};
 use plumbline::methods::{LayerCost, LinearMethod};
 use plumbline::model::{DeviceSpeed, Llama, Plan, Recompute, StepWork};
 use plumbline::ops::adamw::StateType;
-use plumbline::recipe::MethodSettings;
 use plumbline::train::{
     Observer, OptimizerSettings, Schedule, ScheduleKind, StepRecord, TokenWindows, Trainer,
     TrainingSettings,
@@ -20,6 +19,7 @@ use serde_json::{Value, json};
 
 use super::device::{DeviceOption, Opened};
 use super::memory::Meter;
+use super::methods::with_method;
 use super::progress::waiting;
 use super::shape::{RecomputeOption, Shape, ShapeOption, Sizes};
 
@@ -83,17 +83,7 @@ pub fn bench(command: Bench) -> Result<()> {
 
 fn on<B: Backend>(backend: Arc<B>, step: &Step, shape: &Shape, place: Place) -> Result<()> {
     let run = Run { step, shape, place: &place };
-    let method = &shape.method;
-    let report = match &method.settings {
-        MethodSettings::L4q(settings) => run.measure(backend, &method.on(settings)),
-        MethodSettings::Lora(settings) => run.measure(backend, &method.on(settings)),
-        MethodSettings::LrQat(settings) => run.measure(backend, &method.on(settings)),
-        MethodSettings::Peqa(settings) => run.measure(backend, &method.on(settings)),
-        MethodSettings::QaLora(settings) => run.measure(backend, &method.on(settings)),
-        MethodSettings::Qat(settings) => run.measure(backend, &method.on(settings)),
-        MethodSettings::QatLora(settings) => run.measure(backend, &method.on(settings)),
-        MethodSettings::Qlora(settings) => run.measure(backend, &method.on(settings)),
-    }?;
+    let report = with_method!(&shape.method, |method| run.measure(backend, &method))?;
     if step.json {
         println!("{}", report.to_json(&run));
     } else {

@@ -23,6 +23,7 @@ use plumbline_reference::spec::ActivationSpec;
 
 use super::device::{DeviceOption, Opened};
 use super::frozen;
+use super::methods::with_method;
 use super::progress::waiting;
 use super::source::open_model;
 
@@ -111,20 +112,12 @@ fn merge_on<B: Backend>(backend: Arc<B>, options: &MergeOptions) -> Result<ExitC
     let merge = Merge { backend, out, json: *json, base, codes, path, checkpoint };
     let method = &recipe.method;
     let proof = Proof::of(&method.settings);
-    match &method.settings {
-        MethodSettings::L4q(settings) => merge.run(&method.on(settings), proof),
-        MethodSettings::LrQat(settings) => merge.run(&method.on(settings), proof),
-        MethodSettings::Peqa(settings) => merge.run(&method.on(settings), proof),
-        MethodSettings::QaLora(settings) => merge.run(&method.on(settings), proof),
-        MethodSettings::Qat(settings) => merge.run(&method.on(settings), proof),
-        MethodSettings::Qlora(settings) => merge.run(&method.on(settings), proof),
-        MethodSettings::Lora(_) | MethodSettings::QatLora(_) => bail!(
-            "{}: method.name is {}, which keeps its update beside the weight; merge is for \
-             methods that end in codes",
-            recipe_path.display(),
-            method.settings.name()
-        ),
-    }
+    with_method!(method, codes: |method| merge.run(&method, proof), beside: |_method| bail!(
+        "{}: method.name is {}, which keeps its update beside the weight; merge is for methods \
+         that end in codes",
+        recipe_path.display(),
+        method.settings.name()
+    ))
 }
 
 /// What merging a method keeps.

@@ -14,6 +14,7 @@ mod inspect;
 mod interrupt;
 mod memory;
 mod merge;
+mod methods;
 mod plan;
 mod pretrain;
 mod progress;

@@ -10,6 +10,7 @@ use plumbline_reference::spec::ActivationSpec;
 use serde_json::{Value, json};
 
 use super::device::ComputeOption;
+use super::methods::with_method;
 use super::shape::{Shape, ShapeOption};
 
 /// `plan`.
@@ -88,17 +89,7 @@ fn activations(shape: &Shape) -> Option<ActivationSpec> {
 
 /// The linear layers under the method that was asked for.
 fn layers(shape: &Shape) -> Result<Vec<LayerCost>> {
-    let method = &shape.method;
-    match &method.settings {
-        MethodSettings::L4q(settings) => costs(shape, &method.on(settings)),
-        MethodSettings::Lora(settings) => costs(shape, &method.on(settings)),
-        MethodSettings::LrQat(settings) => costs(shape, &method.on(settings)),
-        MethodSettings::Peqa(settings) => costs(shape, &method.on(settings)),
-        MethodSettings::QaLora(settings) => costs(shape, &method.on(settings)),
-        MethodSettings::Qat(settings) => costs(shape, &method.on(settings)),
-        MethodSettings::QatLora(settings) => costs(shape, &method.on(settings)),
-        MethodSettings::Qlora(settings) => costs(shape, &method.on(settings)),
-    }
+    with_method!(&shape.method, |method| costs(shape, &method))
 }
 
 /// Memory and work, with and without recomputed activations.

@@ -10,13 +10,14 @@ use plumbline::checkpoint::{ModelFolder, Tokenizer, TrainingState, write_file};
 use plumbline::finetune::{Method, Start, method_model_on};
 use plumbline::methods::LinearMethod;
 use plumbline::model::Llama;
-use plumbline::recipe::{self, MethodSettings, TrainRecipe, resolve};
+use plumbline::recipe::{self, TrainRecipe, resolve};
 use plumbline::train::{Trainer, TrainingData};
 
 use super::data::{Found, read_data};
 use super::device::{DeviceOption, Opened};
 use super::fit::{Run, Timetable};
 use super::frozen::Frozen;
+use super::methods::with_method;
 use super::progress::waiting;
 use super::run::{EvalText, Measured, Place, recipe_file};
 use super::source::open_model;
@@ -140,16 +141,7 @@ pub fn train(path: &Path, options: TrainOptions) -> Result<ExitCode> {
 fn train_on<B: Backend>(backend: Arc<B>, path: &Path, options: TrainOptions) -> Result<ExitCode> {
     let prepared = prepare(path, options)?;
     let method = prepared.recipe.method.clone();
-    match &method.settings {
-        MethodSettings::L4q(settings) => run(backend, prepared, &method.on(settings), options),
-        MethodSettings::Lora(settings) => run(backend, prepared, &method.on(settings), options),
-        MethodSettings::LrQat(settings) => run(backend, prepared, &method.on(settings), options),
-        MethodSettings::Peqa(settings) => run(backend, prepared, &method.on(settings), options),
-        MethodSettings::QaLora(settings) => run(backend, prepared, &method.on(settings), options),
-        MethodSettings::Qat(settings) => run(backend, prepared, &method.on(settings), options),
-        MethodSettings::QatLora(settings) => run(backend, prepared, &method.on(settings), options),
-        MethodSettings::Qlora(settings) => run(backend, prepared, &method.on(settings), options),
-    }
+    with_method!(&method, |method| run(backend, prepared, &method, options))
 }
 
 fn run<B: Backend, M: Method>(

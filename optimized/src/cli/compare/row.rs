@@ -14,7 +14,7 @@ use plumbline::finetune::{MergedModel, Method};
 use plumbline::methods::{CodeTensors, IntoCodes, LinearMethod};
 use plumbline::model::{Llama, Projection};
 use plumbline::ptq::{Calibration, PtqSettings, quantize_watched};
-use plumbline::recipe::{Making, MethodSettings, Row, TrainRecipe};
+use plumbline::recipe::{Making, Row, TrainRecipe};
 use plumbline::report::comparison::{
     Deployment, Environment, PeakMemory, RowResult, TextResult, TrainingResult,
 };
@@ -26,6 +26,7 @@ use super::super::device::{DeviceOption, Opened};
 use super::super::fit::End;
 use super::super::memory::Meter;
 use super::super::merge::{Merging, Proof, refuse};
+use super::super::methods::with_method;
 use super::super::progress::{Progress, waiting};
 use super::super::run::Place;
 use super::super::source::open_model;
@@ -135,22 +136,11 @@ impl<B: Backend> Work<'_, B> {
                 let calibration = || self.calibration(settings.windows);
                 self.quantized(&settings.ptq()?, calibration)
             }
-            Making::Trained(recipe) => match &recipe.method.settings {
-                MethodSettings::L4q(settings) => self.merged(recipe, &recipe.method.on(settings)),
-                MethodSettings::LrQat(settings) => self.merged(recipe, &recipe.method.on(settings)),
-                MethodSettings::Peqa(settings) => self.merged(recipe, &recipe.method.on(settings)),
-                MethodSettings::QaLora(settings) => {
-                    self.merged(recipe, &recipe.method.on(settings))
-                }
-                MethodSettings::Qat(settings) => self.merged(recipe, &recipe.method.on(settings)),
-                MethodSettings::Qlora(settings) => self.merged(recipe, &recipe.method.on(settings)),
-                MethodSettings::Lora(settings) => {
-                    self.as_trained(recipe, &recipe.method.on(settings))
-                }
-                MethodSettings::QatLora(settings) => {
-                    self.as_trained(recipe, &recipe.method.on(settings))
-                }
-            },
+            Making::Trained(recipe) => with_method!(
+                &recipe.method,
+                codes: |method| self.merged(recipe, &method),
+                beside: |method| self.as_trained(recipe, &method)
+            ),
         }
     }
 
