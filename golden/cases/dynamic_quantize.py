@@ -53,6 +53,19 @@ ODD = spread([5, 7], seed=61, step=0.25, reach=30)
 LONG = spread([2, 262], seed=64, step=0.25, reach=60)
 LONG[0][3], LONG[0][201] = -30.0, 33.75
 LONG[1][3], LONG[1][201] = 33.75, -30.0
+
+
+def extremes(width, places):
+    """Two tokens whose ends are at these places, one each way round."""
+    tokens = spread([2, width], seed=66, step=0.25, reach=60)
+    for token, ends in zip(tokens, [(-30.0, 33.75), (33.75, -30.0)]):
+        for place, end in zip(places, ends):
+            token[place] = end
+    return tokens
+
+
+# Halfway and at the end of what 32 threads look at together: one or four numbers each.
+EXTREMES = [(262, (31, 48)), (264, (127, 64))]
 FLOATING = {"zero_point": "float"}
 # In f32, 37.5 / 15 is the tie 2.5 and 37.5 * (1 / 15) lies above it.
 QUOTIENT = [[0.0, 37.5, 22.5, 45.0, 7.5]]
@@ -133,6 +146,10 @@ FORWARD = [
         bits=8,
         remark="scale 0.25, from extremes far apart",
     ),
+    *[
+        forward(f"ends_within_{width}", "per_token", extremes(width, places), bits=8)
+        for width, places in EXTREMES
+    ],
     forward("one_activation", "odd_size constant", [[-0.75]], bits=8),
     forward(
         "range_below_the_floor",
@@ -233,6 +250,17 @@ BACKWARD = [
         **FLOATING,
         remark="scale 0.25, zero point 120: everything passes, and with other extremes not",
     ),
+    *[
+        backward(
+            f"ends_within_{width}",
+            "per_token",
+            extremes(width, places),
+            spread([2, width], seed=67),
+            bits=8,
+            **FLOATING,
+        )
+        for width, places in EXTREMES
+    ],
     backward("eight_bits", "grid_width", [[-127.5, 127.5, 0.5, 1.5]], POWERS, bits=8),
     backward("nan_in_d_output", "non_finite", STEPS, [[1.0, math.nan, 0.0, 0.0]], error="d_output"),
     backward("d_output_of_another_width", "shape", STEPS, [[1.0, 2.0]], error="d_output"),

@@ -4,7 +4,7 @@ import math
 
 from case_text import GoldenFile, case
 
-from .spread import long, spread
+from .spread import beside_reciprocals, long, spread
 
 REFUSED = {
     "non_finite": "a NaN or infinity that clamps to an end of the range or is masked away",
@@ -24,11 +24,13 @@ FORWARD_NOTES = {
     "grid_width": "a range hard-coded for one width",
     "odd_size": "a kernel that handles only whole tiles",
     "one_precision": "a quantizer argument or a product of fewer bits than f32 has",
+    "true_division": "multiplying by the reciprocal of the scale",
     **REFUSED,
 }
 BACKWARD_NOTES = {
     "unmasked": "adapter gradients from the unmasked weight gradient",
     "closed_mask": "a mask that is open at an end, or taken on the rounded code",
+    "true_division": "multiplying by the reciprocal of the scale: it passes the end",
     "mask_rule": "one mask for every rule, or a rule that reaches the scale and not the adapter",
     "offset_in_d_x": "d_x from codes * scale without the offset",
     "quantized_d_x": "d_x from the weights before quantization",
@@ -143,12 +145,30 @@ def merge(id, flags, inputs, *, error=None, remark=None, **params):
     return case(id, flags, params, **inputs, error=error, remark=remark)
 
 
+def quotients(size, steps):
+    """A layer whose weights are exactly these steps of their scales, which a reciprocal misses."""
+    weight, scale = beside_reciprocals(8, 8 // size, size, steps)
+    adapter = {"lora_a": [[1.0] * 8], "lora_b": [[0.0]] * 8}
+    return {"weight": weight, **adapter, "scale": scale, "offset": [[0.0] * (8 // size)] * 8}
+
+
+POWERS = [[2.0**power for power in range(8)]]
 X7 = spread([5, 7], seed=24)
 X9 = spread([4, 9], seed=34)
 X8 = long([5, 8], seed=55)
 
 FORWARD = [
     forward("numbers_of_18_bits", "one_precision", LONG, X8, bits=8, group_size=4),
+    *[
+        forward(
+            f"division_is_not_by_reciprocal_in_groups_of_{size}",
+            "true_division combined_tie",
+            quotients(size, [(2.5, 1), (1.5, -1), (4.5, 1), (5.5, -1)]),
+            POWERS,
+            group_size=size,
+        )
+        for size in (2, 4)
+    ],
     forward(
         "ties_that_the_adapter_makes",
         "combined_tie scaling adapter_inside offset_outside",
@@ -235,6 +255,18 @@ BACKWARD = [
         bits=8,
         group_size=4,
     ),
+    *[
+        backward(
+            f"the_last_code_in_groups_of_{size}",
+            "true_division closed_mask",
+            quotients(size, [(7.0, 1)]),
+            POWERS,
+            POWERS,
+            group_size=size,
+            remark="everything is inside; over the scale it is 7, times the reciprocal more",
+        )
+        for size in (2, 4)
+    ],
     backward(
         "by_hand",
         "unmasked offset_in_d_x offset_gradient rounding_residual grad_scale_default",

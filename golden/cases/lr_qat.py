@@ -17,6 +17,7 @@ from .lr_qat_layers import (
     KINDS,
     LIVE,
     LONG,
+    MANY,
     ODD,
     REFUSED,
     TIES,
@@ -24,6 +25,8 @@ from .lr_qat_layers import (
     X7,
     X8,
     X9,
+    X20,
+    quotients,
 )
 from .spread import long, spread
 
@@ -44,10 +47,12 @@ FORWARD_NOTES = {
     "grid_width": "a range hard-coded for one width",
     "odd_size": "a kernel that handles only whole tiles",
     "one_precision": "an argument or a product of fewer bits than f32 has",
+    "true_division": "multiplying by the reciprocal of a live scale",
     "options": "options that contradict each other",
     **REFUSED,
 }
 BACKWARD_NOTES = {
+    "true_division": "multiplying by the reciprocal of a live scale",
     "rounded_mask": "a mask on the argument before rounding where the rounded one is asked for",
     "pre_round_mask": "a mask on the rounded argument where the one before is asked for",
     "unmasked": "gradients of clipped weights",
@@ -98,7 +103,22 @@ def merge(id, flags, inputs, *, error=None, remark=None, **params):
     return case(id, flags, with_defaults(params), **inputs, error=error, remark=remark)
 
 
+POWERS = [[2.0**power for power in range(8)]]
 LONG_PARAMS = {"bits": 8, "group_size": 4, "downcast": "f32"}
+MANY_KINDS = [
+    (f"320_numbers_of_18_bits_in_groups_of_{size}{name}", size, without, params)
+    for size in MANY
+    for name, without, params in [
+        ("", None, {}),
+        ("_inside_a_live_scale", "initial_scale", {"inner_scale": "live"}),
+    ]
+]
+
+
+def many(size, without):
+    return {name: tensor for name, tensor in MANY[size].items() if name != without}
+
+
 LONG_KINDS = [
     ("", LONG, {}),
     (
@@ -112,6 +132,29 @@ FORWARD = [
     *[
         forward(f"numbers_of_18_bits{name}", "one_precision", layer, X8, **LONG_PARAMS, **params)
         for name, layer, params in LONG_KINDS
+    ],
+    *[
+        forward(
+            id,
+            "one_precision odd_size",
+            many(size, without),
+            X20,
+            **{**LONG_PARAMS, "group_size": size},
+            **params,
+        )
+        for id, size, without, params in MANY_KINDS
+    ],
+    *[
+        forward(
+            f"division_is_not_by_reciprocal_in_groups_of_{size}",
+            "true_division live_inner",
+            quotients(size, [(2.5, 1), (1.5, -1), (4.5, 1), (5.5, -1)]),
+            POWERS,
+            group_size=size,
+            downcast="f32",
+            inner_scale="live",
+        )
+        for size in (2, 4)
     ],
     *[
         forward(
@@ -279,6 +322,32 @@ BACKWARD = [
             **params,
         )
         for name, layer, params in LONG_KINDS
+    ],
+    *[
+        backward(
+            id,
+            "one_precision all_tokens odd_size",
+            many(size, without),
+            X20,
+            long([5, 16], seed=80),
+            **{**LONG_PARAMS, "group_size": size},
+            **params,
+        )
+        for id, size, without, params in MANY_KINDS
+    ],
+    *[
+        backward(
+            f"half_a_step_outside_in_groups_of_{size}",
+            "true_division rounded_mask",
+            quotients(size, [(7.5, -1)]),
+            POWERS,
+            POWERS,
+            group_size=size,
+            downcast="f32",
+            inner_scale="live",
+            remark="7.5 over the scale rounds to 8, outside; times the reciprocal less, to 7",
+        )
+        for size in (2, 4)
     ],
     *[
         backward(

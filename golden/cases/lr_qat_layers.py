@@ -1,6 +1,6 @@
 """What the cases of LR-QAT share: their layers, and the refusals of every operation."""
 
-from .spread import long, spread
+from .spread import beside_reciprocals, long, spread
 
 REFUSED = {
     "non_finite": "a NaN or infinity that clamps to an end of the range or is masked away",
@@ -70,6 +70,31 @@ LONG = {
     "lora_b": long([3, 4], seed=73, size=5.0),
     "scale": [[0.25 + 2.0**-9 * (3 * o - g) for g in range(2)] for o in range(3)],
 }
+# The same in 16 rows of 20 weights, by groups of `size`.
+MANY = {
+    size: {
+        "weight": long([16, 20], seed=176, size=8.0),
+        "initial_scale": [
+            [0.125 + 2.0**-9 * ((2 * o + g) % 13) for g in range(20 // size)] for o in range(16)
+        ],
+        "lora_a": long([4, 20], seed=77, size=5.0),
+        "lora_b": long([16, 4], seed=78, size=5.0),
+        "scale": [
+            [0.25 + 2.0**-9 * ((3 * o - g) % 17) for g in range(20 // size)] for o in range(16)
+        ],
+    }
+    for size in (4, 5)
+}
+X20 = long([5, 20], seed=79)
+
+
+def quotients(size, steps):
+    """A live layer whose weights are exactly these steps of their scales, which a reciprocal misses."""
+    weight, scale = beside_reciprocals(8, 8 // size, size, steps)
+    update = {"lora_a": [[1.0] * 8], "lora_b": [[0.0]] * 8}
+    return {"weight": weight, **update, "scale": scale}
+
+
 UNIT = {
     "weight": [[0.5]],
     "initial_scale": [[0.25]],

@@ -4,7 +4,7 @@ import math
 
 from case_text import GoldenFile, case
 
-from .spread import long
+from .spread import beside_reciprocals, long
 
 # The spacing of f32 just below 8, and just above it.
 ULP_7, ULP_8 = 2.0**-21, 2.0**-20
@@ -40,6 +40,9 @@ FORWARD_NOTES = {
     **REFUSED,
 }
 
+# Ties over odd scales, and on which side of them a product with the reciprocal falls.
+TIED = [(2.5, 1), (1.5, -1), (4.5, 1), (5.5, -1)]
+QUOTIENTS = {size: beside_reciprocals(8, 8 // size, size, TIED) for size in (2, 4)}
 # Groups of 8 weights of 18 bits, at 8 bits.
 LONG = {
     "weight": long([3, 16], seed=81, size=8.0),
@@ -123,6 +126,18 @@ FORWARD = [
         scale=[[117.0], [105.0]],
         offset=[[0.0], [0.0]],
     ),
+    *[
+        case(
+            f"division_is_not_by_reciprocal_in_groups_of_{group_size}",
+            "true_division tie",
+            {"bits": 4, "group_size": group_size},
+            remark="ties everywhere: 2.5 and 4.5 go down, 1.5 and 5.5 up; a product misses them",
+            weight=QUOTIENTS[group_size][0],
+            scale=QUOTIENTS[group_size][1],
+            offset=[[0.0] * (8 // group_size)] * 8,
+        )
+        for group_size in (2, 4)
+    ],
     case(
         "offset_is_subtracted_before_dividing",
         "one_division tie",

@@ -1,5 +1,8 @@
 """Numbers for the cases that are too large to choose one by one."""
 
+import itertools
+import struct
+
 
 def spread(shape, seed, step=0.125, reach=8):
     """Multiples of `step` between -reach*step and reach*step, in a fixed irregular order."""
@@ -13,6 +16,28 @@ def spread(shape, seed, step=0.125, reach=8):
         return ((state >> 12) % (2 * reach + 1) - reach) * step
 
     return fill(list(shape))
+
+
+def beside_reciprocals(rows, groups, group_size, steps):
+    """Weights `steps` times their scale, one row for each of `steps`, and scales whose rounded
+    reciprocal leads past the quotient: each weight over its scale is exactly that many steps, and
+    the product with the reciprocal in f32 is one ulp more, or less where `steps` says so."""
+
+    def f32(value):
+        return struct.unpack("f", struct.pack("f", value))[0]
+
+    def error(scale, count):
+        product = f32(f32(count * scale) * f32(1.0 / scale))
+        return (product > count) - (product < count)
+
+    weight, scales = [], []
+    for row in range(rows):
+        count, direction = steps[row % len(steps)]
+        odd = (float(3 + 2 * (k + 7 * row)) for k in itertools.count())
+        fitting = itertools.islice((s for s in odd if error(s, count) == direction), groups)
+        scales.append(list(fitting))
+        weight.append([count * s for s in scales[-1] for _ in range(group_size)])
+    return weight, scales
 
 
 def long(shape, seed, size=1.0):

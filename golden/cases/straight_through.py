@@ -5,10 +5,11 @@ import math
 from case_text import GoldenFile, case
 
 from .quantize import ABOVE_FLOOR, AROUND_ENDS, AROUND_TIES, BELOW_FLOOR, ENDS, LONG, REFUSED
-from .spread import long, spread
+from .spread import beside_reciprocals, long, spread
 
 BACKWARD_NOTES = {
     "closed_mask": "a mask that is open at an end of the range",
+    "true_division": "multiplying by the reciprocal of the scale: it passes the end",
     "pre_round_mask": "a mask taken on the rounded code: it passes up to half a step outside",
     "mask_rule": "one mask for every rule, or a rule that changes codes or only one gradient",
     "mask_name": "an unknown mask replaced by a default in silence",
@@ -49,6 +50,9 @@ def mixed(id, flags, **params):
     return case(id, flags, {"bits": 4, "group_size": 2, **params}, **MIXED)
 
 
+# Seven steps exactly, which a product with the reciprocal passes.
+LAST = {size: beside_reciprocals(8, 8 // size, size, [(7.0, 1)]) for size in (2, 4)}
+
 # Both ends, both ties beyond them, a quarter of a step beyond, and the inside.
 AROUND_BOTH_ENDS = {
     "weight": [[-8.0, 7.0, -8.5, 7.5, -8.25, 7.25, -7.5, 6.5, -8.75, 7.75]],
@@ -64,6 +68,19 @@ def masked(id, mask, remark, **params):
 
 
 BACKWARD = [
+    *[
+        case(
+            f"the_last_code_in_groups_of_{group_size}",
+            "true_division closed_mask",
+            {"bits": 4, "group_size": group_size},
+            remark="everything is inside; over the scale it is 7, times the reciprocal more",
+            weight=LAST[group_size][0],
+            scale=LAST[group_size][1],
+            offset=[[0.0] * (8 // group_size)] * 8,
+            d_output=spread([8, 8], seed=84),
+        )
+        for group_size in (2, 4)
+    ],
     case(
         "numbers_of_18_bits",
         "one_precision group_sum",
