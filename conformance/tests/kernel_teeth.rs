@@ -14,7 +14,7 @@ use plumbline_conformance::judge::report::Status;
 use plumbline_conformance::precision::Precision;
 use plumbline_conformance::subject::Subject;
 use plumbline_conformance::subjects::cuda::interpreted;
-use plumbline_conformance::teeth::kernels::{Reach, SLIPS, mutants};
+use plumbline_conformance::teeth::kernels::{Fate, Mutant, Reach, SLIPS, mutants};
 use rayon::prelude::*;
 
 /// Entries of a module, as its text declares them.
@@ -105,12 +105,22 @@ fn every_kind_of_mistake_is_noticed() {
     }
 }
 
+/// Mistakes that no case rejects, one in a line, and whether a case comes by the place.
+const SURVIVORS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kernel_survivors.txt");
+
+fn survivor(fate: &Fate) -> Option<String> {
+    let Mutant { slip, module, entry, source, .. } = &fate.mutant;
+    let reached = if fate.is_reached { "reached" } else { "not reached" };
+    let line = || format!("{} {} {entry} {source} {reached}", slip.name, module.name);
+    fate.killer.is_none().then(line)
+}
+
 /// `KERNEL=name` tries one module, `SLIP=name` one kind of mistake. Copies of a line that the
 /// compiler made, by unrolling a loop, are one place: the first is tried, and all of them with
-/// `EVERY_COPY=1`.
+/// `EVERY_COPY=1`. What survives has to be in the list; `PLUMBLINE_WRITE_SURVIVORS=1` makes it anew.
 #[test]
-#[ignore = "a quarter of an hour: every small mistake at every place of every kernel"]
-fn every_mistake_is_noticed() {
+#[ignore = "half an hour: every small mistake at every place of every kernel"]
+fn every_mistake_is_noticed_or_known() {
     let mut cases = golden_operations();
     cases.push(a_training());
     let reach = Reach::of(&cases).unwrap();
@@ -123,12 +133,23 @@ fn every_mistake_is_noticed() {
         let left_out = elsewhere(module, entry) || asked("KERNEL", module) || asked("SLIP", slip);
         !left_out && (places.insert((slip, entry, mutant.source.clone())) || every_copy)
     });
-    let count = tried.len();
+    println!("{} places", tried.len());
     let fates = tried.into_par_iter().map(|mutant| {
         let fate = reach.fate(mutant).unwrap();
         println!("{fate}");
-        fate.killer.is_some()
+        survivor(&fate)
     });
-    let killed = fates.filter(|is_killed| *is_killed).count();
-    assert_eq!(killed, count, "killed, of those tried");
+    let survivors: BTreeSet<String> = fates.collect::<Vec<_>>().into_iter().flatten().collect();
+    let filters = ["KERNEL", "SLIP", "EVERY_COPY"];
+    let is_whole = filters.iter().all(|filter| std::env::var_os(filter).is_none());
+    if is_whole && std::env::var_os("PLUMBLINE_WRITE_SURVIVORS").is_some() {
+        let lines: Vec<String> = survivors.iter().map(|line| format!("{line}\n")).collect();
+        std::fs::write(SURVIVORS, lines.concat()).unwrap();
+    }
+    let listed = std::fs::read_to_string(SURVIVORS).unwrap();
+    let listed: BTreeSet<String> = listed.lines().map(str::to_owned).collect();
+    let new: Vec<_> = survivors.difference(&listed).collect();
+    assert!(new.is_empty(), "not noticed: {new:#?}");
+    let gone: Vec<_> = listed.difference(&survivors).collect();
+    assert!(!is_whole || gone.is_empty(), "listed, and noticed or no more there: {gone:#?}");
 }

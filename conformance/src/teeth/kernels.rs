@@ -155,8 +155,8 @@ pub struct Mutant {
 }
 
 impl Mutant {
-    /// Text of the module with the mistake, without the module's other kernels.
-    fn ptx(&self) -> String {
+    /// Text of the module with another line at this place, without the module's other kernels.
+    fn ptx(&self, other: &str) -> String {
         let (mut text, mut entry) = (String::new(), None);
         for (place, line) in self.module.ptx.lines().enumerate() {
             if line.starts_with("\t.file") {
@@ -165,7 +165,7 @@ impl Mutant {
                 entry = Some(name);
             }
             if entry.is_none_or(|entry| entry == self.entry) {
-                text += if place + 1 == self.ptx_line { &self.edited } else { line };
+                text += if place + 1 == self.ptx_line { other } else { line };
                 text.push('\n');
             }
         }
@@ -222,13 +222,19 @@ pub struct Fate {
     pub cases: usize,
     /// The case that rejected it, and why.
     pub killer: Option<String>,
+    /// Whether any of the cases comes by the place at all.
+    pub is_reached: bool,
 }
 
 impl fmt::Display for Fate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { mutant, cases, killer } = self;
+        let Self { mutant, cases, killer, is_reached } = self;
         let Mutant { slip, module, entry, ptx_line, source, instruction, .. } = mutant;
-        let verdict = if killer.is_some() { "killed" } else { "SURVIVED" };
+        let verdict = match (killer, is_reached) {
+            (Some(_), _) => "killed",
+            (None, true) => "SURVIVED",
+            (None, false) => "NOT REACHED",
+        };
         let killer = killer.as_deref().unwrap_or(instruction);
         let name = slip.name;
         write!(
@@ -276,29 +282,32 @@ impl<'a> Reach<'a> {
         Ok(Self { judges })
     }
 
-    /// Tries a mistake on the cases of its kernel until one rejects it.
+    /// Tries a mistake on the cases of its kernel until one rejects it. Where none does, a kernel that
+    /// gives up at this place tells whether any comes by.
     ///
     /// # Errors
     /// When the host has no room.
     pub fn fate(&self, mutant: Mutant) -> Result<Fate, String> {
+        let (cases, killer) = self.judged(&mutant, &mutant.edited)?;
+        let is_reached = killer.is_some() || self.judged(&mutant, "trap;")?.1.is_some();
+        Ok(Fate { mutant, cases, killer, is_reached })
+    }
+
+    /// With another line at the place of a mistake: cases that were run, and why the last rejects it.
+    fn judged(&self, mutant: &Mutant, line: &str) -> Result<(usize, Option<String>), String> {
         let Module { name, source, .. } = *mutant.module;
-        let Some(judges) = self.judges.get(&(name, mutant.entry)) else {
-            return Ok(Fate { mutant, cases: 0, killer: None });
-        };
+        let Some(judges) = self.judges.get(&(name, mutant.entry)) else { return Ok((0, None)) };
         // Kernels are named by what lives as long as the program.
-        let edited = Module { name, source, ptx: mutant.ptx().leak() };
+        let edited = Module { name, source, ptx: mutant.ptx(line).leak() };
         let interpreter = Interpreter::new().budget(BUDGET).replacing(Box::leak(Box::new(edited)));
         let mut subject = interpreted(backend(interpreter, judges.compute)?);
-        let (mut tried, mut killer) = (0, None);
-        for case in &judges.cases {
-            tried += 1;
+        for (place, case) in judges.cases.iter().enumerate() {
             if let Status::Fail { failures } = judge(case, &mut subject, Precision::F32).status {
                 let why = failures.first().map(in_words).unwrap_or_default();
-                killer = Some(format!("{}: {why}", case.id));
-                break;
+                return Ok((place + 1, Some(format!("{}: {why}", case.id))));
             }
         }
-        Ok(Fate { mutant, cases: tried, killer })
+        Ok((judges.cases.len(), None))
     }
 }
 
