@@ -409,7 +409,7 @@ def block_cases():
                 vocabulary,
                 "rows of many warps",
             )
-    return {**norms, **cases, **tile_cases(long)}
+    return {**norms, **cases, **tile_cases(long), **many_tokens(long)}
 
 
 def tile_cases(long):
@@ -455,6 +455,27 @@ def tile_cases(long):
             "lora_b": factors["lora_b"],
         }
         add(op, 35, {"lora_scaling": 0.5, "pool": "sum"}, inputs, seed)
+    return cases
+
+
+def many_tokens(long):
+    """Four steps of 32 tokens, the last of 4: what a step has read is copied over more than once. By
+    groups of whole quadruples of inputs and by others."""
+    rows, groups, rank, tokens = 40, 3, 18, 100
+    cases = {}
+    for columns, seed in [(72, 2500), (75, 2600)]:
+        inputs = {
+            "x": long((tokens, columns), seed),
+            "weight": long((rows, columns), seed + 1, 8.0),
+            "lora_a": long((rank, columns), seed + 2),
+            "lora_b": long((rows, rank), seed + 3),
+            "scale": long((rows, groups), seed + 4, 0.25).abs() + 0.5,
+            "offset": long((rows, groups), seed + 6, 0.25),
+            "d_y": long((tokens, rows), seed + 5),
+        }
+        params = {"bits": 4, "group_size": columns // groups, "lora_scaling": 0.5}
+        case = judged_case("l4q.backward", params, inputs, "more tokens than two steps have")
+        cases[f"l4q/l4q.backward.{rows}x{columns}.safetensors"] = case
     return cases
 
 

@@ -36,7 +36,10 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("widen", "optimized/tests/cuda_quantizer: every number of 16 bits"),
     ("random_weights", "optimized/tests/cuda_training.rs: no operation of the protocol"),
     ("attention_16x", "optimized/tests/cuda_transformer.rs: few queries, wide heads"),
-    ("128", "optimized/tests/cuda_transformer.rs: heads wider than 64"),
+    ("x128", "optimized/tests/cuda_transformer.rs: heads wider than 64"),
+    ("keys_128", "optimized/tests/cuda_transformer.rs: heads wider than 64"),
+    ("rows_128", "optimized/tests/cuda_transformer.rs: heads wider than 64"),
+    ("attention_bf16_128", "optimized/tests/cuda_transformer.rs: heads wider than 64"),
     ("256", "optimized/tests/cuda_transformer.rs: heads wider than 128"),
 ];
 
