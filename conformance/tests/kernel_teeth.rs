@@ -122,7 +122,7 @@ fn survivor(fate: &Fate) -> Option<String> {
 /// compiler made, by unrolling a loop, are one place: the first is tried, and all of them with
 /// `EVERY_COPY=1`. What survives has to be in the list; `PLUMBLINE_WRITE_SURVIVORS=1` makes it anew.
 #[test]
-#[ignore = "half an hour: every small mistake at every place of every kernel"]
+#[ignore = "five minutes: every small mistake at every place of every kernel"]
 fn every_mistake_is_noticed_or_known() {
     let mut cases = golden_operations();
     cases.push(a_training());
