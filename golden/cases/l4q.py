@@ -4,7 +4,7 @@ import math
 
 from case_text import GoldenFile, case
 
-from .spread import beside_reciprocals, long, spread
+from .spread import TIED, beside_reciprocals, long, spread
 
 REFUSED = {
     "non_finite": "a NaN or infinity that clamps to an end of the range or is masked away",
@@ -163,7 +163,7 @@ FORWARD = [
         forward(
             f"division_is_not_by_reciprocal_in_groups_of_{size}",
             "true_division combined_tie",
-            quotients(size, [(2.5, 1), (1.5, -1), (4.5, 1), (5.5, -1)]),
+            quotients(size, TIED),
             POWERS,
             group_size=size,
         )

@@ -28,7 +28,7 @@ from .lr_qat_layers import (
     X20,
     quotients,
 )
-from .spread import long, spread
+from .spread import TIED, long, spread
 
 FORWARD_NOTES = {
     "sum_tie": "rounding of weight and update apart, or half away from zero",
@@ -148,7 +148,7 @@ FORWARD = [
         forward(
             f"division_is_not_by_reciprocal_in_groups_of_{size}",
             "true_division live_inner",
-            quotients(size, [(2.5, 1), (1.5, -1), (4.5, 1), (5.5, -1)]),
+            quotients(size, TIED),
             POWERS,
             group_size=size,
             downcast="f32",

@@ -4,7 +4,7 @@ import math
 
 from case_text import GoldenFile, case
 
-from .spread import beside_reciprocals, long
+from .spread import TIED, beside_reciprocals, long
 
 # The spacing of f32 just below 8, and just above it.
 ULP_7, ULP_8 = 2.0**-21, 2.0**-20
@@ -40,8 +40,6 @@ FORWARD_NOTES = {
     **REFUSED,
 }
 
-# Ties over odd scales, and on which side of them a product with the reciprocal falls.
-TIED = [(2.5, 1), (1.5, -1), (4.5, 1), (5.5, -1)]
 QUOTIENTS = {size: beside_reciprocals(8, 8 // size, size, TIED) for size in (2, 4)}
 # Groups of 8 weights of 18 bits, at 8 bits.
 LONG = {

@@ -18,6 +18,11 @@ def spread(shape, seed, step=0.125, reach=8):
     return fill(list(shape))
 
 
+# Ties of a quotient that rounding takes to even, and on which side of them a product with the
+# reciprocal has to fall to be rounded the other way.
+TIED = [(2.5, 1), (1.5, -1), (4.5, 1), (5.5, -1)]
+
+
 def beside_reciprocals(rows, groups, group_size, steps):
     """Weights `steps` times their scale, one row for each of `steps`, and scales whose rounded
     reciprocal leads past the quotient: each weight over its scale is exactly that many steps, and
