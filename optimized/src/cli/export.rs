@@ -6,12 +6,12 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Result;
-use plumbline::checkpoint::{LoadedModel, ModelFolder};
+use plumbline::checkpoint::ModelFolder;
 use plumbline::cpu::Cpu;
 use plumbline::export::{Exported, FloatType, Format, LayerProof, Request, export};
 use plumbline::finetune::logit_difference;
 
-use super::merge::{logits, probe, refuse};
+use super::merge::{outputs, probe, refuse};
 use super::progress::{Progress, waiting};
 
 /// The options.
@@ -52,22 +52,15 @@ pub fn run(options: &ExportOptions) -> Result<ExitCode> {
     let exported = export(&request, &watch)?;
     drop(bar.take());
     let probe = probe(&source);
-    let ours = waiting("the merged model's outputs", || outputs(&source, &probe))?;
+    let ours = waiting("the merged model's outputs", || outputs(Arc::new(Cpu), &source, &probe))?;
     let written = ModelFolder::open(out)?;
-    let theirs = waiting("the exported model's outputs", || outputs(&written, &probe))?;
+    let theirs =
+        waiting("the exported model's outputs", || outputs(Arc::new(Cpu), &written, &probe))?;
     if let Some(difference) = logit_difference(&ours, &theirs, source.config().vocab_size)? {
         return Ok(refuse("the model as exported", "the merged one", difference));
     }
     report(options, &exported, ours.len(), *json);
     Ok(ExitCode::SUCCESS)
-}
-
-fn outputs(model: &ModelFolder, probe: &[i32]) -> Result<Vec<f32>> {
-    match model.load(Arc::new(Cpu))? {
-        LoadedModel::Dense(model) => logits(&model, probe),
-        LoadedModel::Merged(model) => logits(&model, probe),
-        LoadedModel::Affine(model) => logits(&model, probe),
-    }
 }
 
 fn report(options: &ExportOptions, exported: &Exported, compared: usize, json: bool) {

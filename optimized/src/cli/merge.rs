@@ -287,6 +287,19 @@ pub fn logits<B: Backend, L: LinearMethod<B>>(
     Ok(model.logits(1, probe, &mut workspace)?)
 }
 
+/// Logits of token ids by the model of a folder.
+pub fn outputs<B: Backend>(
+    backend: Arc<B>,
+    folder: &ModelFolder,
+    tokens: &[i32],
+) -> Result<Vec<f32>> {
+    match folder.load(backend)? {
+        LoadedModel::Dense(model) => logits(&model, tokens),
+        LoadedModel::Merged(model) => logits(&model, tokens),
+        LoadedModel::Affine(model) => logits(&model, tokens),
+    }
+}
+
 fn largest_difference(left: &[f32], right: &[f32]) -> f32 {
     left.iter().zip(right).map(|(left, right)| (left - right).abs()).fold(0.0, f32::max)
 }

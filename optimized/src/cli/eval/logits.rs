@@ -1,15 +1,13 @@
 //! `plumbline eval logits`: a model's outputs, for comparing with other programs.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use anyhow::{Result, ensure};
-use plumbline::backend::Backend;
-use plumbline::checkpoint::{LoadedModel, ModelFolder, output_file, write_file};
+use plumbline::checkpoint::{output_file, write_file};
 use safetensors::tensor::{Dtype, TensorView};
 
 use crate::cli::device::{DeviceOption, Opened};
-use crate::cli::merge::logits;
+use crate::cli::merge::outputs;
 use crate::cli::progress::waiting;
 use crate::cli::source::{TextSource, open_model};
 
@@ -69,12 +67,4 @@ pub fn run(options: &LogitsOptions) -> Result<()> {
         println!("{}: logits of {count} tokens, {} each", out.display(), shape[1]);
     }
     Ok(())
-}
-
-fn outputs<B: Backend>(backend: Arc<B>, folder: &ModelFolder, tokens: &[i32]) -> Result<Vec<f32>> {
-    match folder.load(backend)? {
-        LoadedModel::Dense(model) => logits(&model, tokens),
-        LoadedModel::Merged(model) => logits(&model, tokens),
-        LoadedModel::Affine(model) => logits(&model, tokens),
-    }
 }
