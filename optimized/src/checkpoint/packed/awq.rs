@@ -4,7 +4,7 @@ use rayon::prelude::*;
 use serde_json::Value;
 
 use super::super::folder::ModelFolder;
-use super::{Expected, Shift, Unpacked, supported};
+use super::{Expected, Shift, Unpacked, group_size, supported};
 use crate::error::Result;
 use crate::model::Projection;
 
@@ -24,27 +24,18 @@ pub(in super::super) struct Awq {
 impl Awq {
     pub(super) fn read(config: &Value) -> Result<Self, String> {
         // The two names that a field has had.
-        let field = |names: [&str; 2]| names.iter().find_map(|name| config.get(*name)).cloned();
-        let bits = field(["bits", "w_bit"]).and_then(|bits| bits.as_u64());
+        let field = |names: [&str; 2]| names.iter().find_map(|name| config.get(*name));
+        let bits = field(["bits", "w_bit"]).and_then(Value::as_u64);
         supported("bits", bits, &[u64::from(BITS)])?;
         let version = field(["version", "backend"]);
-        let version = version.as_ref().map_or(Some("gemm"), Value::as_str).map(str::to_lowercase);
+        let version = version.map_or(Some("gemm"), Value::as_str).map(str::to_lowercase);
         supported("version", version.as_deref(), &["gemm"])?;
         supported(
             "zero_point",
             config.get("zero_point").map_or(Some(true), Value::as_bool),
             &[true],
         )?;
-        let group_size = match field(["group_size", "q_group_size"]).and_then(|size| size.as_i64())
-        {
-            Some(-1) => None,
-            Some(size) if size > 0 => Some(size as usize),
-            other => {
-                let said = other.map_or("absent".into(), |size| size.to_string());
-                let field = "quantization_config.group_size";
-                return Err(format!("{field} is {said}, expected -1 or a number of inputs"));
-            }
-        };
+        let group_size = group_size(field(["group_size", "q_group_size"]))?;
         Ok(Self { group_size })
     }
 

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 use serde_json::Value;
 
 use super::super::folder::ModelFolder;
-use super::{Expected, Shift, Unpacked, checked_groups, dense, supported, unused};
+use super::{Expected, Shift, Unpacked, checked_groups, dense, group_size, supported, unused};
 use crate::error::{Error, Result};
 use crate::model::Projection;
 
@@ -23,15 +23,7 @@ pub(in super::super) struct Gptq {
 impl Gptq {
     pub(super) fn read(config: &Value) -> Result<Self, String> {
         let bits = supported("bits", config.get("bits").and_then(Value::as_u64), &[2, 3, 4, 8])?;
-        let group_size = match config.get("group_size").and_then(Value::as_i64) {
-            Some(-1) => None,
-            Some(size) if size > 0 => Some(size as usize),
-            other => {
-                let said = other.map_or("absent".into(), |size| size.to_string());
-                let field = "quantization_config.group_size";
-                return Err(format!("{field} is {said}, expected -1 or a number of inputs"));
-            }
-        };
+        let group_size = group_size(config.get("group_size"))?;
         let version = config.get("checkpoint_format").filter(|value| !value.is_null());
         let version = version.map_or(Some("gptq"), Value::as_str);
         let version = supported("checkpoint_format", version, &["gptq", "gptq_v2"])?;

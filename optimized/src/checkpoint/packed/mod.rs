@@ -152,6 +152,19 @@ fn checked_groups(
     stored.into_iter().enumerate().map(group).collect()
 }
 
+/// Inputs of a group as two of the formats say it; `None` for -1, one group.
+fn group_size(said: Option<&Value>) -> Result<Option<usize>, String> {
+    match said.and_then(Value::as_i64) {
+        Some(-1) => Ok(None),
+        Some(size) if size > 0 => Ok(Some(size as usize)),
+        other => {
+            let said = other.map_or("absent".into(), |size| size.to_string());
+            let field = "quantization_config.group_size";
+            Err(format!("{field} is {said}, expected -1 or a number of inputs"))
+        }
+    }
+}
+
 /// A field that must say what is supported.
 fn supported<T>(field: &str, said: Option<T>, which: &[T]) -> Result<T, String>
 where
