@@ -6,6 +6,7 @@ pub(crate) mod chat_template;
 mod folder;
 mod gguf;
 mod hash;
+mod load;
 mod mapped;
 mod packed;
 mod quantization;
@@ -19,10 +20,11 @@ pub use atomic::{
     free_bytes, new_folder, output_file, output_folder, remove_folder, remove_unfinished,
     write_file,
 };
-pub use folder::{LoadedModel, ModelFolder};
+pub use folder::ModelFolder;
 pub use gguf::BlockType;
 pub(crate) use hash::hex;
 pub use hash::{sha256, sha256_file};
+pub use load::LoadedModel;
 pub use packed::{Shift, Unpacked};
 pub(crate) use quantization::specs_of;
 pub use quantization::{LayerGrid, QuantizationConfig};
