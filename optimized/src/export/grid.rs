@@ -103,7 +103,8 @@ impl Integers {
     }
 
     /// A layer brought to codes of `bits` bits around a zero in the middle: what a grid of one bit
-    /// less always allows, whatever its zero points are. `formats.md`'s embedding rule.
+    /// less always allows, whatever its zero points are. docs/formats.md, "Zeros moved to
+    /// the middle".
     pub(super) fn centred(layer: &CodedLayer, bits: u32, size: usize) -> Result<Self, Lack> {
         let zeros = layer.zero_codes()?;
         let middle = 1i32 << (bits - 1);

@@ -69,42 +69,50 @@ impl Block {
             return Err(Lack::GroupSize { size, holds: "multiples of 32" });
         }
         FloatType::F16.check_scales(&layer.scale)?;
-        let half = |value: f32| f16::from_f32(value).to_le_bytes();
-        let mut bytes = Vec::new();
-        if self == Self::Q4_1 {
-            if layer.bits > 4 {
-                return Err(Lack::Bits { bits: layer.bits, holds: "4" });
-            }
-            let Biased { codes, scale, bias } = Biased::new(layer, VALUES, FloatType::F16)?;
-            for (block, codes) in codes.chunks(VALUES).enumerate() {
-                bytes.extend(half(scale[block]));
-                bytes.extend(half(bias[block]));
+        match self {
+            Self::Q4_0 => centred(layer, 4, |codes, bytes| bytes.extend(nibbles(codes))),
+            Self::Q4_1 => biased(layer),
+            Self::Q5_0 => centred(layer, 5, |codes, bytes| {
+                let high = codes.iter().rev().fold(0u32, |high, q| high << 1 | u32::from(q >> 4));
+                bytes.extend(high.to_le_bytes());
                 bytes.extend(nibbles(codes));
-            }
-            return Ok(bytes);
+            }),
+            // Signed: the middle is zero.
+            Self::Q8_0 => centred(layer, 8, |codes, bytes| {
+                bytes.extend(codes.iter().map(|code| code.wrapping_sub(128)));
+            }),
         }
-        let bits = match self {
-            Self::Q4_0 | Self::Q4_1 => 4,
-            Self::Q5_0 => 5,
-            Self::Q8_0 => 8,
-        };
-        let Integers { codes, scale, .. } = Integers::centred(layer, bits, VALUES)?;
-        for (block, codes) in codes.chunks(VALUES).enumerate() {
-            bytes.extend(half(scale[block]));
-            match self {
-                Self::Q4_0 | Self::Q4_1 => bytes.extend(nibbles(codes)),
-                Self::Q5_0 => {
-                    let high =
-                        codes.iter().rev().fold(0u32, |high, q| high << 1 | u32::from(q >> 4));
-                    bytes.extend(high.to_le_bytes());
-                    bytes.extend(nibbles(codes));
-                }
-                // Signed: the middle is zero.
-                Self::Q8_0 => bytes.extend(codes.iter().map(|code| code.wrapping_sub(128))),
-            }
-        }
-        Ok(bytes)
     }
+}
+
+/// Blocks of a scale and codes of `bits` bits around a zero in the middle, which `write` appends.
+fn centred(
+    layer: &CodedLayer,
+    bits: u32,
+    write: impl Fn(&[u8], &mut Vec<u8>),
+) -> Result<Vec<u8>, Lack> {
+    let Integers { codes, scale, .. } = Integers::centred(layer, bits, VALUES)?;
+    let mut bytes = Vec::new();
+    for (codes, scale) in codes.chunks(VALUES).zip(scale) {
+        bytes.extend(f16::from_f32(scale).to_le_bytes());
+        write(codes, &mut bytes);
+    }
+    Ok(bytes)
+}
+
+/// Blocks of a scale, a number that is added, and codes of four bits.
+fn biased(layer: &CodedLayer) -> Result<Vec<u8>, Lack> {
+    if layer.bits > 4 {
+        return Err(Lack::Bits { bits: layer.bits, holds: "4" });
+    }
+    let Biased { codes, scale, bias } = Biased::new(layer, VALUES, FloatType::F16)?;
+    let mut bytes = Vec::new();
+    for (codes, (scale, bias)) in codes.chunks(VALUES).zip(scale.into_iter().zip(bias)) {
+        bytes.extend(f16::from_f32(scale).to_le_bytes());
+        bytes.extend(f16::from_f32(bias).to_le_bytes());
+        bytes.extend(nibbles(codes));
+    }
+    Ok(bytes)
 }
 
 /// The low four bits of 32 codes: of code `i` in the lower half of byte `i`, of code `16 + i` in its
