@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
+use common::docs;
 use common::merged::{Kind, Tensors, Trained, config, save};
 use common::program::{plumbline, refused};
 use plumbline::checkpoint::ModelFolder;
@@ -204,14 +205,5 @@ fn every_malformed_file_gets_the_message_of_the_documentation() {
         let said = message(format, kind, change).replace('|', "\\|");
         writeln!(table, "| {name} | {what} | {said} |").unwrap();
     }
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/formats.md");
-    let text = fs::read_to_string(&path).unwrap();
-    let (start, end) = ("<!-- table of malformed files -->\n", "<!-- end of malformed files -->");
-    let (before, rest) = text.split_once(start).unwrap();
-    let (found, after) = rest.split_once(end).unwrap();
-    if std::env::var_os("PLUMBLINE_WRITE_DOCS").is_some() {
-        fs::write(&path, format!("{before}{start}{table}{end}{after}")).unwrap();
-    } else {
-        assert_eq!(found, table, "PLUMBLINE_WRITE_DOCS=1 writes the table into docs/formats.md");
-    }
+    docs::assert_table("malformed files", &table);
 }

@@ -1,5 +1,6 @@
 //! Model folders to break, to train and to export.
 
+pub mod docs;
 pub mod merged;
 pub mod program;
 pub mod settings;
